@@ -1,0 +1,366 @@
+"""Donor metadata to context sentences, from a table that users can extend.
+
+The wording of the shipped table is that of the published CellPuzzles files, since models are trained on it ("The cell
+is from a male at the 67-year-old stage, originating from the skin epidermis. The patient has been diagnosed with
+melanoma."). Column names are those of CELLxGENE's ``obs`` and of the data sets named in :data:`DATASET_FIELDS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+UNUSABLE = frozenset({"", "nan", "unknown", "none", "na", "<na>"})  # "<NA>" is how pandas prints its missing value
+_SUBJECT = "donor"  # stands for an unknown sex
+INTRO_FIELDS: tuple[tuple[str, str], ...] = (
+    ("sex", " a {value}"),
+    ("development_stage", " at the {value}"),
+    ("self_reported_ethnicity", " with {value} background"),
+    ("tissue", ", originating from the {value}"),
+)
+DISEASE_FIELD = "disease"
+CONTEXT_FIELDS: tuple[str, ...] = (*[name for name, _ in INTRO_FIELDS], DISEASE_FIELD)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRule:
+    """How one metadata column becomes a sentence.
+
+    Attributes
+    ----------
+    values
+        Sentence for each value, looked up without regard to case; ``""`` for a value that says nothing.
+    endings
+        Sentence for values with a certain ending, after underscores have become blanks; ``{value}`` is what stands
+        before the ending. Case counts.
+    template
+        Sentence for any other value, with ``{value}``. Without it other values are left out.
+    lower
+        Whether ``{value}`` is written in lower case.
+    unless
+        For some values, a text that makes the sentence superfluous when an earlier sentence contains it.
+    """
+
+    values: Mapping[str, str] = field(default_factory=dict)
+    endings: Mapping[str, str] = field(default_factory=dict)
+    template: str = ""
+    lower: bool = False
+    unless: Mapping[str, str] = field(default_factory=dict)
+
+    def sentence(self, value: str, earlier: Sequence[str] = ()) -> str:
+        """Write the sentence for a usable value.
+
+        Parameters
+        ----------
+        value
+            The value.
+        earlier
+            The sentences written before.
+
+        Returns
+        -------
+        The sentence; empty when the value says nothing.
+        """
+        folded = value.lower()
+        superfluous = self.unless.get(folded)
+        if superfluous and any(superfluous in sentence for sentence in earlier):
+            return ""
+        if folded in self.values:
+            return self.values[folded]
+        spaced = value.replace("_", " ")
+        for ending, template in self.endings.items():
+            if spaced.endswith(ending) and len(spaced) > len(ending):
+                return template.replace("{value}", spaced[: -len(ending)])
+        if self.endings:
+            value = spaced
+        return self.template.replace("{value}", value.lower() if self.lower else value)
+
+
+_YES_NO_SMOKER = {
+    "yes": "The patient is a smoker.",
+    "current smoker": "The patient is a smoker.",
+    "no": "The patient is a non-smoker.",
+    "non-smoker": "The patient is a non-smoker.",
+}
+
+FIELD_RULES: Mapping[str, FieldRule] = MappingProxyType(
+    {
+        "ever_smoker": FieldRule(values=_YES_NO_SMOKER),
+        "tumor_stage": FieldRule(
+            values={
+                "non-cancer": "There is no cancer present.",
+                "early": "The patient has an early-stage tumor.",
+                "advanced": "The patient has an advanced-stage tumor.",
+            }
+        ),
+        "sampletype": FieldRule(
+            values={
+                "m3": "The sample was collected at month 3 post-treatment.",
+                "m6": "The sample was collected at month 6 post-treatment.",
+                "uv": "The sample was exposed to ultraviolet (UV) treatment.",
+                "control": "The sample is from the control group.",
+            }
+        ),
+        "donor_BMI": FieldRule(template="The patient has a BMI of {value}."),
+        "lung_condition": FieldRule(template="The lung condition is described as {value}."),
+        "smoking_status": FieldRule(
+            values={
+                "active": "The patient is an active smoker.",
+                "former": "The patient is a former smoker.",
+                "hist of marijuana use": "The patient has a history of marijuana use.",
+                "never": "The patient has never smoked.",
+            }
+        ),
+        "BMI": FieldRule(template="The patient's BMI is {value}."),
+        "medical_conditions": FieldRule(
+            values={
+                "epilepsy": "The patient has a history of epilepsy.",
+                "tumor": "The patient has a diagnosed brain tumor.",
+                "hydrocephalus": "The patient has hydrocephalus (fluid buildup in the brain).",
+                "both": "The patient has both epilepsy and a brain tumor.",
+                "other": "The patient has other neurological conditions.",
+            }
+        ),
+        "hemisphere": FieldRule(
+            values={
+                "left": "The tissue sample was taken from the left hemisphere of the brain.",
+                "right": "The tissue sample was taken from the right hemisphere of the brain.",
+            }
+        ),
+        "harm_tumor.type": FieldRule(
+            values={"pbmc": "The sample is from peripheral blood mononuclear cells."},
+            template="The patient has been diagnosed with {value} cancer.",
+            lower=True,
+        ),
+        "harm_tumor.site": FieldRule(
+            values={
+                "primary": "The tumor is located at the primary site.",
+                "metastasis": "The tumor has metastasized to other parts of the body.",
+                "normal": "This sample was collected from non-tumorous tissue.",
+            }
+        ),
+        "harm_sample.type": FieldRule(
+            values={
+                "tumor": "The sample is derived from tumor tissue.",
+                "normal": "The sample is derived from normal tissue.",
+                "blood": "The sample is a blood-derived specimen.",
+                "lymphnode": "The sample is derived from lymph node tissue.",
+            },
+            unless={"tumor": "non-tumorous tissue", "normal": "non-tumorous tissue"},
+        ),
+        "harm_condition": FieldRule(
+            endings={
+                " T": "The sample is from tumor tissue in the {value}.",
+                " N": "The sample is from normal {value} tissue.",
+                " M": "The sample is from metastatic {value} tumor.",
+            },
+            template="The overall condition is described as {value}.",
+        ),
+        "harm_cd45pos": FieldRule(
+            values={
+                "yes": "The cell is CD45-positive, suggesting an immune cell origin.",
+                "no": "The cell is CD45-negative, suggesting a non-immune cell lineage.",
+                "mixed": "The sample contains a mixture of CD45-positive and CD45-negative cells.",
+            }
+        ),
+        "diabetes_history": FieldRule(
+            values={
+                "yes": "The patient has a history of diabetes.",
+                "no": "The patient does not have diabetes.",
+            }
+        ),
+        "hypertension": FieldRule(
+            values={
+                "yes": "The patient has a history of hypertension.",
+                "no": "The patient does not have hypertension.",
+            }
+        ),
+        "eGFR": FieldRule(
+            template="The patient's estimated glomerular filtration rate (eGFR) is in the range {value}."
+        ),
+        "Condition": FieldRule(
+            values={
+                "healthy": "The donor was healthy with no reported skin condition.",
+                "dm – non ulcer": "The donor had diabetes mellitus without skin ulceration.",
+                "keloid": "The donor had a keloid, which is an overgrowth of scar tissue.",
+                "localised scleroderma": (
+                    "The donor was diagnosed with localized scleroderma, a skin-related autoimmune disease."
+                ),
+                "scar": "The donor had a typical scar from prior skin injury.",
+            }
+        ),
+        "author_tumor_subsite": FieldRule(template="The tissue was collected from the {value}.", lower=True),
+        "activation": FieldRule(
+            values={
+                "activated": "The sample was stimulated and represents activated immune cells.",
+                "resting": "The sample represents resting (non-activated) immune cells.",
+            }
+        ),
+        "Genotype": FieldRule(
+            values={
+                "flt3-itd,npm1-mut": "The patient carries FLT3-ITD and NPM1 mutations.",
+                "flt3-wt,npm1-mut": "The patient carries a wild-type FLT3 and an NPM1 mutation.",
+                "apl": "The patient is diagnosed with acute promyelocytic leukemia (APL).",
+            }
+        ),
+    }
+)
+
+# Which extra columns the published pipeline uses, by the name of the folder a file lies in (its spelling).
+DATASET_FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "copd": ("ever_smoker", "tumor_stage"),
+        "hiv": ("sampletype",),
+        "type2_diabetes": ("donor_BMI",),
+        "cystic_fibrosis": ("lung_condition", "smoking_status", "BMI"),
+        "cortex": ("medical_conditions", "hemisphere"),
+        "tumor": ("harm_tumor.type", "harm_tumor.site", "harm_sample.type", "harm_condition", "harm_cd45pos"),
+        "kidney": ("diabetes_history", "hypertension", "BMI", "eGFR"),
+        "fibroblast": ("Condition",),
+        "obvarian": ("author_tumor_subsite",),
+        "pbmc": ("activation",),
+        "leukemic": ("Genotype",),
+    }
+)
+
+
+def is_usable(value: object) -> bool:
+    """Say whether a metadata value says anything.
+
+    Parameters
+    ----------
+    value
+        Anything a metadata table may hold.
+
+    Returns
+    -------
+    ``False`` for ``None``, NaN, and text that is empty, ``nan``, ``unknown``, ``none`` or ``na`` in any case.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    return str(value).strip().lower() not in UNUSABLE
+
+
+def clean_value(value: object) -> str:
+    """Return a metadata value as one line of text, empty if it says nothing.
+
+    Parameters
+    ----------
+    value
+        Anything a metadata table may hold.
+
+    Returns
+    -------
+    The text with every run of white space made one blank.
+    """
+    return " ".join(str(value).split()) if is_usable(value) else ""
+
+
+def build_context(
+    obs: Mapping[str, Any],
+    extra: Iterable[str] = (),
+    rules: Mapping[str, FieldRule] = FIELD_RULES,
+) -> str:
+    """Write the context sentences of a donor.
+
+    Parameters
+    ----------
+    obs
+        Metadata of a cell: ``sex``, ``development_stage``, ``self_reported_ethnicity``, ``tissue`` and ``disease``,
+        each optional, and the extra columns. Other keys are ignored.
+    extra
+        Names of extra columns, in the order of their sentences; see :data:`DATASET_FIELDS`. A column that ``obs`` lacks
+        is left out.
+    rules
+        Rule of each extra column.
+
+    Returns
+    -------
+    The sentences on one line; empty when nothing is known.
+
+    Raises
+    ------
+    ValueError
+        If an extra column has no rule.
+    """
+    sentences = []
+    known = {name: value for name, _ in INTRO_FIELDS if (value := clean_value(obs.get(name)))}
+    if known:
+        known.setdefault(INTRO_FIELDS[0][0], _SUBJECT)
+        parts = [text.replace("{value}", known[name]) for name, text in INTRO_FIELDS if name in known]
+        sentences.append("The cell is from" + "".join(parts) + ".")
+    if disease := clean_value(obs.get(DISEASE_FIELD)):
+        healthy = disease.lower() == "normal"
+        sentences.append(
+            "The patient is healthy with no diagnosed disease."
+            if healthy
+            else f"The patient has been diagnosed with {disease}."
+        )
+    for name in extra:
+        if name not in rules:
+            msg = f"extra: no rule says how to write the column {name!r}; known are {', '.join(sorted(rules))}"
+            raise ValueError(msg)
+        value = clean_value(obs.get(name))
+        if value and (sentence := rules[name].sentence(value, sentences)):
+            sentences.append(sentence)
+    return " ".join(sentences)
+
+
+def rules_from_table(table: Mapping[str, Any], base: Mapping[str, FieldRule] = FIELD_RULES) -> dict[str, FieldRule]:
+    """Extend the rules with a user's table, as read from YAML.
+
+    Parameters
+    ----------
+    table
+        For each column either a sentence with ``{value}``, or a mapping with any of the keys ``values``, ``endings``,
+        ``template``, ``lower``, ``unless`` (see :class:`FieldRule`).
+    base
+        The rules to extend; the table wins.
+
+    Returns
+    -------
+    All rules.
+
+    Raises
+    ------
+    ValueError
+        If an entry is not of this form, naming the column and the key.
+    """
+    if not isinstance(table, Mapping):
+        msg = f"the table must map columns to rules, got {type(table).__name__}"
+        raise ValueError(msg)
+    return {**base, **{str(name): _rule(str(name), entry) for name, entry in table.items()}}
+
+
+def _rule(name: str, entry: object) -> FieldRule:
+    if isinstance(entry, str):
+        entry = {"template": entry}
+    if not isinstance(entry, Mapping) or not entry:
+        msg = f"column {name!r}: a rule is a sentence with {{value}} or a mapping, got {entry!r}"
+        raise ValueError(msg)
+    kinds = {"values": Mapping, "endings": Mapping, "template": str, "lower": bool, "unless": Mapping}
+    for key, value in entry.items():
+        if key not in kinds:
+            msg = f"column {name!r}: unknown key {key!r}; a rule has {', '.join(kinds)}"
+            raise ValueError(msg)
+        if not isinstance(value, kinds[key]):
+            msg = f"column {name!r}, key {key!r}: must be a {kinds[key].__name__.lower()}, got {value!r}"
+            raise ValueError(msg)
+    found = dict(entry)
+    for key in ("values", "endings", "unless"):
+        texts = {_yaml_word(k): v for k, v in found.get(key, {}).items()}
+        if bad := [v for v in texts.values() if not isinstance(v, str)]:
+            msg = f"column {name!r}, key {key!r}: every entry must be text, got {bad[0]!r}"
+            raise ValueError(msg)
+        found[key] = texts if key == "endings" else {k.lower(): v for k, v in texts.items()}
+    return FieldRule(**found)
+
+
+def _yaml_word(key: object) -> str:
+    """Return a key as text; YAML reads an unquoted ``yes`` or ``no`` as a truth value."""
+    if isinstance(key, bool):
+        return "yes" if key else "no"
+    return str(key)

@@ -1,0 +1,284 @@
+"""vLLM in this process, on GPU or CPU."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recipe.cello1.answer import TAGS
+from recipe.cello1.engine import (
+    Completion,
+    EngineBase,
+    EngineError,
+    Failure,
+    Request,
+    Sampling,
+    check_model_path,
+    fingerprint,
+    render_prompt,
+    restore_environment,
+)
+
+# For the start only, and only where the user has not set them.
+_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+_ON_CPU = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+    # vLLM binds threads to cores, which it must share with nobody; on a shared machine that costs half a minute.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Without a process of its own the engine starts in a second or two instead of the time of another import.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+}
+
+
+class VllmEngine(EngineBase):
+    """vLLM in this process.
+
+    Requests are handed over as earlier ones get done, so that the batch stays full to the end.
+
+    Parameters
+    ----------
+    model
+        Model folder or name on the hub.
+    max_model_len
+        Longest prompt and completion together, in tokens; ``None``: what the model and the memory allow.
+    dtype
+        ``"auto"`` is the model's own, but float32 on CPUs without bfloat16 units, where emulating it is slow.
+    tensor_parallel_size
+        GPUs that share each layer.
+    lora
+        Folder of a LoRA adapter to apply.
+    max_num_seqs
+        Most completions in work at a time; ``None``: vLLM's choice.
+    gpu_memory_utilization
+        Share of the GPU's memory to use; ``None``: vLLM's choice. Without effect on CPU.
+    enforce_eager
+        Whether to do without compilation and CUDA graphs; ``None``: only on CPU.
+    **options
+        Further arguments of ``vllm.LLM``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If ``model`` or ``lora`` is a path and nothing is there.
+    EngineError
+        If vLLM is not installed or cannot start.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        max_model_len: int | None = None,
+        dtype: str = "auto",
+        tensor_parallel_size: int = 1,
+        lora: str | None = None,
+        max_num_seqs: int | None = None,
+        gpu_memory_utilization: float | None = None,
+        enforce_eager: bool | None = None,
+        **options: Any,
+    ) -> None:
+        self._llm = None
+        self._broken = ""
+        self._set_num_threads = None
+        check_model_path(model)
+        self.model = model
+        self.fingerprint = fingerprint(model)
+        if lora is not None:
+            options |= {"enable_lora": True, "max_lora_rank": _lora_rank(lora)}
+            self.fingerprint += "+" + fingerprint(lora)
+        if max_num_seqs is not None:
+            options["max_num_seqs"] = max_num_seqs
+        if gpu_memory_utilization is not None:
+            options["gpu_memory_utilization"] = gpu_memory_utilization
+
+        with _environment(_QUIET):
+            try:
+                from vllm import LLM
+                from vllm.platforms import current_platform
+            except ImportError as error:
+                msg = f"vLLM cannot be imported ({error}); install the package's [cpu] or [gpu] extra"
+                raise EngineError(msg) from error
+            on_cpu = current_platform.is_cpu()
+            self._set_num_threads = _torch().set_num_threads
+            with _environment(_ON_CPU if on_cpu else {}):
+                try:
+                    self._llm = LLM(
+                        model,
+                        dtype=_cpu_dtype() if dtype == "auto" and on_cpu else dtype,
+                        # -1: as long as the model allows and the memory holds.
+                        max_model_len=-1 if max_model_len is None else max_model_len,
+                        tensor_parallel_size=tensor_parallel_size,
+                        enforce_eager=on_cpu if enforce_eager is None else enforce_eager,
+                        enable_prefix_caching=True,
+                        use_tqdm_on_load=False,
+                        **options,
+                    )
+                except Exception as error:  # whatever vLLM raises at its start: the caller can only report it
+                    self.close()
+                    msg = f"vLLM cannot start with {model}: {type(error).__name__}: {error}"
+                    raise EngineError(msg) from error
+        self._tokenizer = self._llm.get_tokenizer()
+        self._max_len = self._llm.llm_engine.model_config.max_model_len
+        self._window = 2 * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        # Tags that are special tokens would be left out of the text.
+        self._skip_special = not any(tag in self._tokenizer.all_special_tokens for tag in TAGS)
+        self._lora = None
+        if lora is not None:
+            from vllm.lora.request import LoRARequest
+
+            self._lora = LoRARequest("adapter", 1, lora)
+
+    def generate(
+        self, requests: Iterable[Request], sampling: Sampling
+    ) -> Iterator[tuple[int, Completion | Failure]]:
+        """Answer requests; see :meth:`recipe.cello1.engine.Engine.generate`.
+
+        Parameters
+        ----------
+        requests
+            What to answer.
+        sampling
+            How.
+
+        Yields
+        ------
+        Position of the request, and its completion or failure.
+
+        Raises
+        ------
+        EngineError
+            If the engine is closed.
+        """
+        if self._llm is None:
+            msg = "the engine is closed; start another"
+            raise EngineError(msg)
+        engine = self._llm.llm_engine
+        waiting = enumerate(requests)
+        in_work: dict[str, tuple[int, str]] = {}  # vLLM's id -> position, what the template put before the completion
+        more = True
+        try:
+            while more or in_work:
+                while more and len(in_work) < self._window:
+                    position, request = next(waiting, (-1, None))
+                    if request is None:
+                        more = False
+                    elif failure := self._add(position, request, sampling, in_work):
+                        yield position, failure
+                if not in_work:
+                    continue
+                try:
+                    outputs = engine.step()
+                except Exception as error:  # out of memory, a dead worker...: nothing more will come from this engine
+                    self._broken = f"vLLM stopped: {type(error).__name__}: {error}"
+                    outputs = []
+                if self._broken:
+                    for position, _ in in_work.values():
+                        yield position, Failure(self._broken)
+                    in_work.clear()
+                for output in outputs:
+                    if output.finished:
+                        position, opened = in_work.pop(output.request_id)
+                        yield position, _completion(output, opened)
+        finally:
+            if in_work:  # the caller has had enough
+                engine.abort_request(list(in_work))
+
+    def _add(
+        self, position: int, request: Request, sampling: Sampling, in_work: dict[str, tuple[int, str]]
+    ) -> Failure | None:
+        """Hand one request to vLLM, or say why not."""
+        if self._broken:
+            return Failure(self._broken)
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        try:
+            ids, opened = render_prompt(self._tokenizer, request.messages)
+        except Exception as error:  # templates raise errors of their own, on message orders they do not allow
+            return Failure(f"{type(error).__name__}: {error}")
+        if len(ids) >= self._max_len:
+            return Failure(f"the prompt has {len(ids)} tokens, the engine takes {self._max_len - 1}")
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            logprobs=0 if sampling.logprobs else None,
+            skip_special_tokens=self._skip_special,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        name = str(position)
+        try:
+            self._llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=self._lora)
+        except ValueError as error:  # a request vLLM refuses
+            return Failure(f"{type(error).__name__}: {error}")
+        in_work[name] = (position, opened)
+        return None
+
+    def close(self) -> None:
+        """Stop vLLM and free its memory, so that another model can be started."""
+        if self._set_num_threads is not None:
+            _torch().set_num_threads = self._set_num_threads  # vLLM puts a warning in its place
+        if self._llm is None:
+            return
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+def _completion(output: Any, opened: str) -> Completion:
+    best = output.outputs[0]
+    return Completion(
+        text=opened + best.text,
+        finish_reason=best.finish_reason or "stop",
+        tokens=len(best.token_ids),
+        prompt_tokens=len(output.prompt_token_ids),
+        logprob=best.cumulative_logprob,
+    )
+
+
+@contextmanager
+def _environment(defaults: dict[str, str]) -> Iterator[None]:
+    """Set variables that are not set, and undo this and what vLLM sets itself (LD_PRELOAD, which children inherit)."""
+    before = dict(os.environ)
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        restore_environment(before)
+
+
+def _torch() -> Any:
+    import torch
+
+    return torch
+
+
+def _cpu_dtype() -> str:
+    """Choose float32 where the processor would emulate bfloat16 (x86 without AMX or AVX512-BF16)."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return "auto"
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return "auto" if any(getattr(_torch().cpu, check, bool)() for check in checks) else "float32"
+
+
+def _lora_rank(lora: str) -> int:
+    path = Path(lora) / "adapter_config.json"
+    if not path.is_file():
+        msg = f"lora: {lora} holds no adapter_config.json; give the folder of a LoRA adapter as PEFT saves it"
+        raise FileNotFoundError(msg)
+    rank = int(json.loads(path.read_text())["r"])
+    # vLLM takes only these as the largest rank.
+    return next((size for size in (8, 16, 32, 64, 128, 256, 320) if size >= rank), 512)

@@ -1,0 +1,341 @@
+"""Ask a model to solve puzzles: data set in, prediction records out.
+
+The output is JSONL, one record for each item and sample (``index``, ``sample``), written as it gets done. Started again
+with the same arguments, the command goes on where it was: what is there stays, what failed is tried again. When all is
+done the file is put in order, so that it does not depend on how often the run was interrupted.
+
+    python -m recipe.cello1.predict --model MODEL --data test.json --out predictions.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from recipe.cello1.engine import ENGINES, Engine, EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.prompt import LAYOUTS, VARIANTS, Layout, Variant, check_layout, messages
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import (
+    append_jsonl,
+    check_prediction,
+    error_record,
+    prediction_record,
+    puzzle_from_rl_row,
+    puzzle_to_item,
+    read_items,
+    read_puzzles,
+    write_items,
+)
+from recipe.cello1.rl_parquet import read_rl_parquet
+
+# A file made with other values of these is of another run.
+_RUN_KEYS = ("engine", "model", "fingerprint", "sampling", "prompt_layout")
+
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a run has done.
+
+    Attributes
+    ----------
+    total
+        Completions wanted: puzzles times samples.
+    kept
+        Of these, found in the file at the start.
+    answered
+        Answered now.
+    failed
+        Failed now; they stand in the file as error records and are tried again next time.
+    errors
+        How often each error occurred.
+    """
+
+    total: int
+    kept: int
+    answered: int
+    failed: int
+    errors: Mapping[str, int]
+
+
+def read_dataset(path: str | Path, variant: Variant = "batch") -> list[Puzzle]:
+    """Read puzzles from any of the data formats.
+
+    Parameters
+    ----------
+    path
+        ``.json`` or ``.jsonl`` puzzle items, with or without gold, or ``.parquet`` RL data.
+    variant
+        Task variant; RL data that names its own has that.
+
+    Returns
+    -------
+    The puzzles.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it has another suffix or holds something unusable.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        return [puzzle_from_rl_row(row, index) for index, row in enumerate(read_rl_parquet(path))]
+    if path.suffix not in (".json", ".jsonl"):
+        msg = f"data: {path} must end in .json, .jsonl or .parquet"
+        raise ValueError(msg)
+    if not path.is_file():
+        msg = f"data: {path} does not exist; give a file of puzzle items or RL data"
+        raise FileNotFoundError(msg)
+    return read_puzzles(path, variant, require_gold=False)
+
+
+def sample_seed(seed: int, index: int, sample: int) -> int:
+    """Derive the seed of one completion, which then depends on nothing that happens before it.
+
+    Parameters
+    ----------
+    seed
+        Seed of the run.
+    index
+        Position of the item.
+    sample
+        Number of the sample.
+
+    Returns
+    -------
+    An int below 2**31.
+    """
+    return int(np.random.SeedSequence([seed, index, sample]).generate_state(1)[0] >> 1)
+
+
+def predict(
+    engine: Engine,
+    puzzles: Sequence[Puzzle],
+    out: str | Path,
+    *,
+    sampling: Sampling | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    layout: Layout = "system",
+    variant: Variant = "batch",
+    progress: bool = True,
+) -> Progress:
+    """Answer puzzles and keep the answers in a file, going on from what it already holds.
+
+    Parameters
+    ----------
+    engine
+        What answers.
+    puzzles
+        What to answer.
+    out
+        The ``.jsonl`` file of records.
+    sampling
+        How to sample; the default is greedy.
+    samples
+        Answers for each puzzle.
+    seed
+        Seed of the run; each completion has its own, made of this, its item and its number.
+    layout
+        Prompt layout.
+    variant
+        Task variant.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    What was done.
+
+    Raises
+    ------
+    ValueError
+        If there are no puzzles, ``samples`` is not positive, several greedy samples are asked for, or ``out`` holds
+        predictions of another model, data set or setting.
+    """
+    sampling = sampling or Sampling()
+    out = Path(out)
+    if not puzzles:
+        msg = "puzzles is empty; there is nothing to predict"
+        raise ValueError(msg)
+    if samples < 1:
+        msg = f"samples must be at least 1, got {samples}"
+        raise ValueError(msg)
+    if samples > 1 and sampling.temperature == 0:
+        msg = f"samples is {samples}, but at temperature 0 all samples are the same; set a temperature, 0.7 for example"
+        raise ValueError(msg)
+    if out.suffix != ".jsonl":
+        msg = f"out: {out} must end in .jsonl"
+        raise ValueError(msg)
+    items = [puzzle_to_item(puzzle, variant) for puzzle in puzzles]
+    run = {
+        "engine": engine.name,
+        "model": engine.model,
+        "fingerprint": engine.fingerprint,
+        "sampling": sampling.as_dict() | {"seed": seed},
+        "prompt_layout": check_layout(layout),
+    }
+    kept = _resume(out, items, samples, run)
+    todo = [(i, s) for i in range(len(items)) for s in range(samples) if (i, s) not in kept]
+
+    def requests() -> Iterator[Request]:
+        # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
+        for index, sample in todo:
+            own_seed = sample_seed(seed, index, sample) if sampling.temperature > 0 else None
+            yield Request(messages(puzzles[index], layout, variant), own_seed)
+
+    errors: dict[str, int] = {}
+    failed = 0
+    total = len(items) * samples
+    bar = tqdm(total=total, initial=len(kept), desc="predict", unit="item", disable=not progress, dynamic_ncols=True)
+    with bar:
+        for position, result in engine.generate(requests(), sampling):
+            index, sample = todo[position]
+            record = _record(result, items[index], index, sample, run)
+            append_jsonl(out, record)
+            if isinstance(result, Failure):
+                failed += 1
+                errors[result.error] = errors.get(result.error, 0) + 1
+                bar.set_postfix(failed=failed)
+            bar.update()
+    if todo:
+        _put_in_order(out)
+    return Progress(total, len(kept), len(todo) - failed, failed, errors)
+
+
+def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, run: Mapping[str, Any]) -> dict[str, Any]:
+    common = {"index": index, "sample": sample, **run}
+    if isinstance(result, Failure):
+        return error_record(item, result.error, **common)
+    if result.logprob is not None:
+        common["logprob"] = result.logprob
+    return prediction_record(
+        item,
+        result.text,
+        finish_reason=result.finish_reason,
+        tokens=result.tokens,
+        prompt_tokens=result.prompt_tokens,
+        **common,
+    )
+
+
+def _resume(out: Path, items: Sequence[Mapping[str, Any]], samples: int, run: Mapping[str, Any]) -> set[Key]:
+    """Check that the file is of this run, take failures out of it, and return what it holds."""
+    if not out.exists():
+        return set()
+    records = read_items(out, drop_partial_tail=True)
+    kept: dict[Key, dict[str, Any]] = {}
+    for number, record in enumerate(records, start=1):
+        where = f"{out}, record {number}"
+        answered = check_prediction(record, where)
+        if differ := [key for key in _RUN_KEYS if record.get(key) != run[key]]:
+            key = differ[0]
+            msg = (
+                f"{where}: made with {key} {record.get(key)!r}, this run has {run[key]!r}; "
+                "give another out, or remove the file to start anew"
+            )
+            raise ValueError(msg)
+        index, sample = record.get("index"), record.get("sample")
+        if not (isinstance(index, int) and 0 <= index < len(items)) or any(
+            record.get(name) != value for name, value in items[index].items()
+        ):
+            msg = f"{where}: its item {index} is not the one of this data set; give another out, or remove the file"
+            raise ValueError(msg)
+        if answered and isinstance(sample, int) and sample < samples:
+            kept[index, sample] = record
+    if len(kept) != len(records):
+        write_items(out, kept.values())
+    return set(kept)
+
+
+def _put_in_order(out: Path) -> None:
+    write_items(out, sorted(read_items(out), key=lambda record: (record["index"], record["sample"])))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe.cello1.predict", description="Answer puzzles with a model; resumes what was interrupted."
+    )
+    parser.add_argument("--model", required=True, help="model folder or name")
+    parser.add_argument("--data", required=True, type=Path, help="puzzles: .json, .jsonl or .parquet")
+    parser.add_argument("--out", required=True, type=Path, help="prediction records, .jsonl")
+    parser.add_argument("--engine", default="vllm", choices=sorted(ENGINES))
+    parser.add_argument("--limit", type=int, help="answer only the first LIMIT puzzles")
+    asking = parser.add_argument_group("prompt and sampling")
+    asking.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
+    asking.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
+    asking.add_argument("--samples", type=int, default=1, help="answers for each puzzle (default 1)")
+    asking.add_argument("--temperature", type=float, default=0.0, help="default 0: greedy")
+    asking.add_argument("--top-p", type=float, default=1.0)
+    asking.add_argument("--max-tokens", type=int, default=2048, help="longest answer (default 2048)")
+    asking.add_argument("--seed", type=int, default=0)
+    asking.add_argument("--logprobs", action="store_true", help="record the log-probability of each answer")
+    engine = parser.add_argument_group("vllm engine")
+    engine.add_argument("--max-model-len", type=int, help="longest prompt and answer together, in tokens")
+    engine.add_argument("--tensor-parallel-size", type=int, help="GPUs that share each layer")
+    engine.add_argument("--max-num-seqs", type=int, help="most answers in work at a time")
+    engine.add_argument("--gpu-memory-utilization", type=float)
+    engine.add_argument("--dtype")
+    engine.add_argument("--lora", help="folder of a LoRA adapter")
+    return parser
+
+
+_ENGINE_FLAGS = ("max_model_len", "tensor_parallel_size", "max_num_seqs", "gpu_memory_utilization", "dtype", "lora")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments, ``sys.argv`` by default.
+
+    Returns
+    -------
+    0 if every item is answered, 1 if some failed, 2 if the run could not start.
+    """
+    args = _parser().parse_args(argv)
+    options = {name: value for name in _ENGINE_FLAGS if (value := getattr(args, name)) is not None}
+    try:
+        sampling = Sampling(args.temperature, args.top_p, args.max_tokens, args.logprobs)
+        puzzles = read_dataset(args.data, args.variant)
+        if args.limit is not None:
+            puzzles = puzzles[: args.limit]
+        with start_engine(args.engine, args.model, **options) as engine:
+            done = predict(
+                engine,
+                puzzles,
+                args.out,
+                sampling=sampling,
+                samples=args.samples,
+                seed=args.seed,
+                layout=args.prompt_layout,
+                variant=args.variant,
+            )
+    except (ValueError, OSError, EngineError) as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 2
+    print(f"predict: {done.kept + done.answered} of {done.total} answers in {args.out}")
+    if done.failed:
+        worst, count = max(done.errors.items(), key=lambda entry: entry[1])
+        print(
+            f"predict: {done.failed} failed, most often ({count}) with: {worst}; the same command tries them again",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

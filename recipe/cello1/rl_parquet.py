@@ -1,0 +1,102 @@
+"""RL data on disk: puzzles in verl's parquet schema. The rows themselves are those of :mod:`recipe.cello1.records`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipe.cello1.prompt import Layout, Variant
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import atomic_write, check_rl_row, puzzle_from_rl_row, rl_row
+
+REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+
+
+def write_rl_parquet(
+    path: str | Path, puzzles: Iterable[Puzzle], split: str, layout: Layout = "system", variant: Variant = "batch"
+) -> int:
+    """Write puzzles as RL data. The same puzzles give the same bytes.
+
+    Parameters
+    ----------
+    path
+        The parquet file; replaced whole or not at all.
+    puzzles
+        Puzzles with an answer.
+    split
+        Name of the split, written into each row.
+    layout
+        Prompt layout, written into each row.
+    variant
+        Task variant, written into each row.
+
+    Returns
+    -------
+    Number of rows.
+
+    Raises
+    ------
+    ValueError
+        If there are no puzzles, or one has no answer.
+    """
+    rows = [rl_row(puzzle, split, index, layout, variant) for index, puzzle in enumerate(puzzles)]
+    if not rows:
+        msg = f"no puzzles to write to {path}; an RL data set needs at least one"
+        raise ValueError(msg)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    atomic_write(path, sink.getvalue().to_pybytes())
+    return len(rows)
+
+
+def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:
+    """Read RL data and check every row of it.
+
+    Parameters
+    ----------
+    path
+        The parquet file, ours or one made by the published scripts.
+
+    Returns
+    -------
+    The rows as plain dicts.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not parquet, has no rows, lacks a column, or a row cannot be trained on, naming the column and the row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"{path} does not exist; make it with `python -m recipe.cello1.prepare_data`, or correct the path"
+        raise FileNotFoundError(msg)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        msg = f"{path} is not a readable parquet file: {error}"
+        raise ValueError(msg) from None
+    if missing := [name for name in REQUIRED_COLUMNS if name not in table.column_names]:
+        msg = (
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "
+            "Make it with `python -m recipe.cello1.prepare_data`"
+        )
+        raise ValueError(msg)
+    if table.num_rows == 0:
+        msg = f"{path} has no rows; there is nothing to train on"
+        raise ValueError(msg)
+    rows = table.to_pylist()
+    for index, row in enumerate(rows):
+        try:
+            check_rl_row(row, index)
+            if (row.get("extra_info") or {}).get("question"):
+                puzzle_from_rl_row(row, index)
+        except ValueError as error:
+            msg = f"{path}: {error}"
+            raise ValueError(msg) from None
+    return rows

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# GRPO training of a Cell-o1 model with verl, from set-up to the table of what was gained.
+#
+#   bash recipe/cello1/run_grpo.sh                        the embedded default: real PBMC puzzles, small model, CPU or GPU
+#   SMOKE=1 bash recipe/cello1/run_grpo.sh                the same in miniature
+#   MODEL=... TRAIN_DATA=... VAL_DATA=... bash recipe/cello1/run_grpo.sh       the published 7B configuration on your data
+#
+# Variables: MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle JSON), OUTPUT (folder), HARDWARE (a file
+# of config/hardware), NNODES, SEED. Arguments are Hydra overrides, passed to verl as they are.
+# Killed and started again with the same OUTPUT it goes on where it was.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
+stage() { printf '\n== %s\n' "$1" >&2; }
+
+# shellcheck source=setup_env.sh
+source "$here/setup_env.sh"
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+
+SEED=${SEED:-1}
+SMOKE=${SMOKE:-0}
+config=(--config-path "$here/config" --config-name cello1_grpo)
+settings=("data.seed=$SEED" "actor_rollout_ref.actor.data_loader_seed=$SEED" "actor_rollout_ref.rollout.seed=$SEED")
+if [ "$CELLO1_DEVICE" = cpu ]; then
+  # nobind: vLLM's own pinning leaves one core to everything else. Ray sets OMP_NUM_THREADS=1 where it is not set, and
+  # starts its workers with a niceness that any other process on the machine beats.
+  export VERL_PLATFORM=cpu
+  export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}" VLLM_CPU_OMP_THREADS_BIND=nobind
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" RAY_worker_niceness=0
+  HARDWARE=${HARDWARE:-cpu}
+fi
+
+if [ -n "${MODEL:-}" ]; then
+  [ -n "${TRAIN_DATA:-}" ] || fail "MODEL is set but TRAIN_DATA is not; give RL parquet or puzzle JSON to train on"
+  [ -n "${VAL_DATA:-}" ] || fail "MODEL is set but VAL_DATA is not; give RL parquet or puzzle JSON to evaluate on"
+  OUTPUT=${OUTPUT:-$root/outputs/grpo}
+  HARDWARE=${HARDWARE:-8x80gb}
+  before=("before GRPO=$MODEL")
+else
+  [ -z "${TRAIN_DATA:-}${VAL_DATA:-}" ] || fail "TRAIN_DATA or VAL_DATA is set but MODEL is not; give the model to train"
+  [ "$SMOKE" = 1 ] && OUTPUT=${OUTPUT:-$root/outputs/smoke} || OUTPUT=${OUTPUT:-$root/outputs/embedded}
+  HARDWARE=${HARDWARE:-1x80gb}
+  settings+=("+scale=embedded")
+fi
+[ -f "$here/config/hardware/$HARDWARE.yaml" ] ||
+  fail "HARDWARE=$HARDWARE is unknown; it is one of $(cd "$here/config/hardware" && echo *.yaml | sed 's/\.yaml//g')"
+settings+=("hardware=$HARDWARE")
+[ -z "${NNODES:-}" ] || settings+=("trainer.nnodes=$NNODES")
+
+mkdir -p "$OUTPUT"
+OUTPUT=$(cd "$OUTPUT" && pwd)
+if command -v flock >/dev/null; then
+  exec 9>"$OUTPUT/.lock"
+  flock -w 60 9 || fail "another run is using OUTPUT=$OUTPUT; wait for it, stop it, or choose another OUTPUT"
+fi
+
+if [ -z "${MODEL:-}" ]; then
+  size=()
+  sft=()
+  if [ "$SMOKE" = 1 ]; then
+    size=(--smoke)
+    sft=(max_steps=8)
+    settings+=(trainer.total_training_steps=2 trainer.save_freq=1 data.train_batch_size=4
+      actor_rollout_ref.actor.ppo_mini_batch_size=4 actor_rollout_ref.rollout.n=4)
+  fi
+  stage "puzzles, tokenizer and model from the PBMC cells that come with scanpy"
+  "$PYTHON" -m recipe.cello1.embedded --out "$OUTPUT/data" --seed "$SEED" "${size[@]}"
+  stage "cold start: supervised fine-tuning on expert-style traces"
+  "$PYTHON" -m recipe.cello1.sft --config embedded "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
+    "output=$OUTPUT/sft" "seed=$SEED" "${sft[@]}"
+  before=("before SFT=$OUTPUT/data/model" "after SFT=$OUTPUT/sft/model")
+  MODEL=$OUTPUT/sft/model
+  TRAIN_DATA=$OUTPUT/data/train.parquet
+  VAL_DATA=$OUTPUT/data/test.parquet
+fi
+
+files=$("$PYTHON" -m recipe.cello1.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --out "$OUTPUT/data")
+train_file=$(sed -n 1p <<<"$files")
+val_file=$(sed -n 2p <<<"$files")
+
+stage "GRPO with verl (HARDWARE=$HARDWARE; log: $OUTPUT/grpo.log)"
+if [ ! -e "$OUTPUT/model" ]; then
+  "$PYTHON" -m recipe.cello1.watch --log "$OUTPUT/grpo.log" --metrics "$OUTPUT/metrics" --description GRPO -- \
+    "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${settings[@]}" \
+    "data.train_files=$train_file" "data.val_files=$val_file" "actor_rollout_ref.model.path=$MODEL" \
+    "trainer.default_local_dir=$OUTPUT/grpo" "hydra.run.dir=$OUTPUT/hydra" "$@"
+  stage "checkpoint to Hugging Face format"
+  "$PYTHON" -m recipe.cello1.export "$OUTPUT/grpo" --out "$OUTPUT/model"
+fi
+
+stage "held-out puzzles, before and after"
+"$PYTHON" -m recipe.cello1.summary --data "$val_file" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
+  "${before[@]}" "after GRPO=$OUTPUT/model"

@@ -1,0 +1,134 @@
+"""Expert-style reasoning for puzzles with a known answer, written from marker evidence.
+
+The evidence comes from labelled training cells only. A trace has one line for each cell, which cites those genes of the
+cell that speak most for its true type::
+
+    Cell 1: GNLY, NKG7, CD7 -> CD56+ NK
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import REASONING_KEY
+
+Evidence = Mapping[str, Mapping[str, float]]
+
+
+def marker_evidence(cells: Sequence[Sequence[str]], labels: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Measure how much each gene speaks for each type.
+
+    The score of a gene for a type is the share of the type's cells that list the gene, minus the mean of the same share
+    over the other types: 1 for a gene that all cells of this type list and no others, negative for a gene that is
+    commoner elsewhere. Every type weighs the same, however many cells it has.
+
+    Parameters
+    ----------
+    cells
+        Top-expressed genes of each *training* cell. Lists somewhat longer than those of the puzzles are of use.
+    labels
+        Type of each cell.
+
+    Returns
+    -------
+    For each type (sorted) the score in [-1, 1] of every gene that some cell lists.
+
+    Raises
+    ------
+    ValueError
+        If the lengths differ or there are fewer than two types.
+    """
+    if len(cells) != len(labels):
+        msg = f"labels has {len(labels)} entries for {len(cells)} cells; give one for each cell"
+        raise ValueError(msg)
+    n_cells = Counter(labels)
+    if len(n_cells) < 2:
+        msg = f"labels holds {sorted(n_cells)}; evidence for a type needs at least one other type to compare with"
+        raise ValueError(msg)
+    listed: dict[str, Counter[str]] = {name: Counter() for name in sorted(n_cells)}
+    for genes, label in zip(cells, labels, strict=True):
+        listed[label].update(dict.fromkeys(genes, 1))
+    genes = sorted({gene for counts in listed.values() for gene in counts})
+    share = {name: {gene: counts[gene] / n_cells[name] for gene in genes} for name, counts in listed.items()}
+    total = {gene: sum(share[name][gene] for name in share) for gene in genes}
+    others = len(share) - 1
+    return {
+        name: {gene: own[gene] - (total[gene] - own[gene]) / others for gene in genes} for name, own in share.items()
+    }
+
+
+def best_markers(genes: Sequence[str], evidence: Mapping[str, float], n_genes: int) -> tuple[str, ...]:
+    """Choose the genes of a cell that speak most for one type.
+
+    Parameters
+    ----------
+    genes
+        Genes of the cell.
+    evidence
+        Score of each gene for the type; a gene without a score counts as 0.
+    n_genes
+        How many to choose at most.
+
+    Returns
+    -------
+    The genes, best first; equal scores in the order of the cell.
+    """
+    return tuple(sorted(genes, key=lambda gene: -evidence.get(gene, 0.0))[:n_genes])
+
+
+def write_trace(puzzle: Puzzle, evidence: Evidence, n_genes: int = 3) -> str:
+    """Write the reasoning for a puzzle with a known answer.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle.
+    evidence
+        What :func:`marker_evidence` returned.
+    n_genes
+        Genes to cite for each cell.
+
+    Returns
+    -------
+    The text that goes between the think tags, starting and ending with a line break.
+
+    Raises
+    ------
+    ValueError
+        If the puzzle has no answer, names a type without evidence, or ``n_genes`` is not positive.
+    """
+    if n_genes < 1:
+        msg = f"n_genes must be at least 1, got {n_genes}"
+        raise ValueError(msg)
+    if puzzle.answer is None:
+        msg = "the puzzle has no answer; a trace argues for the true types"
+        raise ValueError(msg)
+    if unknown := [name for name in puzzle.answer if name not in evidence]:
+        msg = f"no evidence for the types {unknown}; the training cells have {sorted(evidence)}"
+        raise ValueError(msg)
+    lines = [
+        f"Cell {number}: {', '.join(best_markers(genes, evidence[name], n_genes))} -> {name}"
+        for number, (genes, name) in enumerate(zip(puzzle.cells, puzzle.answer, strict=True), start=1)
+    ]
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def add_traces(puzzles: Iterable[Puzzle], evidence: Evidence, n_genes: int = 3) -> list[Puzzle]:
+    """Add the reasoning to puzzles, as ``meta["reasoning"]``.
+
+    Parameters
+    ----------
+    puzzles, evidence, n_genes
+        As for :func:`write_trace`.
+
+    Returns
+    -------
+    New puzzles.
+    """
+    return [
+        replace(puzzle, meta={**puzzle.meta, REASONING_KEY: write_trace(puzzle, evidence, n_genes)})
+        for puzzle in puzzles
+    ]

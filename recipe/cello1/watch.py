@@ -1,0 +1,221 @@
+"""Run a training command with its output in a log file and its progress on the terminal.
+
+``python -m recipe.cello1.watch --log train.log --metrics metrics/ -- python -m verl.trainer.main_ppo ...``
+
+verl prints thousands of lines and, resumed, starts its metrics file anew. Here the lines go to ``--log`` (appended), each
+attempt gets a metrics file of its own (:func:`read_metrics` joins them), and a failure ends with the one line that says
+why. The command is stopped together with this process, so that no Ray cluster is left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+METRICS_VARIABLE = "VERL_FILE_LOGGER_PATH"  # where verl's "file" logger writes one JSON line a step
+_TOTAL_STEPS = re.compile(rb"Total training steps: (\d+)")
+_ERROR = re.compile(r"^(?:\x1b\[\d+m\([^)]*\)\x1b\[0m )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)$")
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_POLL_S = 0.5
+_GRACE_S = 30  # Ray needs some seconds to take its processes down
+# What the bar shows: verl's metric, label.
+_SHOWN = (("critic/score/mean", "reward"), ("training/reward/cell_accuracy", "cells"), ("timing_s/step", "s/step"))
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
+    """Join the metrics of all attempts at a run.
+
+    Parameters
+    ----------
+    folder
+        What was given as ``--metrics``.
+
+    Returns
+    -------
+    One dict a step in ascending order: ``step`` and verl's metrics. Where attempts overlap, because a resumed run
+    repeats the steps since its last checkpoint, the later attempt counts.
+    """
+    steps: dict[int, dict[str, Any]] = {}
+    for path in sorted(Path(folder).glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line a killed run was writing
+            steps.setdefault(entry["step"], {}).update(entry["data"])
+    return [{"step": step, **steps[step]} for step in sorted(steps)]
+
+
+def failure_reason(log: str) -> str:
+    """Find the line of a log that says why the run failed.
+
+    Parameters
+    ----------
+    log
+        The log.
+
+    Returns
+    -------
+    The last exception line, else the last line, else an empty string.
+    """
+    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    errors = [match.group(1) for line in lines if (match := _ERROR.match(line))]
+    # Ray wraps the cause: the wrapper's own line names the task, the cause follows it.
+    causes = [error for error in errors if not error.startswith("ray.exceptions.RayTaskError")]
+    return (causes or errors or lines or [""])[-1]
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _stop(process: subprocess.Popen) -> None:
+    for signal_number, patience in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
+        try:
+            os.killpg(process.pid, signal_number)
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            pass
+        return
+
+
+def _interrupted(signal_number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+class _Bar:
+    """A progress bar fed by the metrics file and, for its length, by the log."""
+
+    def __init__(self, description: str):
+        self._bar = tqdm(desc=description, unit="step", dynamic_ncols=True)
+        self._offset = 0
+        self._log_offset = 0
+
+    def update(self, metrics: Path, log: Path) -> None:
+        """Read what has come since the last call."""
+        if self._bar.total is None:
+            with open(log, "rb") as file:
+                file.seek(self._log_offset)
+                if match := _TOTAL_STEPS.search(file.read()):
+                    self._bar.total = int(match.group(1))
+                    self._bar.refresh()
+        if not metrics.exists():
+            return
+        with open(metrics, "rb") as file:
+            file.seek(self._offset)
+            for line in file.read().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                entry = json.loads(line)
+                shown = {label: f"{entry['data'][key]:.2f}" for key, label in _SHOWN if key in entry["data"]}
+                if shown:
+                    self._bar.set_postfix(shown, refresh=False)
+                    self._bar.n = entry["step"]
+                    self._bar.refresh()
+
+    def skip(self, log: Path) -> None:
+        """Ignore what the log holds already."""
+        self._log_offset = log.stat().st_size
+
+    def close(self) -> None:
+        """Leave the last state of the bar on the terminal."""
+        self._bar.close()
+
+
+def watch(
+    command: Sequence[str],
+    log: str | Path,
+    metrics: str | Path,
+    description: str = "training",
+    parent: Callable[[], int] = os.getppid,
+) -> int:
+    """Run a command to its end.
+
+    Parameters
+    ----------
+    command
+        The command and its arguments.
+    log
+        File that its output is appended to.
+    metrics
+        Folder for the metrics files.
+    description
+        Label of the progress bar.
+    parent
+        Tells the parent process; when it changes, whoever started this is gone and the command is stopped.
+
+    Returns
+    -------
+    The exit code of the command, 130 when it was interrupted.
+    """
+    log, metrics = Path(log), Path(metrics)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    metrics.mkdir(parents=True, exist_ok=True)
+    attempt = metrics / f"attempt-{len(list(metrics.glob('attempt-*.jsonl'))):03d}.jsonl"
+    started_by = parent()
+    bar = _Bar(description)
+    with open(log, "ab") as sink:
+        bar.skip(log)
+        start = log.stat().st_size
+        process = subprocess.Popen(
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, METRICS_VARIABLE: str(attempt.absolute())},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    previous = signal.signal(signal.SIGTERM, _interrupted)
+    code = 130
+    try:
+        while process.poll() is None and parent() == started_by:
+            time.sleep(_POLL_S)
+            bar.update(attempt, log)
+        if process.poll() is not None:
+            code = process.returncode
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        _stop(process)
+        bar.update(attempt, log)
+        bar.close()
+    if code:
+        with open(log, "rb") as file:
+            file.seek(start)
+            reason = failure_reason(file.read().decode(errors="replace"))
+        print(f"error: {description} failed (exit code {code}): {reason}\n  log: {log}", file=sys.stderr)
+    # A shell reports death by signal k as 128 + k; sys.exit would fold the negative code into something meaningless.
+    return code if code >= 0 else 128 - code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.watch", description=__doc__.splitlines()[0])
+    parser.add_argument("--log", required=True, help="file that the output is appended to")
+    parser.add_argument("--metrics", required=True, help="folder for verl's metrics, one file an attempt")
+    parser.add_argument("--description", default="training", help="label of the progress bar")
+    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="the command to run")
+    arguments = parser.parse_args(argv)
+    return watch(arguments.command, arguments.log, arguments.metrics, arguments.description)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,21 @@
+"""What every test shares: no network, and the slow tests last."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# Set before any test module imports the libraries, which read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["MPLBACKEND"] = "Agg"
+
+# No deadline: on a shared machine the first example of a test pays for imports.
+settings.register_profile("cello1", deadline=None, print_blob=True)
+settings.load_profile("cello1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the integration tests after all others, so that a plain mistake shows within seconds."""
+    items.sort(key=lambda item: item.get_closest_marker("integration") is not None)

@@ -1,0 +1,460 @@
+import json
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe.cello1 import records
+from recipe.cello1.answer import TAGS, format_answer, text_fault, type_fault
+from recipe.cello1.prompt import instruction, messages, render_user
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import (
+    append_jsonl,
+    atomic_write,
+    check_prediction,
+    check_rl_row,
+    dumps,
+    error_record,
+    item_to_puzzle,
+    prediction_record,
+    puzzle_from_rl_row,
+    puzzle_to_item,
+    read_items,
+    read_predictions,
+    read_puzzles,
+    rl_row,
+    write_items,
+    write_puzzles,
+)
+from recipe.cello1.scoring import score_answer
+
+PUZZLE = Puzzle(
+    cells=(("ALB", "TTR"), ("CD5L", "MARCO")),
+    candidates=("Kupffer cell", "hepatocyte"),
+    answer=("hepatocyte", "Kupffer cell"),
+    context="The liver of a donor.",
+    meta={"donor_id": "D7", "tissue": "liver", "n_counts": 3},
+)
+ITEM = puzzle_to_item(PUZZLE)
+USER = ITEM["user_msg"]
+HOW = {"index": 4, "engine": "vllm", "sampling": {"temperature": 0.0, "seed": 1}}
+
+names = st.text(min_size=1, max_size=8).map(str.strip).filter(lambda name: not type_fault(name))
+genes = st.text(min_size=1, max_size=6).map(str.strip).filter(lambda gene: not text_fault(gene) and ", " not in gene)
+reasonings = st.text(max_size=30).filter(lambda text: not any(tag in text for tag in TAGS))
+values = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
+)
+
+
+@st.composite
+def puzzles(draw) -> Puzzle:
+    cells = draw(st.lists(st.lists(genes, min_size=1, max_size=4), min_size=1, max_size=5))
+    types = draw(st.lists(names, min_size=len(cells), max_size=len(cells) + 1, unique_by=str.lower))
+    context = draw(st.just("") | st.text(max_size=20).filter(lambda text: not text_fault(text)))
+    meta = draw(st.dictionaries(st.sampled_from(["donor_id", "tissue", "cell_ids", "x"]), values | st.lists(values)))
+    if draw(st.booleans()):
+        meta["reasoning"] = draw(reasonings)
+    return Puzzle(cells, sorted(types), draw(st.permutations(types))[: len(cells)], context, meta)
+
+
+# ---------------------------------------------------------------------------------------------------- puzzle items
+
+
+def test_item_of_a_puzzle():
+    assert list(ITEM) == ["system_msg", "user_msg", "assistant_msg", "donor_id", "tissue", "n_counts"]
+    assert ITEM["system_msg"] == instruction()
+    assert ITEM["user_msg"] == render_user(PUZZLE)
+    assert ITEM["assistant_msg"] == "hepatocyte | Kupffer cell"
+    assert item_to_puzzle(ITEM) == PUZZLE
+    assert item_to_puzzle(ITEM).meta == PUZZLE.meta
+
+
+def test_item_with_reasoning_holds_the_trace():
+    puzzle = Puzzle(PUZZLE.cells, PUZZLE.candidates, PUZZLE.answer, PUZZLE.context, {"reasoning": "ALB | TTR: liver"})
+    item = puzzle_to_item(puzzle)
+    assert item["assistant_msg"] == format_answer(PUZZLE.answer, "ALB | TTR: liver")
+    assert "reasoning" not in item
+    assert item_to_puzzle(item).meta == {"reasoning": "ALB | TTR: liver"}
+
+
+@given(puzzle=puzzles(), suffix=st.sampled_from([".json", ".jsonl"]))
+def test_json_round_trip(puzzle, suffix, tmp_path_factory):
+    path = tmp_path_factory.mktemp("r") / f"p{suffix}"
+    write_puzzles(path, [puzzle, puzzle])
+    first, second = read_puzzles(path)
+    assert first == second == puzzle
+    assert first.meta == puzzle.meta
+    text = path.read_bytes()
+    write_puzzles(path, [first, second])
+    assert path.read_bytes() == text
+
+
+@given(puzzle=puzzles())
+def test_gold_of_every_item_scores_one(puzzle):
+    back = item_to_puzzle(puzzle_to_item(puzzle))
+    response = format_answer(back.answer, back.meta.get("reasoning", ""))
+    assert score_answer(response, puzzle.answer, candidates=back.candidates).score == 1.0
+    assert score_answer(response, rl_row(back, "train", 0)["reward_model"]["ground_truth"]).score == 1.0
+
+
+@pytest.mark.parametrize("user_key", ["user_msg", "question"])
+@pytest.mark.parametrize("gold_key", ["assistant_msg", "answer"])
+@pytest.mark.parametrize("gold", ["hepatocyte | Kupffer cell", format_answer(PUZZLE.answer, "why")])
+def test_both_names_of_the_keys_are_read(user_key, gold_key, gold):
+    puzzle = item_to_puzzle({user_key: USER, gold_key: gold, "id": "a1"})
+    assert puzzle == PUZZLE
+    assert puzzle.meta == {"id": "a1"} | ({"reasoning": "why"} if "<think>" in gold else {})
+
+
+def test_both_keys_at_once_must_agree():
+    trace = format_answer(PUZZLE.answer, "why")
+    item = {"user_msg": USER, "question": USER, "assistant_msg": trace, "answer": "hepatocyte | Kupffer cell"}
+    assert item_to_puzzle(item).meta == {"reasoning": "why"}
+    with pytest.raises(ValueError, match="item 3: the keys 'assistant_msg' and 'answer' differ"):
+        item_to_puzzle(item | {"answer": "Kupffer cell | hepatocyte"}, 3)
+    with pytest.raises(ValueError, match="item 0: the keys 'user_msg' and 'question' differ"):
+        item_to_puzzle(item | {"question": "?"})
+
+
+@pytest.mark.parametrize(
+    ("item", "match"),
+    [
+        ("text", "item 2 must be an object with the key 'user_msg', got str"),
+        ({}, r"item 2 has neither 'user_msg' nor 'question'; its keys are \[\]"),
+        ({"prompt": USER, "answer": "x"}, r"neither 'user_msg' nor 'question'; its keys are \['answer', 'prompt'\]"),
+        ({"user_msg": USER}, "item 2 has neither 'assistant_msg' nor 'answer'"),
+        ({"user_msg": None, "answer": "x"}, "item 2, key 'user_msg': must be a str, got NoneType"),
+        ({"user_msg": USER, "answer": ["x"]}, "item 2, key 'answer': must be a str, got list"),
+        ({"user_msg": USER, "answer": " | "}, "item 2, key 'answer': is empty"),
+        ({"user_msg": USER, "answer": "hepatocyte"}, "item 2, key 'answer': answer has 1 types for 2 cells"),
+        ({"user_msg": USER, "answer": "hepatocyte | T cell"}, r"key 'answer': answer names \['T cell'\]"),
+        (
+            {"user_msg": USER, "assistant_msg": "<think>x"},
+            r"key 'assistant_msg': the trace is malformed \(unfinished\)",
+        ),
+        ({"user_msg": "Cells: A", "answer": "a"}, "item 2, key 'user_msg': user message must have 3 blocks"),
+        ({"user_msg": USER, "answer": "a", "system_msg": "Be brief."}, "item 2, key 'system_msg': not the instruction"),
+    ],
+)
+def test_bad_item_is_named(item, match):
+    with pytest.raises(ValueError, match=match):
+        item_to_puzzle(item, 2)
+
+
+def test_gold_is_optional_on_request():
+    puzzle = item_to_puzzle({"user_msg": USER}, require_gold=False)
+    assert puzzle.answer is None
+    assert "assistant_msg" not in puzzle_to_item(puzzle)
+    assert item_to_puzzle(ITEM, require_gold=False) == PUZZLE
+
+
+def test_meta_may_not_use_the_keys_of_the_item():
+    with pytest.raises(ValueError, match=r"meta must not hold the keys \['answer'\]"):
+        puzzle_to_item(Puzzle(PUZZLE.cells, PUZZLE.candidates, meta={"answer": "x"}))
+
+
+def test_variants_are_written_and_read():
+    puzzle = Puzzle((("ALB",),), ("hepatocyte", "T cell"), ("hepatocyte",))
+    item = puzzle_to_item(puzzle, "single")
+    assert item["system_msg"] == instruction("single")
+    assert item_to_puzzle(item, variant="single") == puzzle
+    with pytest.raises(ValueError, match="key 'system_msg': not the instruction of the variant 'batch'"):
+        item_to_puzzle(item)
+    opened = item_to_puzzle(puzzle_to_item(puzzle, "single_open"), variant="single_open")
+    assert (opened.answer, opened.candidates) == (("hepatocyte",), ())
+
+
+def test_file_errors_name_the_file(tmp_path):
+    path = tmp_path / "puzzles.json"
+    with pytest.raises(FileNotFoundError):
+        read_puzzles(path)
+    path.write_text("[]")
+    with pytest.raises(ValueError, match="puzzles.json holds no items"):
+        read_puzzles(path)
+    path.write_text(json.dumps([ITEM, {"user_msg": USER}]))
+    with pytest.raises(ValueError, match="puzzles.json: item 1 has neither 'assistant_msg' nor 'answer'"):
+        read_puzzles(path)
+
+
+def test_real_items_are_read():
+    folder = os.environ.get("CELLO1_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data"
+    path = Path(folder) / "cellpuzzles_unseen_melanoma.json"
+    if not path.is_file():
+        pytest.skip(f"third-party {path.name} is not here; set CELLO1_SHARED_DATA to the folder that holds it")
+    for item, puzzle in zip(read_items(path), read_puzzles(path), strict=True):
+        assert puzzle.meta == {"id": item["id"]}
+        written = puzzle_to_item(puzzle)
+        assert written["user_msg"] == item["user_msg"]
+        assert written["system_msg"] == item["system_msg"]
+        assert written["assistant_msg"] == item["answer"]
+
+
+# --------------------------------------------------------------------------------------------------------- RL rows
+
+
+def test_rl_row():
+    assert rl_row(PUZZLE, "train", 5) == {
+        "data_source": "cell_data",
+        "prompt": messages(PUZZLE),
+        "ability": "cell_type_annotation",
+        "reward_model": {"style": "rule", "ground_truth": "hepatocyte | Kupffer cell"},
+        "extra_info": {
+            "split": "train",
+            "index": 5,
+            "question": USER,
+            "answer": "hepatocyte | Kupffer cell",
+            "n_cells": 2,
+            "donor_id": "D7",
+            "dataset": "",
+            "tissue": "liver",
+            "disease": "",
+            "prompt_layout": "system",
+            "variant": "batch",
+        },
+    }
+    row = rl_row(PUZZLE, "test", np.int64(0), "user")
+    assert row["prompt"] == messages(PUZZLE, "user")
+    assert row["extra_info"]["prompt_layout"] == "user"
+    assert type(row["extra_info"]["index"]) is int
+    check_rl_row(row)
+    with pytest.raises(ValueError, match="puzzle 1 of split 'train' has no answer"):
+        rl_row(Puzzle(PUZZLE.cells, PUZZLE.candidates), "train", 1)
+
+
+@given(puzzles())
+def test_rl_row_round_trip(puzzle):
+    back = puzzle_from_rl_row(rl_row(puzzle, "train", 0, "user"))
+    assert back == puzzle
+    assert back.meta.get("tissue", "") == ("" if puzzle.meta.get("tissue") is None else str(puzzle.meta["tissue"]))
+
+
+def test_row_of_the_published_script_is_read():
+    row = {
+        "data_source": "cell_data",
+        "prompt": np.array([{"role": "user", "content": USER}], dtype=object),  # as parquet gives it
+        "ability": "cell_type_annotation",
+        "reward_model": {"style": "rule", "ground_truth": "hepatocyte | Kupffer cell"},
+        "extra_info": {"split": "train", "index": 0, "question": USER, "answer": "hepatocyte | Kupffer cell"},
+    }
+    check_rl_row(row)
+    assert puzzle_from_rl_row(row) == PUZZLE
+    single = rl_row(Puzzle((("ALB",),), ("hepatocyte",), ("hepatocyte",)), "train", 0, variant="single")
+    assert puzzle_from_rl_row(single).candidates == ("hepatocyte",)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "match"),
+    [
+        ("prompt", None, "row 9, column 'prompt': must be a list of messages, got NoneType"),
+        ("prompt", "text", "column 'prompt': must be a list of messages, got str"),
+        ("prompt", [], "column 'prompt': must be a list of messages"),
+        ("prompt", [{"role": "user"}], "column 'prompt': every message needs 'role' and 'content'"),
+        ("data_source", "gsm8k", "column 'data_source': must be 'cell_data', got 'gsm8k'"),
+        ("reward_model", {}, "column 'reward_model': 'ground_truth' must name the types, got None"),
+        ("reward_model", "a | b", "column 'reward_model'"),
+        ("reward_model", {"ground_truth": "|"}, "column 'reward_model'"),
+        ("extra_info", {}, "row 9, column 'extra_info': has no 'question'"),
+        ("extra_info", None, "row 9, column 'extra_info': has no 'question'"),
+        ("extra_info", {"question": "?"}, "row 9, column 'extra_info': item 9, key 'question': user message"),
+    ],
+)
+def test_bad_row_is_named(column, value, match):
+    with pytest.raises(ValueError, match=match):
+        puzzle_from_rl_row(rl_row(PUZZLE, "train", 9) | {column: value}, 9)
+
+
+@pytest.mark.parametrize("column", ["data_source", "prompt", "reward_model"])
+def test_missing_column_is_named(column):
+    row = rl_row(PUZZLE, "train", 9)
+    del row[column]
+    with pytest.raises(ValueError, match=f"row 9 has no column '{column}'; its columns are"):
+        check_rl_row(row, 9)
+
+
+# ----------------------------------------------------------------------------------------------------- predictions
+
+
+def test_prediction_record():
+    record = prediction_record(ITEM, "text", finish_reason="stop", tokens=np.int32(7), model="m", **HOW)
+    assert record == ITEM | {
+        "index": 4,
+        "engine": "vllm",
+        "sampling": {"temperature": 0.0, "seed": 1},
+        "prompt_layout": "system",
+        "model": "m",
+        "answer": "hepatocyte | Kupffer cell",  # where the published evaluator looks
+        "prediction": "text",
+        "finish_reason": "stop",
+        "tokens": 7,
+    }
+    assert check_prediction(record)
+    no_gold = prediction_record({"user_msg": USER}, "", finish_reason="length", tokens=0, prompt_layout="user", **HOW)
+    assert "answer" not in no_gold
+    assert check_prediction(no_gold)
+
+
+def test_error_record_is_never_a_prediction():
+    record = error_record(ITEM, MemoryError("no room"), **HOW)
+    assert record["error"] == "MemoryError: no room"
+    assert "prediction" not in record
+    assert not check_prediction(record)
+    assert error_record({}, "time-out", **HOW)["error"] == "time-out"
+
+
+def test_bad_records_are_named():
+    with pytest.raises(ValueError, match="prediction of item 4 must be a str, got NoneType; record failures as errors"):
+        prediction_record(ITEM, None, finish_reason="stop", tokens=0, **HOW)
+    with pytest.raises(ValueError, match=r"item 4 already has the keys \['prediction'\]"):
+        prediction_record(ITEM | {"prediction": "old"}, "new", finish_reason="stop", tokens=0, **HOW)
+    with pytest.raises(ValueError, match=r"item 4 already has the keys \['index'\]"):
+        error_record({"index": 3}, "x", **HOW)
+    with pytest.raises(ValueError, match="layout must be one of"):
+        error_record({}, "x", prompt_layout="?", **HOW)
+    for bad, match in [
+        ([], "record must be an object, got list"),
+        ({"answer": "a"}, "record must have either 'prediction' or 'error', its keys are"),
+        ({"prediction": "", "error": ""}, "must have either"),
+        ({"prediction": None}, "record, key 'prediction': must be a str, got NoneType"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            check_prediction(bad)
+
+
+@given(text=st.text())
+def test_predictions_survive_the_file(text, tmp_path_factory):
+    path = tmp_path_factory.mktemp("p") / "p.jsonl"
+    append_jsonl(path, prediction_record(ITEM, text, finish_reason="stop", tokens=1, **HOW))
+    append_jsonl(path, error_record(ITEM, text, **HOW))
+    first, second = read_predictions(path)
+    assert first["prediction"] == second["error"] == text
+
+
+def test_published_folder_is_read_in_order_of_the_items(tmp_path):
+    for index in (10, 9, 0):
+        (tmp_path / f"{index}.json").write_text(json.dumps(ITEM | {"prediction": f"p{index}"}))
+    (tmp_path / "log.txt").write_text("not a record")
+    found = read_predictions(tmp_path)
+    assert [(record["index"], record["prediction"]) for record in found] == [(0, "p0"), (9, "p9"), (10, "p10")]
+    (tmp_path / "10.json").write_text("{")
+    with pytest.raises(ValueError, match="10.json is not valid JSON"):
+        read_predictions(tmp_path)
+    (tmp_path / "10.json").write_text("{}")
+    with pytest.raises(ValueError, match="10.json must have either 'prediction' or 'error'"):
+        read_predictions(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="'summary.json' is not named after an item"):
+        read_predictions(tmp_path)
+
+
+def test_prediction_list_is_read(tmp_path):
+    path = tmp_path / "p.json"
+    write_items(path, [{"prediction": "a"}, {"prediction": "b", "index": 7}])
+    assert [record["index"] for record in read_predictions(path)] == [0, 7]
+    write_items(path, [])
+    with pytest.raises(ValueError, match="holds no predictions"):
+        read_predictions(path)
+    write_items(path, [{"prediction": "a"}, {}])
+    with pytest.raises(ValueError, match="p.json: record 1 must have either"):
+        read_predictions(path)
+
+
+# ----------------------------------------------------------------------------------------------------------- files
+
+
+def test_dumps_takes_numpy_and_any_text():
+    assert dumps({"a": np.float32(0.5), "b": np.arange(2), "c": "é"}) == '{"a": 0.5, "b": [0, 1], "c": "é"}'
+    assert json.loads(dumps("\ud800é")) == "\ud800é"
+    with pytest.raises(ValueError, match="cannot be written as JSON: set is not JSON"):
+        dumps({"a": {1}})
+    with pytest.raises(ValueError, match="cannot be written as JSON"):
+        dumps(float("nan"))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("items", [[], [1], [{"a": "x\u2028y\x85z\r"}, None, ["é"]]])
+def test_items_round_trip(tmp_path, suffix, items):
+    path = tmp_path / f"new folder/f{suffix}"
+    write_items(path, iter(items))
+    assert read_items(path) == items
+    assert path.read_bytes().endswith(b"\n") or not items
+
+
+def test_bad_files_are_named(tmp_path):
+    path = tmp_path / "f.json"
+    path.write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="f.json must hold a list of items, got dict"):
+        read_items(path)
+    path.write_bytes(b'["\xff"]')
+    with pytest.raises(ValueError, match="f.json is not valid JSON"):
+        read_items(path)
+    lines = tmp_path / "f.jsonl"
+    lines.write_text('1\n\n{"a": \n3\n')
+    with pytest.raises(ValueError, match="f.jsonl, line 3 is not valid JSON"):
+        read_items(lines)
+    with pytest.raises(ValueError, match="f.csv: the name must end in .json or .jsonl"):
+        read_items(tmp_path / "f.csv")
+    with pytest.raises(ValueError, match="f.json: item 1 cannot be written as JSON"):
+        write_items(path, [1, {2}])
+    with pytest.raises(ValueError, match="only .jsonl files can be appended to"):
+        append_jsonl(path, 1)
+
+
+def test_partial_tail(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2')
+    with pytest.raises(ValueError, match="line 2 is not valid JSON"):
+        read_items(path)
+    assert read_items(path, drop_partial_tail=True) == [{"a": 1}]
+    append_jsonl(path, {"a": 3})
+    assert read_items(path) == [{"a": 1}, {"a": 3}]
+    path.write_text('{"a": 1}')  # whole, only the line break lacks
+    append_jsonl(path, {"a": 2})
+    assert read_items(path) == [{"a": 1}, {"a": 2}]
+    path.write_text("x" * 200_000)  # a tail longer than one block
+    append_jsonl(path, {"a": 4})
+    assert read_items(path) == [{"a": 4}]
+
+
+@given(cut=st.integers(0, 120), sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4))
+def test_appending_after_any_cut_loses_no_whole_record(cut, sizes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("c") / "f.jsonl"
+    for size in sizes:
+        append_jsonl(path, {"text": "é" * size})
+    whole = path.read_bytes()[:cut]
+    path.write_bytes(whole)
+    kept = [json.loads(line) for line in whole.split(b"\n")[:-1]]
+    append_jsonl(path, "last")
+    found = read_items(path)
+    assert found[: len(kept)] == kept
+    assert found[-1] == "last"
+    assert len(found) - len(kept) <= 2  # the cut may fall just before a line break
+
+
+def test_atomic_write_replaces_whole_files(tmp_path):
+    path = tmp_path / "deep" / "f.txt"
+    atomic_write(path, "é")
+    assert path.read_bytes() == "é".encode()
+    path.chmod(0o640)
+    atomic_write(path, b"\x00")
+    assert path.read_bytes() == b"\x00"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert os.listdir(path.parent) == ["f.txt"]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "f.txt"
+    atomic_write(path, "old")
+
+    def fail(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(records.os, "replace", fail)
+    with pytest.raises(OSError, match="no room"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["f.txt"]
