@@ -8,7 +8,6 @@ is never mistaken for an answer.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -145,9 +144,7 @@ class Engine(Protocol):
     model: str
     fingerprint: str
 
-    def generate(
-        self, requests: Iterable[Request], sampling: Sampling
-    ) -> Iterator[tuple[int, Completion | Failure]]:
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests, each exactly once, in any order.
 
         Parameters
@@ -296,18 +293,3 @@ def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     opened = text.rfind(THINK_OPEN) if text.rstrip().endswith(THINK_OPEN) else len(text)
     return ids, text[opened:]
-
-
-def restore_environment(before: Mapping[str, str]) -> None:
-    """Set ``os.environ`` back to a copy of it taken before.
-
-    Parameters
-    ----------
-    before
-        The copy.
-    """
-    for name in [name for name in os.environ if name not in before]:
-        del os.environ[name]
-    for name, value in before.items():
-        if os.environ.get(name) != value:
-            os.environ[name] = value

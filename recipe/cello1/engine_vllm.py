@@ -22,7 +22,6 @@ from recipe.cello1.engine import (
     check_model_path,
     fingerprint,
     render_prompt,
-    restore_environment,
 )
 
 # For the start only, and only where the user has not set them.
@@ -34,6 +33,8 @@ _ON_CPU = {
     # Without a process of its own the engine starts in a second or two instead of the time of another import.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
+# What vLLM on CPU sets for workers of its own: preloaded libraries, and what others take for a distributed run.
+_LEAKS = ("LD_PRELOAD", "LOCAL_WORLD_SIZE")
 
 
 class VllmEngine(EngineBase):
@@ -136,9 +137,7 @@ class VllmEngine(EngineBase):
 
             self._lora = LoRARequest("adapter", 1, lora)
 
-    def generate(
-        self, requests: Iterable[Request], sampling: Sampling
-    ) -> Iterator[tuple[int, Completion | Failure]]:
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests; see :meth:`recipe.cello1.engine.Engine.generate`.
 
         Parameters
@@ -205,7 +204,7 @@ class VllmEngine(EngineBase):
         except Exception as error:  # templates raise errors of their own, on message orders they do not allow
             return Failure(f"{type(error).__name__}: {error}")
         if len(ids) >= self._max_len:
-            return Failure(f"the prompt has {len(ids)} tokens, the engine takes {self._max_len - 1}")
+            return Failure(f"the prompt is too long: the engine takes {self._max_len} tokens, the answer's included")
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -250,14 +249,17 @@ def _completion(output: Any, opened: str) -> Completion:
 
 @contextmanager
 def _environment(defaults: dict[str, str]) -> Iterator[None]:
-    """Set variables that are not set, and undo this and what vLLM sets itself (LD_PRELOAD, which children inherit)."""
-    before = dict(os.environ)
+    """Set variables that are not set, and undo this and what vLLM sets that later child processes should not have."""
+    names = (*defaults, *_LEAKS)
+    before = {name: os.environ[name] for name in names if name in os.environ}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        restore_environment(before)
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def _torch() -> Any:

@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
 from recipe.cello1.answer import Reason, parse_answer, split_types
 from recipe.cello1.predict import read_dataset
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import GOLD_KEYS, USER_KEYS, atomic_write, check_prediction, dumps, read_predictions
+from recipe.cello1.records import GOLD_KEYS, atomic_write, check_prediction, dumps, read_predictions
 from recipe.cello1.scoring import Score, score_answer
 
 LEVEL = 0.95
@@ -161,7 +162,9 @@ def _gold(
             raise ValueError(msg)
         own = _own_gold(record)
         if own is not None and own != puzzle.answer:
-            msg = f"{where}: its gold {own} is not that of the data set, {puzzle.answer}; give the data it was made from"
+            msg = (
+                f"{where}: its gold {own} is not that of item {index}, {puzzle.answer}; give the data it was made from"
+            )
             raise ValueError(msg)
         return puzzle.answer, puzzle.candidates or None
     own = _own_gold(record)
@@ -192,7 +195,7 @@ class Estimate:
     n
         Number of puzzles.
     method
-        How the interval was made: ``"bootstrap"`` (BCa, over puzzles) or ``"wilson"``.
+        How the interval was made: ``"bootstrap"`` (over puzzles) or ``"wilson"``.
     """
 
     mean: float
@@ -267,8 +270,11 @@ def estimate(values: np.ndarray, *, seed: int, weights: np.ndarray | None = None
         method="BCa",
         batch=max(1, 4_000_000 // n),
         rng=rng,
-    ).confidence_interval
-    return Estimate(mean, float(found.low), float(found.high), n, "bootstrap")
+    )
+    low, high = found.confidence_interval
+    if not np.isfinite([low, high]).all():  # all resamples on one side of the mean: BCa is undefined
+        low, high = np.quantile(found.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(mean, float(low), float(high), n, "bootstrap")
 
 
 def summarise(answers: Sequence[Scored], *, seed: int = 0) -> dict[str, Estimate]:
@@ -395,7 +401,7 @@ def _slices(
         groups.setdefault("" if value is None else value, []).append(answer)
     if set(groups) == {""}:
         return {}
-    ordered = sorted(groups, key=lambda value: (isinstance(value, str), value if isinstance(value, int) else str(value)))
+    ordered = sorted(groups) if key == "n_cells" else sorted(groups, key=str)
     return {str(value) or "(unknown)": _plain(summarise(groups[value], seed=seed)) for value in ordered}
 
 
@@ -428,7 +434,7 @@ def render(result: Mapping[str, Any], console: Console | None = None) -> None:
                 table.add_column(METRICS[name][0], justify="right")
             for value, metrics in groups.items():
                 cells = [f"{_number(name, metrics[name]['mean'])} {_interval(name, metrics[name])}" for name in shown]
-                table.add_row(value, str(metrics["cell_accuracy"]["n"]), *cells)
+                table.add_row(escape(value), str(metrics["cell_accuracy"]["n"]), *cells)
             console.print(table)
     if result["malformed"]:
         share = ", ".join(f"{reason} {count}" for reason, count in result["malformed"].items())

@@ -208,8 +208,7 @@ def predict(
                 errors[result.error] = errors.get(result.error, 0) + 1
                 bar.set_postfix(failed=failed)
             bar.update()
-    if todo:
-        _put_in_order(out)
+    _put_in_order(out)
     return Progress(total, len(kept), len(todo) - failed, failed, errors)
 
 
@@ -253,13 +252,16 @@ def _resume(out: Path, items: Sequence[Mapping[str, Any]], samples: int, run: Ma
             raise ValueError(msg)
         if answered and isinstance(sample, int) and sample < samples:
             kept[index, sample] = record
-    if len(kept) != len(records):
+    if len(kept) != len(records) or not out.read_bytes().endswith(b"\n"):  # a killed writer may leave half a line
         write_items(out, kept.values())
     return set(kept)
 
 
 def _put_in_order(out: Path) -> None:
-    write_items(out, sorted(read_items(out), key=lambda record: (record["index"], record["sample"])))
+    records = read_items(out)
+    ordered = sorted(records, key=lambda record: (record["index"], record["sample"]))
+    if ordered != records:
+        write_items(out, ordered)
 
 
 def _parser() -> argparse.ArgumentParser:

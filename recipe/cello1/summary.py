@@ -1,0 +1,244 @@
+"""Say what a training run has gained: models before and after on held-out puzzles, and the course of the training.
+
+``python -m recipe.cello1.summary --data test.json --metrics RUN/metrics --out RUN/summary "before=MODEL" "after=MODEL"``
+
+Writes ``summary.md``, ``summary.json`` and ``training.png``, and prints the table. What has been predicted is kept, so
+that a second call only reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from recipe.cello1.engine import EngineError, Sampling, start_engine
+from recipe.cello1.evaluate import evaluate
+from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import atomic_write, dumps, read_predictions
+from recipe.cello1.watch import read_metrics
+
+ROWS = {
+    "cell_accuracy": "cell accuracy",
+    "exact_match": "exact match",
+    "format_valid": "format validity",
+    "uniqueness": "uniqueness",
+    "legal": "legal answers",
+    "length": "mean length",
+}
+REWARD = "critic/score/mean"
+CURVES = {
+    REWARD: "mean reward",
+    "training/reward/cell_accuracy": "cell accuracy",
+    "training/reward/format_valid": "format validity",
+    "training/reward/unique": "no type twice",
+}
+WINDOW = 5  # steps at either end of the training that are compared
+
+
+def evaluate_model(model: str, puzzles: Sequence[Puzzle], stem: Path, max_tokens: int, **options: Any) -> dict[str, Any]:
+    """Answer the puzzles greedily and score the answers, unless that has been done.
+
+    Parameters
+    ----------
+    model
+        Folder or name of the model.
+    puzzles
+        Puzzles with gold answers.
+    stem
+        ``<stem>.jsonl`` gets the predictions, ``<stem>.json`` the evaluation.
+    max_tokens
+        Longest response, in tokens.
+    **options
+        Options of the engine.
+
+    Returns
+    -------
+    What :func:`recipe.cello1.evaluate.evaluate` returns.
+
+    Raises
+    ------
+    EngineError
+        If the engine cannot be started, or failed on some puzzles: they would count as nothing.
+    """
+    result = stem.with_suffix(".json")
+    if result.exists():
+        return json.loads(result.read_text())
+    predictions = stem.with_suffix(".jsonl")
+    with start_engine("vllm", model, **options) as engine:
+        done = predict(engine, puzzles, predictions, sampling=Sampling(max_tokens=max_tokens))
+    if done.failed:
+        msg = f"{done.failed} of {done.total} puzzles got no answer from {model}: {dict(done.errors)}; run again"
+        raise EngineError(msg)
+    evaluation = evaluate(read_predictions(predictions), puzzles)
+    atomic_write(result, dumps(evaluation, indent=1))
+    return evaluation
+
+
+def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> dict[str, float] | None:
+    """Compare the mean training reward of the first and the last steps.
+
+    Parameters
+    ----------
+    steps
+        Metrics of each step, in order.
+    window
+        How many steps at either end.
+
+    Returns
+    -------
+    ``steps``, ``first``, ``last`` and ``gain``; ``None`` without any step.
+    """
+    rewards = [float(step[REWARD]) for step in steps if REWARD in step]
+    if not rewards:
+        return None
+    first, last = float(np.mean(rewards[:window])), float(np.mean(rewards[-window:]))
+    return {"steps": len(rewards), "window": window, "first": first, "last": last, "gain": last - first}
+
+
+def chance(puzzles: Sequence[Puzzle]) -> float:
+    """Return the cell accuracy of a random legal answer: the mean of 1/N.
+
+    Parameters
+    ----------
+    puzzles
+        The puzzles.
+
+    Returns
+    -------
+    Between 0 and 1.
+    """
+    return float(np.mean([1 / puzzle.n_cells for puzzle in puzzles]))
+
+
+def plot(steps: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Draw reward and accuracy over the training steps.
+
+    Parameters
+    ----------
+    steps
+        Metrics of each step.
+    path
+        The PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for key, label in CURVES.items():
+        points = [(step["step"], step[key]) for step in steps if key in step]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, linewidth=2 if key == REWARD else 1)
+    axes.set(xlabel="training step", ylabel="mean over the step's responses", title="Training")
+    axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    axes.legend(frameon=False)
+    temporary = Path(path).with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=150)
+    temporary.replace(path)
+
+
+def _cell(metric: Mapping[str, Any], name: str) -> str:
+    digits = 1 if name == "length" else 3
+    if metric["low"] is None:
+        return f"{metric['mean']:.{digits}f}"
+    return f"{metric['mean']:.{digits}f} [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+
+
+def as_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Lay the evaluations out as a table.
+
+    Parameters
+    ----------
+    evaluations
+        Stage to evaluation.
+
+    Returns
+    -------
+    One row a metric: its name, then ``mean [low, high]`` for each stage.
+    """
+    unit = next(iter(evaluations.values()))["length_unit"]
+    names = {**ROWS, "length": f"{ROWS['length']} ({unit})"}
+    return [
+        [names[key], *(_cell(evaluation["metrics"][key], key) for evaluation in evaluations.values())] for key in ROWS
+    ]
+
+
+def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _stage(text: str) -> tuple[str, str]:
+    name, mark, model = text.partition("=")
+    if not (name and mark and model):
+        msg = f"{text!r} must be NAME=MODEL"
+        raise argparse.ArgumentTypeError(msg)
+    return name, model
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.summary", description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="+", type=_stage, metavar="NAME=MODEL", help="models in the order of the table")
+    parser.add_argument("--data", required=True, help="held-out puzzles: JSON, JSONL or RL parquet")
+    parser.add_argument("--metrics", required=True, help="folder with the metrics of the training")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the results")
+    parser.add_argument("--max-tokens", type=int, default=2048, help="longest response (default 2048)")
+    parser.add_argument("--max-model-len", type=int, help="longest prompt and response together, in tokens")
+    parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
+    arguments = parser.parse_args(argv)
+    options = {} if arguments.max_model_len is None else {"max_model_len": arguments.max_model_len}
+    try:
+        puzzles = read_dataset(arguments.data)[: arguments.limit]
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        evaluations = {}
+        for name, model in arguments.stages:
+            stem = arguments.out / re.sub(r"\W+", "-", name.lower())
+            evaluations[name] = evaluate_model(model, puzzles, stem, arguments.max_tokens, **options)
+        steps = read_metrics(arguments.metrics)
+    except (ValueError, OSError, EngineError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+    gain = training_gain(steps)
+    heading = ["", *evaluations]
+    rows = as_rows(evaluations)
+    note = f"{len(puzzles)} held-out puzzles, greedy, 95% intervals. Chance for a legal answer: {chance(puzzles):.3f}."
+    if gain:
+        plot(steps, arguments.out / "training.png")
+        note += (
+            f"\nMean training reward: {gain['first']:+.3f} over the first {WINDOW} of {gain['steps']} steps, "
+            f"{gain['last']:+.3f} over the last {WINDOW} (gain {gain['gain']:+.3f})."
+        )
+    report = {"n": len(puzzles), "chance": chance(puzzles), "training": gain, "stages": evaluations}
+    atomic_write(arguments.out / "summary.json", dumps(report, indent=1))
+    atomic_write(arguments.out / "summary.md", f"{_markdown(heading, rows)}\n\n{note}\n")
+
+    table = Table(title="Held-out puzzles", title_justify="left")
+    for name in heading:
+        table.add_column(name, justify="left" if not name else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    console.print(note)
+    console.print(f"model:    {arguments.stages[-1][1]}\nresults:  {arguments.out}", soft_wrap=True)
+    console.print(
+        f"next:     python -m recipe.cello1.predict --model {arguments.stages[-1][1]} --data {arguments.data} "
+        "--samples 8 --temperature 1 --out samples.jsonl",
+        soft_wrap=True,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

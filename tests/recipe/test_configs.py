@@ -1,0 +1,87 @@
+"""Every shipped training configuration composes against the installed verl."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("verl")
+pytest.importorskip("hydra")
+
+from hydra import compose, initialize_config_dir  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+
+CONFIG = Path(__file__).parents[2] / "recipe" / "cello1" / "config"
+HARDWARE = sorted(path.stem for path in (CONFIG / "hardware").glob("*.yaml"))
+SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))
+TRAINERS = ["cello1_grpo"]
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIG), version_base=None):
+        config = compose(name, overrides=[*overrides, "data.train_files=a", "data.val_files=b"])
+    config.actor_rollout_ref.model.path = "m"
+    OmegaConf.resolve(config)
+    return config
+
+
+@pytest.mark.parametrize("hardware", HARDWARE)
+@pytest.mark.parametrize("name", TRAINERS)
+def test_composes_and_passes_verls_own_validation(name, hardware):
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    config = composed(name, f"hardware={hardware}")
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", TRAINERS)
+def test_scales_compose_on_the_cpu(name, scale):
+    config = composed(name, "hardware=cpu", f"+scale={scale}")
+    assert config.trainer.device == "cpu"
+    assert config.actor_rollout_ref.actor.strategy == "fsdp2"
+    rollout = config.actor_rollout_ref.rollout
+    assert rollout.max_model_len >= config.data.max_prompt_length + config.data.max_response_length
+
+
+def test_published_grpo_settings():
+    config = composed("cello1_grpo")
+    published = {
+        "algorithm.adv_estimator": "grpo",
+        "data.train_batch_size": 64,
+        "data.max_prompt_length": 3072,
+        "data.max_response_length": 3000,
+        "data.filter_overlong_prompts": True,
+        "data.truncation": "error",
+        "actor_rollout_ref.actor.optim.lr": 1e-6,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 64,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
+        "actor_rollout_ref.actor.use_kl_loss": True,
+        "actor_rollout_ref.actor.kl_loss_coef": 0.001,
+        "actor_rollout_ref.actor.kl_loss_type": "low_var_kl",
+        "actor_rollout_ref.actor.entropy_coeff": 0,
+        "actor_rollout_ref.rollout.n": 5,
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": 2,
+        "actor_rollout_ref.rollout.gpu_memory_utilization": 0.6,
+        "trainer.n_gpus_per_node": 8,
+        "trainer.save_freq": 100,
+        "trainer.total_epochs": 20,
+    }
+    assert {key: OmegaConf.select(config, key) for key in published} == published
+
+
+def test_the_order_of_the_data_has_a_seed():
+    assert composed("cello1_grpo").data.seed is not None
+
+
+def test_classes_named_in_the_config_exist():
+    from verl.utils.import_utils import load_extern_object
+
+    config = composed("cello1_grpo")
+    sampler = config.trainer.v1.sampler.custom_sampler
+    for path, name in (
+        (config.data.custom_cls.path, config.data.custom_cls.name),
+        (config.reward.reward_manager.module.path, config.reward.reward_manager.name),
+        (sampler.path, sampler.name),
+    ):
+        assert callable(load_extern_object(path, name))

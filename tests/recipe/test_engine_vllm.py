@@ -1,0 +1,117 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from recipe.cello1.records import write_puzzles
+from tests.recipe.toy_model import build_toy_model, toy_puzzles
+
+# One process for all of it: importing vLLM takes longest.
+SCENARIO = r"""
+import json, os, sys, time
+from pathlib import Path
+
+from recipe.cello1.engine import EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.prompt import messages
+
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main():
+    folder = Path(sys.argv[1])
+    puzzles = read_dataset(folder / "data.json")
+    found = {"resident": []}
+    watched = ("LD_PRELOAD", "LOCAL_WORLD_SIZE")
+    names = sorted(n for n in os.environ if n.startswith("VLLM_") or n in watched)
+    greedy = Sampling(max_tokens=12)
+    for model in ("a", "b", "a"):
+        began = time.monotonic()
+        with start_engine("vllm", folder / model) as engine:
+            now = sorted(n for n in os.environ if n.startswith("VLLM_") or n in watched)
+            assert set(now) - set(names) <= {"VLLM_WORKER_MULTIPROC_METHOD"}, now
+            predict(engine, puzzles, folder / f"{model}.jsonl", sampling=greedy, progress=False)
+            if model == "b":
+                found["again"] = [
+                    result.text
+                    for _, result in sorted(
+                        engine.generate([Request(messages(p)) for p in puzzles], greedy), key=lambda pair: pair[0]
+                    )
+                ]
+                hot = Sampling(temperature=1.0, max_tokens=12, logprobs=True)
+                sampled = lambda seeds: [
+                    (r.text, r.logprob)
+                    for _, r in sorted(
+                        engine.generate([Request(messages(puzzles[0]), s) for s in seeds], hot), key=lambda p: p[0]
+                    )
+                ]
+                found["sampled"] = [sampled([1, 2, 3]), sampled([3])]
+                long = Request([{"role": "user", "content": "gene " * 5000}])
+                results = dict(engine.generate([long, Request(messages(puzzles[0]))], greedy))
+                found["long"] = [type(results[0]).__name__, results[0].error, results[1].text]
+                # a caller that stops early leaves nothing behind
+                for _ in engine.generate([Request(messages(p)) for p in puzzles], greedy):
+                    break
+                found["left"] = engine._llm.llm_engine.get_num_unfinished_requests()
+                step = engine._llm.llm_engine.step
+
+                def broken():
+                    raise MemoryError("no room")
+
+                engine._llm.llm_engine.step = broken
+                found["broken"] = [
+                    r.error for _, r in engine.generate([Request(messages(p)) for p in puzzles[:3]], greedy)
+                ]
+                engine._llm.llm_engine.step = step
+        found["resident"].append(resident())
+        print(f"{model}: {time.monotonic() - began:.1f} s", flush=True)
+    try:
+        list(engine.generate([], greedy))
+    except EngineError as error:
+        found["closed"] = str(error)
+    try:
+        start_engine("vllm", folder / "a", max_model_len=10**9)
+    except EngineError as error:
+        found["refused"] = str(error)
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.integration
+def test_real_vllm(tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    for name, seed in (("a", 0), ("b", 1)):
+        build_toy_model(tmp_path / name, seed=seed)
+    puzzles = toy_puzzles(8)
+    write_puzzles(tmp_path / "data.json", puzzles)
+    (tmp_path / "scenario.py").write_text(SCENARIO)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([sys.executable, str(tmp_path / "scenario.py"), str(tmp_path)], check=True, env=env, timeout=600)
+
+    found = json.loads((tmp_path / "found.json").read_text())
+    records = {name: [json.loads(line) for line in open(tmp_path / f"{name}.jsonl")] for name in "ab"}
+    assert [record["index"] for record in records["a"]] == list(range(8))
+    assert all(record["tokens"] <= 12 and record["prompt_tokens"] > 12 for record in records["a"])
+    assert {record["finish_reason"] for record in records["a"]} <= {"stop", "length"}
+    texts = {name: [record["prediction"] for record in records[name]] for name in "ab"}
+    assert texts["a"] != texts["b"]
+    assert found["again"] == texts["b"]
+    assert found["sampled"][0][2][0] == found["sampled"][1][0][0]  # the seed decides, not the batch
+    assert len({text for text, _ in found["sampled"][0]}) == 3
+    assert all(logprob < 0 for _, logprob in found["sampled"][0])
+    assert found["long"][:1] == ["Failure"]
+    assert "too long" in found["long"][1]
+    assert found["long"][2] == texts["b"][0]
+    assert found["left"] == 0
+    assert found["broken"] == ["vLLM stopped: MemoryError: no room"] * 3
+    assert max(found["resident"]) - found["resident"][0] < 200  # MiB: the KV cache alone has 1,024
+    assert "is closed" in found["closed"]
+    assert "vLLM cannot start" in found["refused"]

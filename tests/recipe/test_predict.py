@@ -1,0 +1,262 @@
+import json
+
+import numpy as np
+import pytest
+
+from recipe.cello1 import predict as predict_module
+from recipe.cello1.answer import format_answer
+from recipe.cello1.engine import Completion, EngineBase, Failure, Sampling
+from recipe.cello1.predict import main, predict, read_dataset, sample_seed
+from recipe.cello1.prompt import messages
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import read_items, read_predictions, write_puzzles
+from recipe.cello1.rl_parquet import write_rl_parquet
+
+TYPES = ("B cell", "NK cell", "T cell")
+
+
+def puzzles(n=6):
+    return [
+        Puzzle(
+            (("MS4A1", f"G{i}"), ("GNLY", "NKG7"), ("CD3D",)), TYPES, ("B cell", "NK cell", "T cell"), "From blood.", {}
+        )
+        for i in range(n)
+    ]
+
+
+class Killed(BaseException):
+    pass
+
+
+class FakeEngine(EngineBase):
+    """Answers in shuffled order, text made of the prompt and the seed; may be killed, or fail on some calls."""
+
+    name = "fake"
+    model = "fake-model"
+    fingerprint = ""
+
+    def __init__(self, die_after=None, fail=(), order=0):
+        self.die_after, self.fail, self.order = die_after, set(fail), order
+        self.asked = []
+        self.closed = False
+
+    def generate(self, requests, sampling):
+        requests = list(requests)
+        self.asked += requests
+        for done, position in enumerate(np.random.default_rng(self.order).permutation(len(requests)).tolist()):
+            if done == self.die_after:
+                raise Killed
+            request = requests[position]
+            if position in self.fail:
+                yield position, Failure("out of memory")
+            else:
+                text = format_answer(TYPES, f"seed {request.seed}, {len(str(request.messages))} characters")
+                yield position, Completion(text, "stop", 7, 100, -1.5 if sampling.logprobs else None)
+
+    def close(self):
+        self.closed = True
+
+
+def run(engine, out, n=6, **options):
+    return predict(engine, puzzles(n), out, progress=False, **options)
+
+
+def test_records_hold_the_item_and_how_it_was_made(tmp_path):
+    out = tmp_path / "p.jsonl"
+    engine = FakeEngine()
+    done = run(engine, out, layout="user", sampling=Sampling(max_tokens=99))
+    assert (done.total, done.kept, done.answered, done.failed) == (6, 0, 6, 0)
+    records = read_predictions(out)
+    assert [record["index"] for record in records] == list(range(6))
+    first = records[0]
+    assert first["answer"] == first["assistant_msg"] == "B cell | NK cell | T cell"
+    assert first["prediction"].endswith("<answer>B cell | NK cell | T cell</answer>")
+    assert first["sampling"] == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 99, "logprobs": False, "seed": 0}
+    assert first["prompt_layout"] == "user"
+    assert (first["tokens"], first["prompt_tokens"], first["finish_reason"]) == (7, 100, "stop")
+    assert (first["engine"], first["model"], first["sample"]) == ("fake", "fake-model", 0)
+    assert list(engine.asked[0].messages) == messages(puzzles(1)[0], "user")
+    assert all(request.seed is None for request in engine.asked)
+
+
+def test_samples_have_seeds_of_their_own_that_depend_on_nothing_else(tmp_path):
+    sampling = Sampling(temperature=0.7, logprobs=True)
+    engine = FakeEngine()
+    run(engine, tmp_path / "a.jsonl", sampling=sampling, samples=3, seed=5)
+    seeds = [request.seed for request in engine.asked]
+    assert len(set(seeds)) == 18
+    assert seeds == [sample_seed(5, index, sample) for index in range(6) for sample in range(3)]
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    more = FakeEngine()
+    run(more, tmp_path / "b.jsonl", n=2, sampling=sampling, samples=1, seed=5)
+    assert [request.seed for request in more.asked] == [seeds[0], seeds[3]]
+    assert all(record["logprob"] == -1.5 for record in read_items(tmp_path / "a.jsonl"))
+
+
+def test_more_samples_are_added_to_those_there(tmp_path):
+    sampling = Sampling(temperature=0.7)
+    run(FakeEngine(), tmp_path / "a.jsonl", sampling=sampling, samples=4)
+    run(FakeEngine(order=3), tmp_path / "b.jsonl", sampling=sampling, samples=2)
+    engine = FakeEngine(order=4)
+    done = run(engine, tmp_path / "b.jsonl", sampling=sampling, samples=4)
+    assert (done.kept, len(engine.asked)) == (12, 12)
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_interrupted_runs_lose_and_repeat_nothing(tmp_path):
+    undisturbed, out = tmp_path / "whole.jsonl", tmp_path / "p.jsonl"
+    run(FakeEngine(), undisturbed, n=40)
+    rng = np.random.default_rng(0)
+    halves = answered = 0
+    for attempt in range(100):
+        engine = FakeEngine(die_after=int(rng.integers(0, 5)), order=attempt)
+        try:
+            run(engine, out, n=40)
+        except Killed:
+            before, answered = answered, len(read_items(out)) if out.exists() else 0
+            assert len(engine.asked) == 40 - before
+            if rng.random() < 0.5 and out.exists():  # killed in the middle of a line, or just before its end
+                halves += 1
+                with open(out, "a") as file:
+                    file.write('{"index": 3, "predic' if halves % 2 else undisturbed.read_text().splitlines()[0])
+        else:
+            break
+    assert attempt > 5 and halves > 2
+    assert out.read_bytes() == undisturbed.read_bytes()
+
+
+def test_failures_are_recorded_and_tried_again(tmp_path):
+    out = tmp_path / "p.jsonl"
+    done = run(FakeEngine(fail=[1, 4]), out)
+    assert (done.answered, done.failed, done.errors) == (4, 2, {"out of memory": 2})
+    records = read_predictions(out)
+    assert [r["index"] for r in records if "error" in r] == [1, 4]
+    assert all("prediction" not in r for r in records if "error" in r)
+    again = FakeEngine()
+    done = run(again, out)
+    assert (done.kept, done.answered, done.failed, len(again.asked)) == (4, 2, 0, 2)
+    assert not any("error" in r for r in read_predictions(out))
+
+
+def test_half_a_line_after_the_last_record(tmp_path):
+    out = tmp_path / "p.jsonl"
+    run(FakeEngine(), out)
+    whole = out.read_bytes()
+    with open(out, "a") as file:
+        file.write('{"index": 3, "predic')
+    assert run(FakeEngine(), out).kept == 6
+    assert out.read_bytes() == whole
+
+
+def test_nothing_is_asked_when_all_is_there(tmp_path):
+    out = tmp_path / "p.jsonl"
+    run(FakeEngine(), out)
+    before = out.read_bytes(), out.stat().st_mtime_ns
+    engine = FakeEngine()
+    done = run(engine, out)
+    assert (done.kept, engine.asked) == (6, [])
+    assert (out.read_bytes(), out.stat().st_mtime_ns) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"seed": 1}, "sampling .* this run has"),
+        ({"sampling": Sampling(max_tokens=3)}, "sampling .* this run has"),
+        ({"layout": "user"}, "prompt_layout 'system', this run has 'user'"),
+    ],
+)
+def test_predictions_of_another_run_are_not_mixed_in(tmp_path, change, match):
+    out = tmp_path / "p.jsonl"
+    run(FakeEngine(), out)
+    with pytest.raises(ValueError, match=match):
+        run(FakeEngine(), out, **change)
+
+
+def test_predictions_of_another_model_or_data_set_are_not_mixed_in(tmp_path):
+    out = tmp_path / "p.jsonl"
+    run(FakeEngine(), out)
+    trained = FakeEngine()
+    trained.fingerprint = "abc"
+    with pytest.raises(ValueError, match="fingerprint '', this run has 'abc'"):
+        run(trained, out)
+    with pytest.raises(ValueError, match="not the one of this data set"):
+        predict(FakeEngine(), puzzles()[::-1], out, progress=False)
+    with pytest.raises(ValueError, match="not the one of this data set"):
+        run(FakeEngine(), out, n=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"samples": 0}, "samples must be at least 1"),
+        ({"samples": 2}, "at temperature 0 all samples are the same"),
+        ({"layout": "both"}, "layout must be one of"),
+        ({"n": 0}, "puzzles is empty"),
+    ],
+)
+def test_bad_options(tmp_path, options, match):
+    with pytest.raises(ValueError, match=match):
+        run(FakeEngine(), tmp_path / "p.jsonl", **options)
+
+
+def test_out_must_be_jsonl(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.jsonl"):
+        run(FakeEngine(), tmp_path / "p.json")
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.parquet"])
+def test_every_format_of_data(tmp_path, name):
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        write_rl_parquet(path, puzzles(), "test")
+    else:
+        write_puzzles(path, puzzles())
+    assert read_dataset(path) == puzzles()
+
+
+def test_data_without_gold_can_be_predicted(tmp_path):
+    blind = [Puzzle(p.cells, p.candidates, None, p.context) for p in puzzles(2)]
+    write_puzzles(tmp_path / "d.json", blind)
+    assert read_dataset(tmp_path / "d.json") == blind
+    predict(FakeEngine(), blind, tmp_path / "p.jsonl", progress=False)
+    assert "answer" not in read_items(tmp_path / "p.jsonl")[0]
+
+
+def command(monkeypatch, tmp_path, engine, *more):
+    monkeypatch.setattr(predict_module, "start_engine", lambda name, model, **options: engine)
+    write_puzzles(tmp_path / "d.json", puzzles())
+    return main(["--model", "m", "--data", str(tmp_path / "d.json"), "--out", str(tmp_path / "o" / "p.jsonl"), *more])
+
+
+def test_command(monkeypatch, tmp_path, capsys):
+    engine = FakeEngine()
+    assert command(monkeypatch, tmp_path, engine, "--limit", "4", "--prompt-layout", "user") == 0
+    assert engine.closed
+    assert "4 of 4 answers" in capsys.readouterr().out
+    assert [json.loads(line)["index"] for line in open(tmp_path / "o" / "p.jsonl")] == [0, 1, 2, 3]
+
+
+def test_command_says_what_failed(monkeypatch, tmp_path, capsys):
+    assert command(monkeypatch, tmp_path, FakeEngine(fail=[0])) == 1
+    assert "1 failed, most often (1) with: out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--model", "/nowhere", "--data", "DATA"], "/nowhere does not exist"),
+        (["--model", "/nowhere", "--data", "/nowhere.json"], "data: /nowhere.json does not exist"),
+        (["--model", "/nowhere", "--data", "/nowhere.parquet"], "/nowhere.parquet does not exist"),
+        (["--model", "/nowhere", "--data", "/nowhere.csv"], r"must end in .json, .jsonl or .parquet"),
+        (["--model", "/nowhere", "--data", "DATA", "--temperature", "-1"], "temperature must be 0"),
+    ],
+)
+def test_command_refuses_in_one_line(tmp_path, capsys, arguments, match):
+    write_puzzles(tmp_path / "d.json", puzzles())
+    arguments = [str(tmp_path / "d.json") if a == "DATA" else a for a in arguments]
+    assert main([*arguments, "--out", str(tmp_path / "p.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert match in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "p.jsonl").exists()

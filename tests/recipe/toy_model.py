@@ -1,0 +1,71 @@
+"""A Qwen2-shaped model of a few thousand random weights with a byte-level BPE tokenizer, for tests of the engines."""
+
+from pathlib import Path
+
+from recipe.cello1.prompt import messages
+from recipe.cello1.puzzle import Puzzle
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TYPES = ("B cell", "CD4+/CD45RO+ Memory", "NK cell", "T cell", "T cell, CD8-positive", "monocyte")
+
+
+def toy_puzzles(n: int, n_cells: int = 3) -> list[Puzzle]:
+    """Puzzles without meaning, all different."""
+    puzzles = []
+    for i in range(n):
+        types = [TYPES[(i + j) % len(TYPES)] for j in range(n_cells)]
+        cells = tuple((f"GENE{i}", f"G{j}", "ACTB") for j in range(n_cells))
+        puzzles.append(
+            Puzzle(cells, tuple(sorted(types)), tuple(types), "The cell is from blood.", {"tissue": "blood"})
+        )
+    return puzzles
+
+
+def build_toy_tokenizer(extra: tuple[str, ...] = ()):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    texts = [message["content"] for puzzle in toy_puzzles(6) for message in messages(puzzle)]
+    texts += ["<think>a b</think>\n<answer>T cell | B cell</answer>"] * 20 + list(extra)
+    trainer = trainers.BpeTrainer(
+        vocab_size=800,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_toy_model(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
+    """Write model and tokenizer into ``folder``."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    tokenizer = build_toy_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=context,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

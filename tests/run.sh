@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Sets the environment up, then runs the tests: the fast ones first, the integration tests after them.
+#
+#   bash tests/run.sh                          all tests
+#   bash tests/run.sh -m "not integration"     any arguments go to pytest as they are
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# shellcheck source=recipe/cello1/setup_env.sh
+source recipe/cello1/setup_env.sh train test || exit 1
+: "${PYTHON:?is set by setup_env.sh}"
+
+# A test that hangs (Ray, vLLM) fails after the time-out instead of holding everything.
+(($#)) || set -- tests --timeout=900 --durations=10
+exec "$PYTHON" -m pytest "$@"
