@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +34,7 @@ from recipe.cello1.cells import expression, top_genes
 from recipe.cello1.context import build_context
 from recipe.cello1.prompt import LAYOUTS, Layout, messages
 from recipe.cello1.puzzle import Puzzle, sample_puzzles
-from recipe.cello1.records import REASONING_KEY, atomic_write, dumps, read_object, write_puzzles
+from recipe.cello1.records import REASONING_KEY, atomic_write, dumps, write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 from recipe.cello1.tiny_model import build_model, build_tokenizer, save_model
 from recipe.cello1.traces import add_traces, marker_evidence
@@ -280,7 +281,7 @@ def is_built(out: str | Path, settings: Settings) -> bool:
     out = Path(out)
     if not (out / MANIFEST).is_file():
         return False
-    manifest = read_object(out / MANIFEST)
+    manifest = json.loads((out / MANIFEST).read_bytes())  # written whole or not at all
     wanted = _plain(settings)
     found = manifest.get("settings", {})
     if found != wanted:

@@ -1,0 +1,59 @@
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("verl")
+pytest.importorskip("transfer_queue")
+
+from recipe.cello1 import replay_buffer  # noqa: E402
+from recipe.cello1.replay_buffer import (  # noqa: E402
+    PuzzleReplayBuffer,
+    PuzzleReplayBufferAsync,
+    make_replay_buffer,
+    mean_metrics,
+)
+
+INFOS = [{"cell_accuracy": 1.0, "exact_match": 1.0, "text": "x"}, {"cell_accuracy": 0.5, "exact_match": 0.0}]
+
+
+def test_means_over_the_batch():
+    assert mean_metrics(INFOS) == {"training/reward/cell_accuracy": 0.75, "training/reward/exact_match": 0.5}
+
+
+def test_nothing_to_average():
+    assert mean_metrics([]) == {}
+
+
+def build(mode: str, **sampler_kwargs):
+    return make_replay_buffer(
+        trainer_mode=mode,
+        trainer_config={},
+        max_off_policy_threshold=8,
+        max_off_policy_strategy="drop",
+        sampler_kwargs=sampler_kwargs,
+        refill_fn=lambda n: None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "buffer"), [("sync", PuzzleReplayBuffer), ("colocate_async", PuzzleReplayBufferAsync)]
+)
+def test_buffer_fits_the_trainer_mode(mode, buffer):
+    assert type(build(mode)) is buffer
+
+
+def test_dynamic_sampling_settings_reach_the_buffer():
+    buffer = build("sync", filter_groups_metric="score", train_batch_size=4, gen_batch_size=1)
+    assert (buffer.filter_groups_metric, buffer.train_batch_size) == ("score", 4)
+
+
+@pytest.mark.parametrize(("partition", "logged"), [("train", True), ("val", False)])
+def test_sample_adds_the_metrics_to_training_batches(monkeypatch, partition, logged):
+    batch = SimpleNamespace(keys=["a", "b"])
+    column = [SimpleNamespace(data={"reward_extra_info": info}) for info in INFOS]
+    monkeypatch.setattr(replay_buffer.ReplayBuffer, "sample", lambda self, **_: (batch, {"other": 1.0}))
+    monkeypatch.setattr(replay_buffer.tq, "kv_batch_get", lambda **_: {"extra_fields": column})
+    found, metrics = build("sync").sample(global_steps=1, partition_id=partition, batch_size=2)
+    assert found is batch
+    assert metrics["other"] == 1.0
+    assert ("training/reward/cell_accuracy" in metrics) is logged

@@ -1,0 +1,88 @@
+import json
+
+import pytest
+
+from recipe.cello1 import summary
+from recipe.cello1.evaluate import evaluate
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import write_puzzles
+from recipe.cello1.summary import as_rows, chance, main, plot, training_gain
+from tests.recipe.toy_model import toy_puzzles
+
+
+def steps(rewards):
+    return [{"step": k, "critic/score/mean": r, "training/reward/cell_accuracy": r / 2} for k, r in enumerate(rewards, 1)]
+
+
+def evaluation(n_right: int, n: int = 6) -> dict:
+    puzzles = toy_puzzles(n)
+    records = [
+        {"index": i, "prediction": f"<think></think>\n<answer>{' | '.join(p.answer if i < n_right else p.answer[::-1])}</answer>",
+         "tokens": 20 + i}
+        for i, p in enumerate(puzzles)
+    ]  # fmt: skip
+    return evaluate(records, puzzles)
+
+
+def test_gain_compares_both_ends():
+    assert training_gain(steps([0, 0, 0.5, 1, 1]), window=2) == {
+        "steps": 5, "window": 2, "first": 0.0, "last": 1.0, "gain": 1.0
+    }  # fmt: skip
+
+
+def test_no_training_no_gain():
+    assert training_gain([]) is None
+
+
+def test_chance_is_the_mean_of_one_over_n():
+    cells = (("A",), ("B",), ("C",), ("D",))
+    puzzles = [Puzzle(cells[:n], ("t1", "t2", "t3", "t4")[:n]) for n in (2, 4)]
+    assert chance(puzzles) == pytest.approx(3 / 8)
+
+
+def test_rows_have_mean_and_interval():
+    rows = as_rows({"before": evaluation(0), "after": evaluation(6)})
+    names = [row[0] for row in rows]
+    assert names == [
+        "cell accuracy", "exact match", "format validity", "uniqueness", "legal answers", "mean length (tokens)"
+    ]  # fmt: skip
+    exact = rows[names.index("exact match")]
+    assert exact[1].startswith("0.000 [0.000, ") and exact[2].startswith("1.000 [")
+
+
+def test_plot_is_a_picture(tmp_path):
+    plot(steps([0.0, 0.2, 0.4]), tmp_path / "training.png")
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["training.png"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_puzzles(tmp_path / "test.json", toy_puzzles(6))
+    (tmp_path / "metrics").mkdir()
+    lines = [json.dumps({"step": s.pop("step"), "data": s}) for s in steps([0.0] * 5 + [0.3] * 5)]
+    (tmp_path / "metrics" / "attempt-000.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "out").mkdir()
+    for name, right in (("before", 1), ("after-grpo", 5)):
+        (tmp_path / "out" / f"{name}.json").write_text(json.dumps(evaluation(right)))
+    return tmp_path
+
+
+def test_command_uses_what_was_evaluated_and_writes_all(run, capsys, monkeypatch):
+    monkeypatch.setattr(summary, "start_engine", lambda *_, **__: pytest.fail("nothing to predict"))
+    code = main(["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out"),
+                 "before=a", "after GRPO=b"])  # fmt: skip
+    assert code == 0
+    out = capsys.readouterr().out
+    assert "Held-out puzzles" in out and "gain +0.300" in out and "model:    b" in out
+    report = json.loads((run / "out" / "summary.json").read_text())
+    assert report["training"]["gain"] == pytest.approx(0.3)
+    assert set(report["stages"]) == {"before", "after GRPO"}
+    assert (run / "out" / "summary.md").read_text().startswith("|  | before | after GRPO |\n| --- | --- | --- |\n")
+    assert (run / "out" / "training.png").exists()
+
+
+def test_missing_data(run, capsys):
+    code = main(["--data", str(run / "no.json"), "--metrics", str(run / "metrics"), "--out", str(run / "o"), "a=b"])
+    assert code == 1
+    assert "no.json does not exist" in capsys.readouterr().err
