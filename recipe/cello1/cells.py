@@ -130,5 +130,5 @@ def _check_values(values: np.ndarray) -> None:
         msg = "matrix holds NaN or infinite values; filter these cells or take another layer"
         raise ValueError(msg)
     if values.dtype.kind in "if" and values.size and values.min() < 0:
-        msg = "matrix holds negative values, so it looks scaled; take counts or log-normalised values (layer=, use_raw=)"
+        msg = "matrix holds negative values, as scaled data do; take counts or log-normalised values (layer=, use_raw=)"
         raise ValueError(msg)

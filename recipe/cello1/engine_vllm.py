@@ -124,7 +124,8 @@ class VllmEngine(EngineBase):
                     )
                 except Exception as error:  # whatever vLLM raises at its start: the caller can only report it
                     self.close()
-                    msg = f"vLLM cannot start with {model}: {type(error).__name__}: {error}"
+                    reason = " ".join(str(error).split())  # one line
+                    msg = f"vLLM cannot start with {model}: {type(error).__name__}: {reason}"
                     raise EngineError(msg) from error
         self._tokenizer = self._llm.get_tokenizer()
         self._max_len = self._llm.llm_engine.model_config.max_model_len

@@ -50,9 +50,9 @@ def check_model(model: str) -> None:
     if not _HUB_ID.fullmatch(model):
         msg = f"MODEL={model} does not exist; give a folder in Hugging Face format, or a Hub id such as owner/name"
         raise FileNotFoundError(msg)
+    from httpx import HTTPError
     from huggingface_hub import file_exists, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
-    from httpx import HTTPError
 
     if isinstance(try_to_load_from_cache(model, "config.json"), str):
         return

@@ -16,7 +16,7 @@ fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
 stage() { printf '\n== %s\n' "$1" >&2; }
 
 # shellcheck source=setup_env.sh
-source "$here/setup_env.sh"
+source "$here/setup_env.sh" train
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 
 SEED=${SEED:-1}

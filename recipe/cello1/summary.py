@@ -1,6 +1,6 @@
 """Say what a training run has gained: models before and after on held-out puzzles, and the course of the training.
 
-``python -m recipe.cello1.summary --data test.json --metrics RUN/metrics --out RUN/summary "before=MODEL" "after=MODEL"``
+``python -m recipe.cello1.summary --data test.json --metrics RUN/metrics --out RUN/summary "before=A" "after=B"``
 
 Writes ``summary.md``, ``summary.json`` and ``training.png``, and prints the table. What has been predicted is kept, so
 that a second call only reads.
@@ -45,7 +45,9 @@ CURVES = {
 WINDOW = 5  # steps at either end of the training that are compared
 
 
-def evaluate_model(model: str, puzzles: Sequence[Puzzle], stem: Path, max_tokens: int, **options: Any) -> dict[str, Any]:
+def evaluate_model(
+    model: str, puzzles: Sequence[Puzzle], stem: Path, max_tokens: int, **options: Any
+) -> dict[str, Any]:
     """Answer the puzzles greedily and score the answers, unless that has been done.
 
     Parameters

@@ -1,8 +1,7 @@
 """A tokenizer and a small Qwen2 model made from nothing, for runs without a download (the embedded default).
 
 Tokens are what training costs, so each gene, each cell type and each fixed part of the format is one token: a puzzle of
-four cells takes about 110 tokens with its answer, a tenth of what Qwen2.5's own vocabulary needs. Any other text is spelled
-by a byte-level BPE.
+four cells takes about 110 tokens with its answer. Any other text is spelled by a byte-level BPE.
 
 The one-token words are *added* tokens, not BPE entries behind a pre-tokenizer of our own: for ``model_type: qwen2``
 transformers 5 always builds ``Qwen2Tokenizer``, with Qwen's pre-tokenizer, whatever ``tokenizer.json`` says, so that a
@@ -11,12 +10,9 @@ tokenizer with another one changes silently when it is loaded.
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
+import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, THINK_CLOSE, THINK_OPEN
@@ -60,8 +56,8 @@ def build_tokenizer(
 
     Returns
     -------
-    A ``Qwen2Tokenizer`` with a chat template. As Qwen's own it brings text to Unicode NFC; NFC text comes back unchanged
-    from encoding and decoding.
+    A ``Qwen2Tokenizer`` with a chat template. As Qwen's own it brings text to Unicode NFC; NFC text comes back
+    unchanged from encoding and decoding.
 
     Raises
     ------
@@ -139,8 +135,6 @@ def _texts(puzzles: Sequence[Puzzle], layout: Layout) -> Iterable[str]:
 
 
 def _bpe_tables(bpe: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    import json
-
     model = json.loads(bpe.to_str())["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
@@ -193,48 +187,3 @@ def build_model(
         model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(**ids)
     return model
-
-
-def save_folder(target: str | Path, write: Callable[[Path], None]) -> None:
-    """Write a folder whole or not at all.
-
-    Parameters
-    ----------
-    target
-        The folder; one that is there is replaced.
-    write
-        Called with the path of an empty folder to fill.
-    """
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    name = uuid.uuid4().hex
-    temporary, old = (target.with_name(f".{target.name}.{name}.{kind}") for kind in ("tmp", "old"))
-    try:
-        temporary.mkdir()
-        write(temporary)
-        if target.exists():
-            os.replace(target, old)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def save_model(target: str | Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write a model and its tokenizer as a Hugging Face folder, atomically.
-
-    Parameters
-    ----------
-    target
-        The folder.
-    model
-        The model.
-    tokenizer
-        Its tokenizer. The chat template goes into ``tokenizer_config.json``, where every reader looks for it.
-    """
-
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder, save_jinja_files=False)
-
-    save_folder(target, write)

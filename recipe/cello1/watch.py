@@ -2,9 +2,9 @@
 
 ``python -m recipe.cello1.watch --log train.log --metrics metrics/ -- python -m verl.trainer.main_ppo ...``
 
-verl prints thousands of lines and, resumed, starts its metrics file anew. Here the lines go to ``--log`` (appended), each
-attempt gets a metrics file of its own (:func:`read_metrics` joins them), and a failure ends with the one line that says
-why. The command is stopped together with this process, so that no Ray cluster is left behind.
+verl prints thousands of lines and, resumed, starts its metrics file anew. Here the lines go to ``--log`` (appended),
+each attempt gets a metrics file of its own (:func:`read_metrics` joins them), and a failure ends with the one line that
+says why. The command is stopped together with this process, so that no Ray cluster is left behind.
 """
 
 from __future__ import annotations

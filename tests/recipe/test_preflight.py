@@ -98,7 +98,9 @@ def test_broken_plugin_is_loud(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[verl.plugins]\nbroken = broken_platform\n")
     (tmp_path / "broken_platform.py").write_text("import a_module_that_is_not_there\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import os; os.environ['VERL_PLATFORM'] = 'cpu'; {PLATFORM}"
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import os; os.environ['VERL_PLATFORM'] = 'cpu'; {PLATFORM}"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode != 0
     assert "the verl plugin broken (broken_platform) cannot be loaded" in result.stderr

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from recipe.cello1 import summary
+from recipe.cello1.answer import format_answer
 from recipe.cello1.evaluate import evaluate
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import write_puzzles
@@ -11,16 +12,15 @@ from tests.recipe.toy_model import toy_puzzles
 
 
 def steps(rewards):
-    return [{"step": k, "critic/score/mean": r, "training/reward/cell_accuracy": r / 2} for k, r in enumerate(rewards, 1)]
+    return [
+        {"step": k, "critic/score/mean": r, "training/reward/cell_accuracy": r / 2} for k, r in enumerate(rewards, 1)
+    ]
 
 
 def evaluation(n_right: int, n: int = 6) -> dict:
     puzzles = toy_puzzles(n)
-    records = [
-        {"index": i, "prediction": f"<think></think>\n<answer>{' | '.join(p.answer if i < n_right else p.answer[::-1])}</answer>",
-         "tokens": 20 + i}
-        for i, p in enumerate(puzzles)
-    ]  # fmt: skip
+    answers = [puzzle.answer if i < n_right else puzzle.answer[::-1] for i, puzzle in enumerate(puzzles)]
+    records = [{"index": i, "prediction": format_answer(answer), "tokens": 20 + i} for i, answer in enumerate(answers)]
     return evaluate(records, puzzles)
 
 

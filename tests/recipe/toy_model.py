@@ -59,7 +59,7 @@ def build_toy_model(folder: Path, *, seed: int = 0, context: int = 1024) -> Path
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=context,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,  # tied, random weights only repeat the last token
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

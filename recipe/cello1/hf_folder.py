@@ -1,0 +1,69 @@
+"""Write model folders in Hugging Face format whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def save_folder(target: str | Path, write: Callable[[Path], None]) -> None:
+    """Write a folder whole or not at all.
+
+    Parameters
+    ----------
+    target
+        The folder; one that is there is replaced. What an earlier, killed call left beside it is removed, so only one
+        process may write it at a time.
+    write
+        Called with the path of an empty folder to fill.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+    name = uuid.uuid4().hex
+    new, old = (target.with_name(f".{target.name}.{name}-{kind}.part") for kind in ("new", "old"))
+    try:
+        new.mkdir()
+        write(new)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(new, target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_model(target: str | Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Write a model and its tokenizer as a Hugging Face folder, atomically.
+
+    Parameters
+    ----------
+    target
+        The folder.
+    model
+        The model.
+    tokenizer
+        Its tokenizer. The chat template goes into ``tokenizer_config.json``, where every reader looks for it.
+    """
+
+    from transformers.utils import logging as hf_logging
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()  # a bar for writing one file
+    try:
+        save_folder(target, write)
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,596 @@
+"""Cold start: supervised fine-tuning on puzzles with traces, with TRL and PEFT.
+
+``python -m recipe.cello1.sft model=MODEL train=DATA output=DIR [--config NAME] [key=value ...]``
+
+Settings come from ``config/cello1_sft.yaml`` (the published ones), then from the files named with ``--config`` (a
+path, or a name in ``config/sft``), then from the command line (``trainer.learning_rate=1e-4``, ``lora=null``). On
+several GPUs start it with ``accelerate launch -m recipe.cello1.sft ...``.
+
+Files in the output folder: ``checkpoints``, ``log.jsonl`` (one line for each logging step), ``settings.json``, and at
+the end ``model``: the trained model, adapters merged into the base, of the checkpoint with the best evaluation loss
+(the last one where there is no evaluation).
+
+Only the response and the end of turn after it are trained on. Prompt and completion go to TRL as text, not as messages:
+TRL 0.27 with transformers 5 takes the length of a rendered chat for 2 and trains on nearly the whole prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe.cello1.answer import format_answer
+from recipe.cello1.prompt import Layout, Variant, check_layout, messages
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import (
+    REASONING_KEY,
+    append_jsonl,
+    atomic_write,
+    dumps,
+    read_items,
+    read_puzzles,
+    write_items,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONFIG = Path(__file__).parent / "config"
+# What may change between two starts of one run.
+_FREE = ("output",)
+_FREE_TRAINER = (
+    "report_to",
+    "logging_steps",
+    "save_total_limit",
+    "dataloader_num_workers",
+    "per_device_eval_batch_size",
+)
+_CHECKPOINTS = "checkpoints"
+_STATE = "trainer_state.json"
+_SETTINGS = "settings.json"
+_LOG = "log.jsonl"
+
+
+# -------------------------------------------------------------------------------------------------------- settings
+
+
+def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the settings.
+
+    Parameters
+    ----------
+    overrides
+        ``key=value``, dots for nested keys.
+    configs
+        Files to lay over the published settings: a path, or a name in ``config/sft``.
+
+    Returns
+    -------
+    Plain nested dict.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        If a key is unknown, a required one is missing, or a value is unusable.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    base = OmegaConf.load(CONFIG / "cello1_sft.yaml")
+    merged = base
+    for name in configs:
+        path = Path(name) if Path(name).suffix in (".yaml", ".yml") else CONFIG / "sft" / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in (CONFIG / "sft").glob("*.yaml")))
+            msg = f"--config {name}: {path} does not exist; give a path, or one of {known}"
+            raise FileNotFoundError(msg)
+        merged = OmegaConf.merge(merged, OmegaConf.load(path))
+    try:
+        for text in overrides:
+            if "=" not in text:
+                msg = f"{text!r} is not of the form key=value"
+                raise ValueError(msg)
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        settings = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        msg = f"the settings cannot be read: {error}"
+        raise ValueError(msg) from None
+    _check_settings(settings, list(base.keys()))
+    return settings
+
+
+def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
+    if unknown := sorted(str(key) for key in settings if key not in known):
+        msg = f"unknown settings {unknown}; known are {known}, and those of trl.SFTConfig under trainer"
+        raise ValueError(msg)
+    for key in ("model", "train", "output"):
+        if settings[key] in ("???", None, ""):
+            msg = f"{key} is not set; add {key}=..."
+            raise ValueError(msg)
+    check_layout(settings["prompt_layout"])
+    fraction = settings["eval_fraction"]
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
+        msg = f"eval_fraction must be at least 0 and less than 1, got {fraction!r}"
+        raise ValueError(msg)
+    if settings["overlong"] not in ("error", "drop"):
+        msg = f"overlong must be error or drop, got {settings['overlong']!r}"
+        raise ValueError(msg)
+    for key in ("max_length", "seed"):
+        if isinstance(settings[key], bool) or not isinstance(settings[key], int) or settings[key] < 0:
+            msg = f"{key} must be a number that is not negative, got {settings[key]!r}"
+            raise ValueError(msg)
+
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def load_puzzles(path: str | Path, variant: Variant = "batch", *, require_reasoning: bool = True) -> list[Puzzle]:
+    """Read the puzzles to train on.
+
+    Parameters
+    ----------
+    path
+        CellPuzzles JSON or JSONL, or parquet in the RL schema (which has no traces).
+    variant
+        Task variant.
+    require_reasoning
+        Whether an item without a trace is an error. If not, it is trained with empty reasoning.
+
+    Returns
+    -------
+    The puzzles.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If an item is unusable, naming file, item and key.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        from recipe.cello1.records import puzzle_from_rl_row
+        from recipe.cello1.rl_parquet import read_rl_parquet
+
+        puzzles = [puzzle_from_rl_row(row, index, variant) for index, row in enumerate(read_rl_parquet(path))]
+    else:
+        puzzles = read_puzzles(path, variant)
+    if require_reasoning:
+        for index, puzzle in enumerate(puzzles):
+            if not str(puzzle.meta.get(REASONING_KEY) or "").strip():
+                msg = (
+                    f"{path}: item {index} has no reasoning; write traces with recipe.cello1.traces, "
+                    "or train on answers alone with require_reasoning=false"
+                )
+                raise ValueError(msg)
+    return puzzles
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Find the text that ends a turn of the assistant in a chat template (``<|im_end|>`` for Qwen).
+
+    Parameters
+    ----------
+    tokenizer
+        A tokenizer with a chat template.
+
+    Returns
+    -------
+    The text of one token.
+
+    Raises
+    ------
+    ValueError
+        If there is no template, or no token ends the turn.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        msg = "the model's tokenizer has no chat template; use an instruction-tuned model"
+        raise ValueError(msg)
+    probe = "0123456789"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
+    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(probe)[2].strip()
+    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
+    if not ids or ids[0] not in tokenizer.all_special_ids:
+        msg = f"the chat template ends a turn with {rest!r}, which is no special token; a model could not learn to stop"
+        raise ValueError(msg)
+    return tokenizer.convert_ids_to_tokens(ids[0])
+
+
+def prompt_completion(
+    puzzle: Puzzle, tokenizer: PreTrainedTokenizerBase, end: str, layout: Layout = "system", variant: Variant = "batch"
+) -> dict[str, str]:
+    """Render a puzzle for training.
+
+    Parameters
+    ----------
+    puzzle
+        A puzzle with an answer.
+    tokenizer
+        A tokenizer with a chat template.
+    end
+        What :func:`end_of_turn` returned.
+    layout, variant
+        Prompt layout and task variant.
+
+    Returns
+    -------
+    ``prompt``, up to where the assistant speaks, and ``completion``, its response with the end of turn.
+    """
+    prompt = tokenizer.apply_chat_template(
+        messages(puzzle, layout, variant), tokenize=False, add_generation_prompt=True
+    )
+    # The trainer's tokenisation puts the first special token in by itself, where a tokenizer has one.
+    if tokenizer.bos_token and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
+        prompt = prompt.removeprefix(tokenizer.bos_token)
+    response = format_answer(puzzle.answer or (), str(puzzle.meta.get(REASONING_KEY) or ""))
+    return {"prompt": prompt, "completion": response + end}
+
+
+def split_evaluation(n: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Split items into training and evaluation.
+
+    Parameters
+    ----------
+    n
+        Number of items.
+    fraction
+        Share for evaluation; above 0 it is one item at least.
+    seed
+        Random seed.
+
+    Returns
+    -------
+    Positions for training and for evaluation, each in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If nothing would be left to train on.
+    """
+    import numpy as np
+
+    n_eval = max(1, round(n * fraction)) if fraction > 0 else 0
+    if n - n_eval < 1:
+        msg = f"train has {n} items, of which eval_fraction={fraction} leaves none to train on"
+        raise ValueError(msg)
+    chosen = np.zeros(n, dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(n)[:n_eval]] = True
+    return np.flatnonzero(~chosen).tolist(), np.flatnonzero(chosen).tolist()
+
+
+# ---------------------------------------------------------------------------------------------------------- resume
+
+
+def find_checkpoint(folder: str | Path) -> Path | None:
+    """Find the latest whole checkpoint, and remove later ones that a kill left incomplete.
+
+    Parameters
+    ----------
+    folder
+        Folder with ``checkpoint-N`` folders.
+
+    Returns
+    -------
+    The checkpoint; ``None`` if there is none.
+    """
+    found = []
+    for path in Path(folder).glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        if step.isdecimal():
+            found.append((int(step), path))
+    for step, path in sorted(found, reverse=True):
+        if _is_whole(path, step):
+            return path
+        shutil.rmtree(path)
+    return None
+
+
+def _is_whole(checkpoint: Path, step: int) -> bool:
+    """Whether the state, which the trainer writes last, is there and complete."""
+    try:
+        state = json.loads((checkpoint / _STATE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    return state.get("global_step") == step
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that must not change between two starts of one run, with the hash of the data."""
+    fixed = {key: value for key, value in settings.items() if key not in _FREE}
+    fixed["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in _FREE_TRAINER}
+    fixed["train_sha256"] = hashlib.sha256(Path(settings["train"]).read_bytes()).hexdigest()
+    return json.loads(dumps(fixed))
+
+
+def _check_same_run(output: Path, fixed: Mapping[str, Any]) -> None:
+    file = output / _SETTINGS
+    if not file.is_file():
+        return
+    wanted, found = _flatten(fixed), _flatten(json.loads(file.read_bytes()))
+    if keys := sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key)):
+        changed = ", ".join(f"{key} ({found.get(key)!r}, now {wanted.get(key)!r})" for key in keys)
+        msg = (
+            f"output={output} belongs to a run with other settings: {changed}; set them back, or choose another output"
+        )
+        raise ValueError(msg)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def train(settings: Mapping[str, Any]) -> Path:
+    """Train, or go on training, and write the model.
+
+    Parameters
+    ----------
+    settings
+        What :func:`load_settings` returned.
+
+    Returns
+    -------
+    Folder of the trained model in Hugging Face format.
+
+    Raises
+    ------
+    FileNotFoundError
+        If model or data do not exist.
+    ValueError
+        If data or settings are unusable, or the output folder belongs to a run with other settings.
+    """
+    output = Path(settings["output"])
+    target = output / "model"
+    if not Path(settings["train"]).is_file():
+        msg = f"train={settings['train']} does not exist; give CellPuzzles JSON with traces, or RL parquet"
+        raise FileNotFoundError(msg)
+    _check_model(settings["model"])
+    fixed = _fixed(settings)
+    _check_same_run(output, fixed)
+    if target.is_dir():
+        return target
+
+    puzzles = load_puzzles(settings["train"], settings["variant"], require_reasoning=settings["require_reasoning"])
+    trainer = make_trainer(settings, puzzles)
+    atomic_write(output / _SETTINGS, dumps(fixed, indent=1) + "\n")
+    # The first process clears away what a kill left, before the others look.
+    with trainer.accelerator.main_process_first():
+        checkpoint = find_checkpoint(output / _CHECKPOINTS)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.is_world_process_zero():
+        from recipe.cello1.hf_folder import save_model
+
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if settings["lora"]:
+            model = model.merge_and_unload()
+        model.config.use_cache = True
+        save_model(target, model, trainer.processing_class)
+    trainer.accelerator.wait_for_everyone()
+    return target
+
+
+def _check_model(model: str) -> None:
+    path = Path(model)
+    if path.is_dir() or not (path.is_absolute() or model.startswith(".") or model.count("/") != 1):
+        if path.is_dir() and not (path / "config.json").is_file():
+            msg = f"model={model} has no config.json; give a folder in Hugging Face format"
+            raise FileNotFoundError(msg)
+        return
+    msg = f"model={model} does not exist; give a folder in Hugging Face format or a Hub id (owner/name)"
+    raise FileNotFoundError(msg)
+
+
+def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
+    """Build the TRL trainer for puzzles.
+
+    Parameters
+    ----------
+    settings
+        What :func:`load_settings` returned.
+    puzzles
+        Puzzles with answers.
+
+    Returns
+    -------
+    A ``trl.SFTTrainer``, ready to train.
+
+    Raises
+    ------
+    ValueError
+        If an item is too long, or ``trainer`` holds an unknown setting.
+    """
+    import torch
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+    from transformers import logging as hf_logging
+    from trl import SFTConfig, SFTTrainer
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    disable_progress_bar()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+
+    own = settings["trainer"] or {}
+    known = set(SFTConfig.__dataclass_fields__)
+    taken = {"output_dir", "seed", "data_seed", "max_steps", "max_length", "completion_only_loss", "packing"}
+    if bad := sorted(key for key in own if key not in known or key in taken):
+        msg = f"trainer: {bad} cannot be set there; it takes the other fields of trl.SFTConfig"
+        raise ValueError(msg)
+    train_rows, eval_rows = split_evaluation(len(puzzles), settings["eval_fraction"], settings["seed"])
+    evaluate = bool(eval_rows) and own.get("eval_strategy", "no") != "no"
+    # Evaluation and saving must go together, or the best checkpoint may be one that was not saved.
+    best = evaluate and own.get("eval_strategy") == own.get("save_strategy", "steps")
+    config = SFTConfig(
+        **{
+            "disable_tqdm": True,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "load_best_model_at_end": best,
+            "metric_for_best_model": "eval_loss" if best else None,
+            "greater_is_better": False if best else None,
+            **own,
+            "eval_strategy": own.get("eval_strategy", "no") if evaluate else "no",
+            "output_dir": str(Path(settings["output"]) / _CHECKPOINTS),
+            "seed": settings["seed"],
+            "data_seed": settings["seed"],
+            "max_steps": settings["max_steps"],
+            "max_length": None,  # nothing is cut; the length is checked below
+            "completion_only_loss": True,
+        }
+    )
+    set_seed(settings["seed"])  # the trainer's own: adapters are initialised and dropout is drawn from it
+
+    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+    end = end_of_turn(tokenizer)
+    tokenizer.eos_token = end  # the trainer puts the end-of-sequence token behind completions that lack it
+    rows = [prompt_completion(p, tokenizer, end, settings["prompt_layout"], settings["variant"]) for p in puzzles]
+    rows, kept = _fit(rows, tokenizer, settings["max_length"], settings["overlong"])
+    data = {
+        name: Dataset.from_list([rows[i] for i in positions if i in kept])
+        for name, positions in (("train", train_rows), ("eval", eval_rows))
+    }
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]))
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=data["train"],
+        eval_dataset=data["eval"] if evaluate else None,
+        peft_config=_lora(settings["lora"]),
+        callbacks=[_progress(Path(settings["output"]))],
+    )
+    trainer.remove_callback(PrinterCallback)
+    _check_masks(trainer.train_dataset)
+    return trainer
+
+
+def _fit(
+    rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: str
+) -> tuple[list[dict[str, str]], set[int]]:
+    """Return the rows and the positions of those that fit."""
+    ids = tokenizer([row["prompt"] + row["completion"] for row in rows])["input_ids"]
+    lengths = [len(item) for item in ids]
+    long = [i for i, length in enumerate(lengths) if length > max_length]
+    if long and overlong == "error":
+        msg = (
+            f"{len(long)} of {len(rows)} items are longer than max_length={max_length} tokens (the longest has "
+            f"{max(lengths)}, item {long[0]} has {lengths[long[0]]}); raise max_length, or set "
+            "overlong=drop to leave them out"
+        )
+        raise ValueError(msg)
+    if len(long) == len(rows):
+        msg = f"no item is as short as max_length={max_length} tokens; raise max_length"
+        raise ValueError(msg)
+    if long:
+        print(f"left out {len(long)} of {len(rows)} items longer than {max_length} tokens", file=sys.stderr)
+    return rows, {i for i, length in enumerate(lengths) if length <= max_length}
+
+
+def _check_masks(data: Any) -> None:
+    """Check that the trainer's masks leave the prompt out and go to the end of the item."""
+    for index, mask in enumerate(data["completion_mask"]):
+        if not mask or mask[0] != 0 or mask[-1] != 1 or sorted(mask) != list(mask):
+            msg = f"the trainer's mask of item {index} does not begin after the prompt; is this TRL 0.27?"
+            raise RuntimeError(msg)
+
+
+def _lora(settings: Mapping[str, Any] | None) -> Any:
+    """Return PEFT's configuration, or ``None`` to train all weights."""
+    if not settings:
+        return None
+    from peft import LoraConfig
+
+    if unknown := sorted(key for key in settings if key not in LoraConfig.__dataclass_fields__):
+        msg = f"lora: {unknown} are no settings of peft.LoraConfig"
+        raise ValueError(msg)
+    return LoraConfig(task_type="CAUSAL_LM", **settings)
+
+
+def _progress(output: Path) -> Any:
+    """Return a callback that shows a progress bar and writes the log."""
+    from tqdm import tqdm
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        bar: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not state.is_world_process_zero:
+                return
+            # After a kill the log may be ahead of the checkpoint.
+            log = output / _LOG
+            if log.is_file():
+                lines = read_items(log, drop_partial_tail=True)
+                write_items(log, [line for line in lines if line["step"] <= state.global_step])
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="SFT", unit="step")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.bar is not None:
+                self.bar.update(state.global_step - self.bar.n)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if self.bar is not None and logs:
+                append_jsonl(output / _LOG, {"step": state.global_step, **logs})
+                if "loss" in logs:
+                    self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.bar is not None:
+                self.bar.close()
+
+    return Progress()
+
+
+# ------------------------------------------------------------------------------------------------------------ main
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments, by default those of the process.
+
+    Returns
+    -------
+    Exit code.
+    """
+    summary = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.sft", description=summary)
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="NAME", help="settings to lay over the published ones"
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="model=, train= and output= are required")
+    args = parser.parse_intermixed_args(argv)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        settings = load_settings(args.settings, args.config)
+        done = (Path(settings["output"]) / "model").is_dir()
+        target = train(settings)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{'already trained' if done else 'trained model'}: {target}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

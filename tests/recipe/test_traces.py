@@ -1,0 +1,82 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe.cello1.answer import format_answer, parse_answer
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import item_to_puzzle, puzzle_to_item
+from recipe.cello1.scoring import score_answer
+from recipe.cello1.traces import add_traces, best_markers, marker_evidence, write_trace
+
+CELLS = [("MS4A1", "CD74", "ACTB"), ("CD74", "MS4A1"), ("GNLY", "ACTB"), ("GNLY", "NKG7"), ("LYZ", "CD74", "ACTB")]
+LABELS = ["B", "B", "NK", "NK", "Mono"]
+PUZZLE = Puzzle((("ACTB", "GNLY", "NKG7"), ("CD74", "ACTB", "LYZ")), ("Mono", "NK"), ("NK", "Mono"))
+
+
+def test_evidence_is_the_difference_of_shares():
+    evidence = marker_evidence(CELLS, LABELS)
+    assert list(evidence) == ["B", "Mono", "NK"]
+    assert evidence["B"]["MS4A1"] == 1.0
+    assert evidence["NK"]["MS4A1"] == -0.5
+    assert evidence["B"]["CD74"] == pytest.approx(1 - (1 + 0) / 2)
+    assert evidence["NK"]["ACTB"] == pytest.approx(0.5 - (0.5 + 1) / 2)
+
+
+def test_a_gene_counts_once_for_a_cell():
+    assert marker_evidence([("A", "A"), ("B",)], ["x", "y"])["x"]["A"] == 1.0
+
+
+@given(st.lists(st.tuples(st.lists(st.sampled_from("ABCDE"), max_size=5), st.sampled_from("xyz")), min_size=1))
+def test_evidence_is_bounded_and_sums_to_zero(rows):
+    cells, labels = [genes for genes, _ in rows], [label for _, label in rows]
+    if len(set(labels)) < 2:
+        with pytest.raises(ValueError, match="at least one other type"):
+            marker_evidence(cells, labels)
+        return
+    evidence = marker_evidence(cells, labels)
+    for gene in {gene for genes in cells for gene in genes}:
+        scores = [evidence[name][gene] for name in evidence]
+        assert all(-1 <= score <= 1 for score in scores)
+        assert sum(scores) == pytest.approx(0, abs=1e-9)
+
+
+def test_markers_of_equal_worth_keep_the_order_of_the_cell():
+    assert best_markers(("C", "A", "B", "X"), {"A": 0.5, "B": 0.5, "C": 0.5}, 3) == ("C", "A", "B")
+    assert best_markers(("X", "A"), {"A": -0.1}, 1) == ("X",)
+
+
+def test_trace_cites_the_best_genes_of_each_cell():
+    trace = write_trace(PUZZLE, marker_evidence(CELLS, LABELS), n_genes=2)
+    assert trace == "\nCell 1: GNLY, NKG7 -> NK\nCell 2: LYZ, CD74 -> Mono\n"
+
+
+def test_every_cited_gene_is_one_of_the_cell():
+    (traced,) = add_traces([PUZZLE], marker_evidence(CELLS, LABELS), 3)
+    for line, genes, name in zip(
+        traced.meta["reasoning"].strip().split("\n"), PUZZLE.cells, PUZZLE.answer, strict=True
+    ):
+        cited, _, said = line.partition(": ")[2].partition(" -> ")
+        assert set(cited.split(", ")) <= set(genes)
+        assert said == name
+
+
+def test_a_traced_puzzle_is_solved_by_its_own_trace_and_survives_the_file_format():
+    (traced,) = add_traces([PUZZLE], marker_evidence(CELLS, LABELS))
+    text = format_answer(traced.answer, traced.meta["reasoning"])
+    assert parse_answer(text).ok
+    assert score_answer(text, traced.answer).score == 1.0
+    assert puzzle_to_item(traced)["assistant_msg"] == text
+    assert item_to_puzzle(puzzle_to_item(traced)).meta["reasoning"] == traced.meta["reasoning"]
+    assert "reasoning" not in PUZZLE.meta
+
+
+def test_unusable_input():
+    evidence = marker_evidence(CELLS, LABELS)
+    with pytest.raises(ValueError, match="4 entries for 5 cells"):
+        marker_evidence(CELLS, LABELS[:4])
+    with pytest.raises(ValueError, match="no answer"):
+        write_trace(Puzzle(PUZZLE.cells, PUZZLE.candidates), evidence)
+    with pytest.raises(ValueError, match=r"no evidence for the types \['T'\]"):
+        write_trace(Puzzle((("A",),), ("T",), ("T",)), evidence)
+    with pytest.raises(ValueError, match="n_genes must be at least 1"):
+        write_trace(PUZZLE, evidence, 0)

