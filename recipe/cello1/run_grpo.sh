@@ -62,8 +62,8 @@ if [ -z "${MODEL:-}" ]; then
   if [ "$SMOKE" = 1 ]; then
     size=(--smoke)
     sft=(max_steps=8)
-    settings+=(trainer.total_training_steps=2 trainer.save_freq=1 data.train_batch_size=4
-      actor_rollout_ref.actor.ppo_mini_batch_size=4 actor_rollout_ref.rollout.n=4)
+    settings+=(trainer.total_training_steps=2 trainer.save_freq=1 data.train_batch_size=6
+      actor_rollout_ref.actor.ppo_mini_batch_size=6 actor_rollout_ref.rollout.n=4)
   fi
   stage "puzzles, tokenizer and model from the PBMC cells that come with scanpy"
   "$PYTHON" -m recipe.cello1.embedded --out "$OUTPUT/data" --seed "$SEED" "${size[@]}"

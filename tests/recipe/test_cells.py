@@ -64,7 +64,8 @@ def test_names_are_plain_strings():
 
 @pytest.mark.parametrize("convert", [np.asarray, sp.csr_matrix])
 @pytest.mark.parametrize(
-    ("value", "message"), [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (-0.5, "negative values.*use_raw=")]
+    ("value", "message"),
+    [(np.nan, "NaN or infinite"), (np.inf, "NaN or infinite"), (-0.5, "negative values.*use_raw=")],
 )
 def test_unusable_values(convert, value, message):
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,140 @@
+"""The vLLM logits processor of :mod:`recipe.cello1.constrained`. Imports vLLM: nothing else here may import this.
+
+In process it is loaded by :class:`recipe.cello1.engine_vllm.VllmEngine`. For a server::
+
+    vllm serve MODEL --logits-processors recipe.cello1.constrained_vllm:MatchingLogitsProcessor
+
+and each request asks for it with ``vllm_xargs`` (see :func:`extra_args`); other requests are left alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from recipe.cello1.answer import THINK_OPEN
+from recipe.cello1.constrained import Cursor, Vocabulary, mask_logits, matching_for
+from recipe.cello1.engine import CANDIDATES_ARG, N_ANSWERS_ARG, REASONING_BUDGET_ARG
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+
+_PROMPT_END = 16  # tokens at the end of the prompt, where the chat template may have put <think>
+
+
+class _Row:
+    """The cursor of one request, and how much of its output it has seen."""
+
+    def __init__(self, params: tuple[Any, ...], output: list[int]) -> None:
+        self.params = params
+        self.output = output  # vLLM goes on appending to this list
+        self.cursor = Cursor(*params)
+
+    def catch_up(self) -> None:
+        if len(self.output) < self.cursor.n:  # vLLM has taken tokens back, to compute them again
+            self.cursor = Cursor(*self.params)
+        for token in self.output[self.cursor.n :]:
+            if token >= 0:  # -1: not known yet
+                self.cursor.advance(token)
+
+
+class MatchingLogitsProcessor(LogitsProcessor):
+    """Keeps requests that ask for it to a legal one-to-one matching.
+
+    Parameters
+    ----------
+    vllm_config, device, is_pin_memory
+        As vLLM passes them.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self._config = vllm_config.model_config
+        self._vocabulary: Vocabulary | None = None  # made when first needed: it takes a moment for large vocabularies
+        self._rows: dict[int, _Row] = {}
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Refuse requests that cannot be met.
+
+        Parameters
+        ----------
+        sampling_params
+            The request's options.
+
+        Raises
+        ------
+        ValueError
+            If the arguments are not as :func:`recipe.cello1.engine.constraint_args` makes them.
+        """
+        args = sampling_params.extra_args or {}
+        if not any(name in args for name in (CANDIDATES_ARG, N_ANSWERS_ARG, REASONING_BUDGET_ARG)):
+            return
+        candidates, n_answers = args.get(CANDIDATES_ARG), args.get(N_ANSWERS_ARG)
+        if not isinstance(candidates, list) or not candidates or not all(isinstance(c, str) for c in candidates):
+            msg = f"{CANDIDATES_ARG} must be a list of cell types, got {candidates!r}"
+            raise ValueError(msg)
+        if not isinstance(n_answers, int) or not 1 <= n_answers <= len({c.lower() for c in candidates}):
+            msg = f"{N_ANSWERS_ARG} must be an integer between 1 and the number of candidates, got {n_answers!r}"
+            raise ValueError(msg)
+
+    def is_argmax_invariant(self) -> bool:
+        """Return ``False``: the likeliest token may be forbidden.
+
+        Returns
+        -------
+        ``False``
+        """
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Take note of requests that come, go and move.
+
+        Parameters
+        ----------
+        batch_update
+            The changes; ``None`` if there are none.
+        """
+        process_dict_updates(self._rows, batch_update, self._new_row)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Mask the logits.
+
+        Parameters
+        ----------
+        logits
+            Float tensor of shape (requests, vocabulary).
+
+        Returns
+        -------
+        ``logits``, changed in place.
+        """
+        if self._rows:
+            for row in self._rows.values():
+                row.catch_up()
+            mask_logits(logits, {index: row.cursor for index, row in self._rows.items()})
+        return logits
+
+    def _new_row(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Row | None:
+        args = params.extra_args or {}
+        if CANDIDATES_ARG not in args:
+            return None
+        if self._vocabulary is None:
+            from transformers import AutoTokenizer
+
+            tokenizer = AutoTokenizer.from_pretrained(
+                self._config.tokenizer,
+                revision=self._config.tokenizer_revision,
+                trust_remote_code=self._config.trust_remote_code,
+            )
+            self._vocabulary = Vocabulary.from_tokenizer(tokenizer)
+        matching = matching_for(self._vocabulary, tuple(args[CANDIDATES_ARG]), int(args[N_ANSWERS_ARG]))
+        budget = args.get(REASONING_BUDGET_ARG)
+        room = self._config.max_model_len - len(prompt or ())
+        limit = min(room, params.max_tokens or room)
+        end = self._vocabulary.text(prompt[-_PROMPT_END:]) if prompt else ""
+        opened = end.rstrip().endswith(THINK_OPEN)
+        return _Row((matching, limit, None if budget is None else int(budget), opened), output)

@@ -1,0 +1,18 @@
+"""The parts of ``python -m recipe.cello1.prepare_data``, each with one purpose.
+
+======================  ================================================================================
+``store``               one h5ad or zarr file: its tables, and where its matrix lies
+``matrix``              rows of a stored matrix, chosen ones or all, in blocks of bounded size
+``gene_filters``        gene names: symbols, excluded genes
+``selection``           which genes of a cell are listed (top k)
+``choice``              which cells make puzzles, from the metadata alone
+``context_table``       the user's table of context fields
+``extract``             one file to puzzles: all of the above put together
+``parallel``            the same function over many files: processes or a Ray cluster, resumable
+``imports``             puzzles that others made: Hub, JSON, JSONL, parquet
+``identity``            when two cells, donors or puzzles are the same
+``splits``              train and test sets without leaks, stratified by the number of cells
+``audit``               what train and test share
+``outputs``             files: merged and per-file JSON, parquet, manifest, remote copy
+======================  ================================================================================
+"""

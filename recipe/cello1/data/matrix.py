@@ -1,0 +1,465 @@
+"""Rows of a stored expression matrix, chosen ones or all of them, in blocks of bounded size.
+
+A matrix in CSR form is read row by row as it lies. Its gzip chunks are decompressed here rather than by HDF5, which
+does it one at a time: several threads can, and a chunk of which only the beginning is wanted is decompressed no further.
+A dense matrix is read in bands of rows. One in CSC form has to be gone through as a whole for any rows, and is turned
+into CSR piece by piece.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+import h5py
+import numba
+import numpy as np
+
+from recipe.cello1.data.store import BadFileError, reading
+
+try:  # decompresses two to three times as fast; same interface
+    from isal import isal_zlib as inflate
+except ImportError:
+    inflate = zlib
+
+BLOCK_ENTRIES = 2_000_000  # stored values in a block: 16 MB for float32 with int32 indices
+DENSE_ENTRIES = 8_000_000  # values in a block of a dense matrix
+DENSE_LIMIT = 24_000_000  # the same where the chunks of the file are taller than that
+CSC_ENTRIES = 16_000_000  # values of a CSC matrix that are kept in one pass
+CSC_STEP = 4_000_000  # values of a CSC matrix that are read at once
+ROWS_AT_ONCE = 256  # chosen rows in a block
+
+_DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
+_DAMAGED = "the file is damaged: fetch or write it again"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some rows of a matrix.
+
+    Attributes
+    ----------
+    rows
+        int64, the number of each row in the file.
+    values
+        Stored values (sparse), or the rows themselves, 2-dimensional (dense).
+    indices
+        Column of each value; ``None`` for dense rows.
+    indptr
+        int64, where each row begins in ``values``, and the end; ``None`` for dense rows.
+    """
+
+    rows: np.ndarray
+    values: np.ndarray
+    indices: np.ndarray | None = None
+    indptr: np.ndarray | None = None
+
+
+Plan = Callable[[], Block]  # reads one block; may be called in any thread
+
+
+class Matrix(Protocol):
+    """A stored matrix, cells x genes."""
+
+    shape: tuple[int, int]
+
+    def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
+        """Cut the rows (sorted; ``None`` for all) into blocks, each to be read by a call."""
+
+    def stored(self) -> np.ndarray | None:
+        """Return how many values are stored for each row, where that is known without reading them."""
+
+
+def open_matrix(element: Any, file: BinaryIO | None = None) -> Matrix:
+    """Open a stored matrix.
+
+    Parameters
+    ----------
+    element
+        h5py or zarr group (sparse) or array (dense).
+    file
+        The HDF5 file it lies in, opened a second time without buffer, to read raw chunks from.
+
+    Returns
+    -------
+    The matrix.
+
+    Raises
+    ------
+    BadFileError
+        If it is not a matrix that AnnData writes.
+    """
+    if not hasattr(element, "keys"):
+        if len(element.shape) != 2:
+            raise BadFileError(f"its matrix has the shape {tuple(element.shape)}", "write it as cells x genes")
+        return DenseMatrix(element)
+    attributes = element.attrs
+    kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "")))
+    shape = attributes.get("shape", attributes.get("h5sparse_shape"))
+    kinds = {"csr_matrix": CsrMatrix, "csr": CsrMatrix, "csc_matrix": CscMatrix, "csc": CscMatrix}
+    if kind not in kinds or shape is None:
+        raise BadFileError(f"its matrix is stored as {kind or 'something unknown'!r}", "write it as CSR, CSC or dense")
+    return kinds[kind](element, (int(shape[0]), int(shape[1])), file)
+
+
+def map_blocks(
+    matrix: Matrix, function: Callable[[Block], T], rows: np.ndarray | None = None, threads: int = 1
+) -> Iterator[T]:
+    """Apply a function to the blocks of a matrix.
+
+    Parameters
+    ----------
+    matrix
+        The matrix.
+    function
+        What to do with a block. To run in parallel it has to release the interpreter lock.
+    rows
+        int64, sorted and distinct; ``None`` for all rows.
+    threads
+        Blocks read and worked on at the same time. The results do not depend on it.
+
+    Yields
+    ------
+    The results in the order of the rows.
+    """
+    plans = matrix.plans(rows)
+    if threads <= 1:
+        for plan in plans:
+            yield function(plan())
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[T]] = deque()
+        try:
+            for plan in plans:
+                waiting.append(pool.submit(_read_and_apply, plan, function))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _read_and_apply(plan: Plan, function: Callable[[Block], T]) -> T:
+    return function(plan())
+
+
+# ------------------------------------------------------------------------------------------------ one stored vector
+
+
+class Vector(Protocol):
+    """A stored 1-dimensional array."""
+
+    dtype: np.dtype
+
+    def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Read the ranges, ascending and without overlap, one after the other into one array."""
+
+
+def open_vector(array: Any, file: BinaryIO | None) -> Vector:
+    """Choose how to read a stored vector: by its raw chunks where that is possible, else through its library."""
+    if file is not None and (chunks := _chunk_table(array)) is not None:
+        return RawVector(array, chunks, file)
+    return SlicedVector(array)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    """Where the chunks of a dataset lie: address and stored size in bytes of each, and how they were filtered."""
+
+    length: int
+    address: np.ndarray
+    size: np.ndarray
+    deflate: bool
+    shuffle: bool
+
+
+def _chunk_table(dataset: h5py.Dataset) -> _Chunks | None:
+    """Return the chunks of a dataset, or ``None`` where only HDF5 itself can read it (other filters, remote files)."""
+    file = dataset.file
+    plain = dataset.dtype.kind in "biuf" and dataset.dtype.fields is None and dataset.size > 0
+    if not plain or file.driver != "sec2" or file.userblock_size or dataset.is_virtual or dataset.external:
+        return None
+    if dataset.chunks is None:
+        offset = dataset.id.get_offset()
+        if offset is None:  # compact
+            return None
+        stored = np.array([dataset.size * dataset.dtype.itemsize])
+        return _Chunks(dataset.size, np.array([offset]), stored, deflate=False, shuffle=False)
+    properties = dataset.id.get_create_plist()
+    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+    if filters not in ([], [_DEFLATE], [_SHUFFLE, _DEFLATE]):
+        return None
+    length = dataset.chunks[0]
+    address = np.zeros(-(-dataset.size // length), dtype=np.int64)
+    size = np.zeros_like(address)
+    skipped = False
+
+    def note(chunk: Any) -> None:
+        nonlocal skipped
+        skipped |= chunk.filter_mask != 0
+        number = chunk.chunk_offset[0] // length
+        if number < len(address):
+            address[number], size[number] = chunk.byte_offset, chunk.size
+
+    with reading("the chunk index"):
+        dataset.id.chunk_iter(note)
+    if skipped or not size.all():  # a chunk without filters, or one never written
+        return None
+    return _Chunks(length, address, size, _DEFLATE in filters, _SHUFFLE in filters)
+
+
+class RawVector:
+    """A vector of an HDF5 file on disk, read by its raw chunks; any number of threads may read at the same time."""
+
+    def __init__(self, dataset: h5py.Dataset, chunks: _Chunks, file: BinaryIO) -> None:
+        self.dtype = dataset.dtype.newbyteorder("=")
+        self._stored = dataset.dtype
+        self._chunks = chunks
+        self._file = file
+
+    def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Read the ranges one after the other into one array."""
+        out = np.empty(int((stops - starts).sum()), dtype=self._stored)
+        if self._chunks.deflate:
+            self._gather_deflated(starts, stops, out)
+        else:
+            self._gather_plain(starts, stops, out)
+        return out.astype(self.dtype, copy=False)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """Cut a range at the chunk borders: chunk number, beginning and end inside the chunk."""
+        length = self._chunks.length
+        while start < stop:
+            number, first = divmod(start, length)
+            last = min(first + stop - start, length)
+            yield number, first, last
+            start += last - first
+
+    def _gather_plain(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
+        width = self._stored.itemsize
+        view = memoryview(out).cast("B") if len(out) else memoryview(b"")
+        position = 0
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            for number, first, last in self._pieces(start, stop):
+                part = view[position * width : (position + last - first) * width]
+                address = int(self._chunks.address[number]) + first * width
+                while len(part):
+                    got = os.preadv(self._file.fileno(), [part], address)
+                    if not got:
+                        raise BadFileError("it ends before its matrix does", _DAMAGED)
+                    part, address = part[got:], address + got
+                position += last - first
+
+    def _gather_deflated(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
+        wanted: dict[int, list[tuple[int, int, int]]] = {}
+        position = 0
+        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+            for number, first, last in self._pieces(start, stop):
+                wanted.setdefault(number, []).append((first, last, position))
+                position += last - first
+        for number, parts in wanted.items():
+            values = self._inflate(number, parts[-1][1])
+            for first, last, position in parts:
+                out[position : position + last - first] = values[first:last]
+
+    def _inflate(self, number: int, n_values: int) -> np.ndarray:
+        """Decompress the first values of a chunk."""
+        chunks, width = self._chunks, self._stored.itemsize
+        size = int(chunks.size[number])
+        stored = os.pread(self._file.fileno(), size, int(chunks.address[number]))
+        whole = chunks.length * width
+        try:
+            if chunks.shuffle or n_values == chunks.length:
+                raw = inflate.decompress(stored, bufsize=whole)
+            else:
+                raw = inflate.decompressobj().decompress(stored, n_values * width)
+        except (zlib.error, inflate.error) as error:
+            raise BadFileError(f"a compressed chunk of its matrix cannot be read ({error})", _DAMAGED) from error
+        if len(stored) < size or len(raw) < n_values * width:
+            raise BadFileError("it ends before its matrix does", _DAMAGED)
+        if chunks.shuffle:
+            raw = np.frombuffer(raw, np.uint8, whole).reshape(width, chunks.length).T.tobytes()
+        return np.frombuffer(raw, self._stored, n_values)
+
+
+class SlicedVector:
+    """A vector read through its library: zarr, and HDF5 with filters other than gzip."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.dtype = np.dtype(array.dtype).newbyteorder("=")
+        self._gap = array.chunks[0] if getattr(array, "chunks", None) else 1024
+
+    def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Read the ranges one after the other into one array."""
+        if len(starts) == 0:
+            return np.empty(0, dtype=self.dtype)
+        parts = []
+        # Ranges that share a chunk are read as one.
+        cuts = np.flatnonzero(starts[1:] - stops[:-1] > self._gap) + 1
+        with reading("the matrix"):
+            for group in np.split(np.arange(len(starts)), cuts):
+                first = int(starts[group[0]])
+                span = self._array[first : int(stops[group[-1]])]
+                parts += [span[starts[i] - first : stops[i] - first] for i in group.tolist()]
+        return np.concatenate(parts).astype(self.dtype, copy=False)
+
+
+# --------------------------------------------------------------------------------------------------------- matrices
+
+
+class _Sparse:
+    """What CSR and CSC share."""
+
+    def __init__(self, group: Any, shape: tuple[int, int], file: BinaryIO | None) -> None:
+        self.shape = shape
+        with reading("the sparse matrix"):
+            self.indptr = np.asarray(group["indptr"][:], dtype=np.int64)
+            self.values = open_vector(group["data"], file)
+            self.indices = open_vector(group["indices"], file)
+            n_values = min(group["data"].shape[0], group["indices"].shape[0])
+        # A float16 matrix is read as float32, since numba does not know the former.
+        self.dtype = np.dtype(np.float32) if self.values.dtype == np.float16 else self.values.dtype
+        lengths = np.diff(self.indptr)
+        major = shape[isinstance(self, CscMatrix)]
+        if len(lengths) != major or self.indptr[0] != 0 or (lengths < 0).any() or self.indptr[-1] > n_values:
+            raise BadFileError("the row pointers of its sparse matrix are wrong", _DAMAGED)
+
+    def read(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read values and indices of some ranges."""
+        return self.values.gather(starts, stops).astype(self.dtype, copy=False), self.indices.gather(starts, stops)
+
+
+class CsrMatrix(_Sparse):
+    """A matrix stored row by row."""
+
+    def stored(self) -> np.ndarray:
+        """Return how many values are stored for each row."""
+        return np.diff(self.indptr)
+
+    def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
+        """Cut the rows into blocks."""
+        everything = rows is None
+        wanted = np.arange(self.shape[0]) if rows is None else rows
+        sizes = np.diff(self.indptr)[wanted]
+        ends = np.cumsum(sizes)
+        start = 0
+        while start < len(wanted):
+            before = ends[start - 1] if start else 0
+            stop = int(np.searchsorted(ends, before + BLOCK_ENTRIES, side="right"))
+            stop = max(start + 1, stop if everything else min(stop, start + ROWS_AT_ONCE))
+            yield partial(self._block, wanted[start:stop])
+            start = stop
+
+    def _block(self, rows: np.ndarray) -> Block:
+        starts, stops = self.indptr[rows], self.indptr[rows + 1]
+        indptr = np.concatenate([[0], np.cumsum(stops - starts)])
+        # Rows that follow each other are one range.
+        new = np.flatnonzero(np.concatenate([[True], starts[1:] != stops[:-1]]))
+        values, indices = self.read(starts[new], stops[np.append(new[1:] - 1, len(rows) - 1)])
+        return Block(rows, values, indices, indptr)
+
+
+class CscMatrix(_Sparse):
+    """A matrix stored column by column: each block takes a pass over all of it, and the blocks are large for that."""
+
+    def stored(self) -> None:
+        """Return nothing: the number of values in a row is known only when all columns are read."""
+        return None
+
+    def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
+        """Cut the rows into blocks."""
+        wanted = np.arange(self.shape[0]) if rows is None else rows
+        per_row = max(1.0, self.indptr[-1] / max(1, self.shape[0]))
+        step = max(1, int(CSC_ENTRIES / per_row))
+        for start in range(0, len(wanted), step):
+            yield partial(self._block, wanted[start : start + step])
+
+    def _block(self, rows: np.ndarray) -> Block:
+        place = np.full(self.shape[0], -1, dtype=np.int64)
+        place[rows] = np.arange(len(rows))
+        kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        counts = np.zeros(len(rows), dtype=np.int64)
+        column = 0
+        n_columns = self.shape[1]
+        while column < n_columns:
+            last = int(np.searchsorted(self.indptr, self.indptr[column] + CSC_STEP, side="right")) - 1
+            last = min(max(last, column + 1), n_columns)
+            bounds = self.indptr[column : last + 1]
+            values, indices = self.read(bounds[:1], bounds[-1:])
+            self._check_rows(indices)
+            target = place[indices]
+            here = target >= 0
+            columns = np.repeat(np.arange(column, last, dtype=np.int32), np.diff(bounds))[here]
+            kept.append((target[here], columns, values[here]))
+            counts += np.bincount(kept[-1][0], minlength=len(rows))
+            column = last
+        indptr = np.concatenate([[0], np.cumsum(counts)])
+        out_values = np.empty(indptr[-1], dtype=self.dtype)
+        out_indices = np.empty(indptr[-1], dtype=np.int32)
+        cursor = indptr[:-1].copy()
+        for target, columns, values in kept:
+            _scatter(target, columns, values, cursor, out_indices, out_values)
+        return Block(rows, out_values, out_indices, indptr)
+
+    def _check_rows(self, indices: np.ndarray) -> None:
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.shape[0]:
+            raise BadFileError("its sparse matrix names rows that it does not have", _DAMAGED)
+
+
+@numba.njit(nogil=True)
+def _scatter(target, columns, values, cursor, out_indices, out_values):  # pragma: no cover - compiled
+    for i in range(len(target)):
+        position = cursor[target[i]]
+        out_indices[position] = columns[i]
+        out_values[position] = values[i]
+        cursor[target[i]] = position + 1
+
+
+class DenseMatrix:
+    """A matrix with every value stored."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+        self.shape = (int(array.shape[0]), int(array.shape[1]))
+        chunks = getattr(array, "chunks", None)
+        self._height = int(chunks[0]) if chunks else 1
+        self.dtype = np.dtype(np.float32) if array.dtype == np.float16 else np.dtype(array.dtype).newbyteorder("=")
+
+    def stored(self) -> None:
+        """Return nothing: zeros are stored, too."""
+        return None
+
+    def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
+        """Cut the rows into blocks."""
+        n_columns = max(1, self.shape[1])
+        step = max(1, min(max(DENSE_ENTRIES // n_columns, self._height), DENSE_LIMIT // n_columns))
+        if step > self._height:
+            step -= step % self._height  # no chunk is read for two blocks
+        for start in range(0, self.shape[0], step):
+            stop = min(start + step, self.shape[0])
+            if rows is None:
+                part = np.arange(start, stop)
+            else:
+                part = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)]
+            if len(part):
+                yield partial(self._block, part)
+
+    def _block(self, rows: np.ndarray) -> Block:
+        out = np.empty((len(rows), self.shape[1]), dtype=self.dtype)
+        cuts = np.flatnonzero(np.diff(rows) > self._height) + 1
+        with reading("the dense matrix"):
+            for group in np.split(np.arange(len(rows)), cuts):
+                first, last = int(rows[group[0]]), int(rows[group[-1]])
+                band = self._array[first : last + 1]
+                out[group] = band if len(band) == len(group) else band[rows[group] - first]
+        return Block(rows, out)

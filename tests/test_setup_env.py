@@ -1,0 +1,154 @@
+"""The set-up script, with the installation itself left out: tests/run.sh has just been through that."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipe.cello1 import environment
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = Path("recipe/cello1/setup_env.sh")
+
+
+@pytest.fixture
+def tree(tmp_path) -> Path:
+    """A copy of what the script needs of the repository."""
+    tree = tmp_path / "tree"
+    (tree / "recipe" / "cello1").mkdir(parents=True)
+    for name in ("setup.py", SCRIPT, "recipe/cello1/environment.py", "recipe/cello1/REQUIRED_VERL.txt"):
+        shutil.copy(ROOT / name, tree / name)
+    return tree
+
+
+@pytest.fixture
+def env_dir(tmp_path) -> Path:
+    """An empty environment, with this Python and without packages."""
+    env_dir = tmp_path / "env"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", env_dir], check=True)
+    return env_dir
+
+
+def bash(command: str, tree: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run a shell command in `tree` with no environment active but what `variables` say."""
+    unset = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHON", "CELLO1_SETUP", "CELLO1_PYTHON")
+    env = {key: value for key, value in os.environ.items() if key not in unset}
+    env |= {"CELLO1_DEVICE": "cpu"} | variables
+    return subprocess.run(["bash", "-c", command], cwd=tree, env=env, capture_output=True, text=True)
+
+
+def put_in_place(tree: Path, env_dir: Path, name: str) -> None:
+    """Leave the stamp of a finished set, as the script would."""
+    made_from = [tree / name for name in ("setup.py", SCRIPT, "recipe/cello1/environment.py")]
+    command = [env_dir / "bin" / "python", "-I", "-S", made_from[2], "fingerprint", name, *made_from]
+    stamp = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    (env_dir / f".cello1-{name}").write_text(stamp)
+
+
+def test_in_place_it_does_nothing_and_says_nothing(tree, env_dir):
+    put_in_place(tree, env_dir, "cpu")
+    done = bash(f"source {SCRIPT} train && echo $PYTHON $CELLO1_DEVICE", tree, VIRTUAL_ENV=str(env_dir))
+    assert (done.stdout.strip(), done.stderr, done.returncode) == (f"{env_dir}/bin/python cpu", "", 0)
+    assert not (tree / "outputs").exists()
+
+
+def test_sourced_it_activates_the_environment_of_the_tree(tree, env_dir):
+    env_dir.rename(tree / ".venv")
+    put_in_place(tree, tree / ".venv", "cpu")
+    done = bash(f"source {SCRIPT} train && echo $VIRTUAL_ENV && command -v python", tree)
+    assert done.stdout.split() == [f"{tree}/.venv", f"{tree}/.venv/bin/python"]
+
+
+def test_sourced_it_leaves_options_traps_and_names_alone(tree, env_dir):
+    put_in_place(tree, env_dir, "cpu")
+    state = "{ set +o; shopt -p; trap; declare -F; compgen -v; }"
+    ours = r"^(PYTHON|CELLO1_DEVICE|_|PIPESTATUS|BASH_LINENO|FUNCNAME)$"
+    command = (
+        f"set -eu; {state} >before; source {SCRIPT} train; {state} >after; "
+        f"diff <(grep -vE '{ours}' before) <(grep -vE '{ours}' after) >&2"
+    )
+    done = bash(command, tree, VIRTUAL_ENV=str(env_dir))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_change_of_the_requirements_asks_for_a_new_set_up(tree, env_dir):
+    put_in_place(tree, env_dir, "cpu")
+    with (tree / "setup.py").open("a") as file:
+        file.write("# changed\n")
+    offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    done = bash(f"bash {SCRIPT} train", tree, VIRTUAL_ENV=str(env_dir), **offline)
+    assert done.returncode == 1
+    assert "installing the sets: cpu" in done.stderr
+    assert env_dir.is_dir(), "an environment that the script did not make is not removed"
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "message"),
+    [
+        ("tests", {}, "there is no set 'tests'"),
+        ("", {}, "no set was named"),
+        ("train", {"CELLO1_DEVICE": "tpu"}, "CELLO1_DEVICE is 'tpu'"),
+        ("train", {"CELLO1_PYTHON": "no-such-python"}, "Python 3.11 or 3.12 is needed"),
+    ],
+)
+def test_bad_input_is_named_with_a_remedy(tree, words, variables, message):
+    done = bash(f"bash {SCRIPT} {words}", tree, **variables)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "remedy: " in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_failure_ends_the_script_that_sources_it(tree):
+    done = bash(f"set -e; source {SCRIPT} nonsense; echo went on", tree)
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_the_sets_for_cpu_and_gpu_are_not_mixed(tree, env_dir):
+    put_in_place(tree, env_dir, "gpu")
+    done = bash(f"bash {SCRIPT} train", tree, VIRTUAL_ENV=str(env_dir))
+    assert done.returncode == 1
+    assert "holds the gpu set" in done.stderr
+
+
+def test_a_failed_installation_leaves_no_half_environment(tree):
+    offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    done = bash(f"bash {SCRIPT} train", tree, CELLO1_PYTHON=sys.executable, **offline)
+    assert done.returncode == 1
+    assert not (tree / ".venv").exists()
+    assert "No matching distribution found" in done.stderr
+    assert "remedy: " in done.stderr
+    assert (tree / "outputs" / "setup_env.log").is_file()
+
+
+def test_what_a_killed_run_left_is_removed_first(tree):
+    leftover = tree / ".venv" / "leftover"
+    leftover.parent.mkdir()
+    leftover.touch()
+    (tree / ".venv" / ".cello1-unfinished").touch()
+    bash(f"bash {SCRIPT} train", tree, CELLO1_PYTHON="no-such-python")
+    assert not leftover.exists()
+
+
+def test_copied_alone_it_installs_nothing_and_names_what_is_missing(tree, env_dir):
+    (tree / "setup.py").write_text('setup(name="verl")')
+    done = bash(f"bash {SCRIPT} train", tree, VIRTUAL_ENV=str(env_dir))
+    assert done.returncode == 1
+    assert f"lacks {', '.join(environment.TRAIN_PACKAGES)}" in done.stderr
+    assert environment.required_verl()["PIP_INSTALL"] in done.stderr
+    assert not (tree / "outputs").exists()
+
+
+def test_copied_alone_it_takes_the_environment_that_has_verl(tree, env_dir):
+    (tree / "setup.py").unlink()
+    site = next((env_dir / "lib").glob("python3*")) / "site-packages"
+    for name in environment.TRAIN_PACKAGES:
+        (site / name).mkdir()
+        (site / name / "__init__.py").touch()
+    environment.name_vllm(site, "0.27.1")
+    done = bash(f"source {SCRIPT} train; echo $PYTHON; echo $PYTHONPATH", tree, VIRTUAL_ENV=str(env_dir))
+    assert done.stdout.split() == [f"{env_dir}/bin/python", str(tree)]
+    assert "verl from a source tree is in use" in done.stderr
