@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 
 # Written so that the patterns do not match themselves.
 MACHINE_PATHS = re.compile(
-    r"(?<![\w.:/~-])/(?:root/|home/[a-z]|Users/[a-z]|work/|farm/|mnt/|opt/(?:wheels|pypi)|tmp/(?:dev|bash_jobs))"
+    r"(?<![\w.:/~-])/(?:root/|home/[a-z]|Users/[a-z]|work/|farm/|opt/(?:wheels|pypi)|tmp/(?:dev|bash_jobs))"
 )
 
 

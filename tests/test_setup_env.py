@@ -1,5 +1,6 @@
 """The set-up script, with the installation itself left out: tests/run.sh has just been through that."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -32,18 +33,22 @@ def env_dir(tmp_path) -> Path:
     return env_dir
 
 
-def bash(command: str, tree: Path, **variables: str) -> subprocess.CompletedProcess:
-    """Run a shell command in `tree` with no environment active but what `variables` say."""
+def environ(**variables: str) -> dict[str, str]:
+    """This process's variables with no environment active but what `variables` say."""
     unset = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHON", "CELLO1_SETUP", "CELLO1_PYTHON")
-    env = {key: value for key, value in os.environ.items() if key not in unset}
-    env |= {"CELLO1_DEVICE": "cpu"} | variables
-    return subprocess.run(["bash", "-c", command], cwd=tree, env=env, capture_output=True, text=True)
+    kept = {key: value for key, value in os.environ.items() if key not in unset}
+    return kept | {"CELLO1_DEVICE": "cpu"} | variables
+
+
+def bash(command: str, tree: Path, **variables: str) -> subprocess.CompletedProcess:
+    """Run a shell command in `tree`."""
+    return subprocess.run(["bash", "-c", command], cwd=tree, env=environ(**variables), capture_output=True, text=True)
 
 
 def put_in_place(tree: Path, env_dir: Path, name: str) -> None:
     """Leave the stamp of a finished set, as the script would."""
-    made_from = [tree / name for name in ("setup.py", SCRIPT, "recipe/cello1/environment.py")]
-    command = [env_dir / "bin" / "python", "-I", "-S", made_from[2], "fingerprint", name, *made_from]
+    made_from = [tree / file for file in ("setup.py", SCRIPT, "recipe/cello1/environment.py")]
+    command = [env_dir / "bin" / "python", "-I", "-S", made_from[2], "fingerprint", *made_from]
     stamp = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     (env_dir / f".cello1-{name}").write_text(stamp)
 
@@ -74,6 +79,7 @@ def test_sourced_it_leaves_options_traps_and_names_alone(tree, env_dir):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.integration
 def test_a_change_of_the_requirements_asks_for_a_new_set_up(tree, env_dir):
     put_in_place(tree, env_dir, "cpu")
     with (tree / "setup.py").open("a") as file:
@@ -114,6 +120,23 @@ def test_the_sets_for_cpu_and_gpu_are_not_mixed(tree, env_dir):
     assert "holds the gpu set" in done.stderr
 
 
+def test_of_two_at_once_the_second_waits_and_finds_it_in_place(tree, env_dir):
+    env = environ(VIRTUAL_ENV=str(env_dir))
+    with (tree / SCRIPT).open() as first:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        command = ["bash", str(SCRIPT), "train"]
+        with subprocess.Popen(
+            command, cwd=tree, env=env, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as run:
+            assert "waiting" in run.stderr.readline()
+            put_in_place(tree, env_dir, "cpu")
+            fcntl.flock(first, fcntl.LOCK_UN)
+            settings, more = run.communicate()
+    assert (run.returncode, more) == (0, "")
+    assert f"export PYTHON={env_dir}/bin/python" in settings
+
+
+@pytest.mark.integration
 def test_a_failed_installation_leaves_no_half_environment(tree):
     offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
     done = bash(f"bash {SCRIPT} train", tree, CELLO1_PYTHON=sys.executable, **offline)

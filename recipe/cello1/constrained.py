@@ -12,8 +12,8 @@ a label in any spelling the vocabulary has, its usual one included.
 - :class:`Cursor` follows one completion and tells which tokens may come next.
 - :func:`mask_logits` applies that to a batch of logits, for vLLM and transformers alike.
 
-Room: reasoning that goes on too long is closed (``</think>``) in time for the answer, or earlier if a budget is given. If
-the model wants to end its turn within the reasoning, it closes the reasoning instead.
+Room: reasoning that goes on too long is closed (``</think>``) in time for the answer, or earlier if a budget is given.
+If the model wants to end its turn within the reasoning, it closes the reasoning instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from __future__ import annotations
 import json
 import weakref
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,8 @@ _SLACK = _LONGEST + 8  # tokens; an awkward spelling can cost no more than this 
 
 # Kinds of position in a text, see Matching.
 _LITERAL, _LABEL, _SEP, _END_TAG, _END = range(5)
-_Item = tuple[int, int, int]  # kind, position, labels used so far (bits)
+_TEXTS = {_LITERAL: _JOINT, _SEP: _SEPARATOR, _END_TAG: _CLOSE_ANSWER}
+_Item = tuple[int, int, int]  # kind, position (in the text, or node of the label trie), labels used so far (bits)
 
 
 class Vocabulary:
@@ -75,6 +77,7 @@ class Vocabulary:
         self._with_tag = [key for key in self.keys if any(tag in key for tag in _TAGS)]
         self._free: dict[bytes, tuple[tuple[int, ...], tuple[tuple[int, bytes], ...]]] = {}
         self._opening: dict[int, tuple[int, ...]] = {}
+        self._silent_ids: dict[tuple[int, Any], torch.Tensor] = {}
         self.shortest = lru_cache(maxsize=1 << 14)(self._shortest)
 
     @classmethod
@@ -100,6 +103,26 @@ class Vocabulary:
             found = cls(_token_bytes(tokenizer), tokenizer.eos_token_id)
             _KNOWN[tokenizer] = found
         return found
+
+    def silent_ids(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the ids that stand for no text, those that the model has beyond the tokenizer's included.
+
+        Parameters
+        ----------
+        logits
+            Tensor of shape (rows, vocabulary).
+
+        Returns
+        -------
+        int64 tensor on the same device.
+        """
+        import torch
+
+        key = (logits.shape[1], logits.device)
+        if key not in self._silent_ids:
+            ids = [*(i for i in self.silent if i < key[0]), *range(len(self.tokens), key[0])]
+            self._silent_ids[key] = torch.tensor(ids, dtype=torch.long, device=logits.device)
+        return self._silent_ids[key]
 
     def text(self, ids: Iterable[int]) -> str:
         """Decode, exactly as the constraint sees the text.
@@ -145,6 +168,20 @@ class Vocabulary:
         high = _after(self.keys, start, low, len(self.keys))
         return list(zip(self.keys[low:high], self.ids[low:high], strict=True))
 
+    def within(self, text: bytes) -> list[int]:
+        """Find the tokens that a text begins with.
+
+        Parameters
+        ----------
+        text
+            The text.
+
+        Returns
+        -------
+        Token ids.
+        """
+        return [i for end in range(1, len(text) + 1) for i in self.table.get(text[:end], ())]
+
     def opening(self, offset: int) -> tuple[int, ...]:
         """Find the tokens that may follow the first ``offset`` bytes of ``<think>``.
 
@@ -159,7 +196,7 @@ class Vocabulary:
         """
         if offset not in self._opening:
             rest = _OPEN[offset:]
-            found = [i for end in range(1, len(rest)) for i in self.table.get(rest[:end], ())]
+            found = self.within(rest[:-1])
             for token, ids in self.starting_with(rest):
                 if _first_tag(token[len(rest) :])[1] is None:
                     found += ids
@@ -220,21 +257,30 @@ def _tail_of(text: bytes) -> bytes:
     return text[at:] if at >= 0 and text[at:] in _BEGINNINGS else b""
 
 
-class _State:
-    """Where in a legal text one may be. Several items: what follows decides (a label, or a longer one)."""
+_State = tuple[_Item, ...]  # several items: what follows decides (a label, or a longer one)
 
-    __slots__ = ("allowed", "edges", "items", "need", "tight")
 
-    def __init__(self, items: tuple[_Item, ...]) -> None:
-        self.items = items
-        self.edges: dict[int, _State] | None = None
-        self.allowed: tuple[int, ...] | None = None
-        self.tight: tuple[int, ...] | None = None
-        self.need: int | None = None
+@dataclass(slots=True)
+class _Continuations:
+    """The tokens that go on with some literal text and then a label from a node of the trie on.
+
+    Attributes
+    ----------
+    literal
+        Ids of tokens that end within the literal text or at its end.
+    inside
+        Tokens that end within a label or at its end: bits of the labels that then can come, ids.
+    beyond
+        Tokens that go on after a label: its bit, what they write after it, ids.
+    """
+
+    literal: list[int]
+    inside: list[tuple[int, list[int]]]
+    beyond: list[tuple[int, bytes, list[int]]]
 
 
 class Matching:
-    r"""The legal texts from ``</think>`` on, for one list of candidates.
+    r"""The legal texts from ``</think>`` on, for one list of candidates: an automaton over bytes.
 
     Parameters
     ----------
@@ -269,7 +315,7 @@ class Matching:
         self.n_answers = n_answers
         self._bits = [1 << groups[label.lower()] for label in labels]
         self._labels = [label.encode() for label in labels]
-        # The trie of the labels. `_below`: bits of all labels at or under a node.
+        # The trie of the labels. `_under`: the labels at or below a node, `_below`: their bits.
         self._children: list[dict[int, int]] = [{}]
         self._ends: list[int] = [-1]
         self._below: list[int] = [0]
@@ -278,21 +324,19 @@ class Matching:
         for number, label in enumerate(self._labels):
             self._insert(number, label)
         spell = vocabulary.shortest
-        self._unit = [
-            max(spell(label + _SEPARATOR)[0], spell(label + _CLOSE_ANSWER)[0]) for label in self._labels
-        ]
+        self._unit = [max(spell(label + end)[0] for end in (_SEPARATOR, _CLOSE_ANSWER)) for label in self._labels]
         self._by_cost = sorted(range(len(labels)), key=lambda i: -self._unit[i])
-        self._states: dict[tuple[_Item, ...], _State] = {}
+        self._continuations: dict[tuple[bytes, int], _Continuations] = {}
         self._bans: dict[bytes, tuple[int, ...]] = {}
-        self.forced = self._state([(_LITERAL, 0, 0)])
-        self.closed = self._state([(_LITERAL, len(_CLOSE_THINK), 0)])
+        self.forced: _State = ((_LITERAL, 0, 0),)
+        self.closed: _State = ((_LITERAL, len(_CLOSE_THINK), 0),)
         self.least = self.need(self.forced)
         # A model's own spelling is seldom the shortest: leave it some room.
         self.reserve = ceil(1.25 * self.least) + _SLACK
 
     def _insert(self, number: int, label: bytes) -> None:
         node = 0
-        for byte in label:
+        for depth, byte in enumerate(label, start=1):
             self._below[node] |= self._bits[number]
             self._under[node].append(number)
             if byte not in self._children[node]:
@@ -301,7 +345,7 @@ class Matching:
                 self._ends.append(-1)
                 self._below.append(0)
                 self._under.append([])
-                self._depth.append(self._depth[node] + 1)
+                self._depth.append(depth)
             node = self._children[node][byte]
         self._below[node] |= self._bits[number]
         self._under[node].append(number)
@@ -309,51 +353,7 @@ class Matching:
 
     # ------------------------------------------------------------------------------------------------ automaton
 
-    def _state(self, items: Iterable[_Item]) -> _State:
-        key = tuple(sorted(set(items)))
-        if key not in self._states:
-            self._states[key] = _State(key)
-        return self._states[key]
-
-    def _edges(self, state: _State) -> dict[int, _State]:
-        """Return the states that follow, by the next byte."""
-        if state.edges is None:
-            found: dict[int, list[_Item]] = {}
-            for item in state.items:
-                for byte, items in self._step(item):
-                    found.setdefault(byte, []).extend(items)
-            state.edges = {byte: self._state(items) for byte, items in found.items()}
-        return state.edges
-
-    def _step(self, item: _Item) -> list[tuple[int, list[_Item]]]:
-        kind, at, used = item
-        if kind == _LABEL:
-            return [
-                (byte, items) for byte, node in self._children[at].items() if (items := self._enter(node, used))
-            ]
-        if kind == _END:
-            return []
-        text, after = {
-            _LITERAL: (_JOINT, (_LABEL, 0, used)),
-            _SEP: (_SEPARATOR, (_LABEL, 0, used)),
-            _END_TAG: (_CLOSE_ANSWER, (_END, 0, used)),
-        }[kind]
-        return [(text[at], [(kind, at + 1, used) if at + 1 < len(text) else after])]
-
-    def _enter(self, node: int, used: int) -> list[_Item]:
-        """Return where one is on a node of the label trie; nothing if only used labels lie there."""
-        if not self._below[node] & ~used:
-            return []
-        items: list[_Item] = []
-        if any(self._below[child] & ~used for child in self._children[node].values()):
-            items.append((_LABEL, node, used))
-        number = self._ends[node]
-        if number >= 0 and not self._bits[number] & used:
-            written = used | self._bits[number]
-            items.append((_END_TAG if written.bit_count() == self.n_answers else _SEP, 0, written))
-        return items
-
-    def run(self, state: _State, text: bytes) -> _State | None:
+    def run(self, state: _State, text: bytes) -> _State:
         """Follow a text.
 
         Parameters
@@ -365,19 +365,51 @@ class Matching:
 
         Returns
         -------
-        Where one is then; ``None`` if the text is not legal there.
+        Where one is then; empty if the text is not legal there.
         """
         for byte in text:
-            following = self._edges(state).get(byte)
-            if following is None:
-                return None
-            state = following
+            if len(state) == 1:
+                state = self._step(state[0], byte)
+            else:
+                state = tuple([after for item in state for after in self._step(item, byte)])
         return state
+
+    def _step(self, item: _Item, byte: int) -> _State:
+        kind, at, used = item
+        if kind == _LABEL:
+            node = self._children[at].get(byte)
+            return () if node is None else self._enter(node, used)
+        if kind == _END:
+            return ()
+        text = _TEXTS[kind]
+        if text[at] != byte:
+            return ()
+        if at + 1 < len(text):
+            return ((kind, at + 1, used),)
+        return ((_END, 0, used),) if kind == _END_TAG else ((_LABEL, 0, used),)
+
+    def _enter(self, node: int, used: int) -> _State:
+        """Return where one is on a node of the label trie; nothing if only used labels lie there."""
+        if not self._below[node] & ~used:
+            return ()
+        number = self._ends[node]
+        if number < 0:
+            return ((_LABEL, node, used),)
+        items: _State = ()
+        if any(self._below[child] & ~used for child in self._children[node].values()):
+            items = ((_LABEL, node, used),)
+        if not self._bits[number] & used:
+            written = used | self._bits[number]
+            items += ((self._after_label(written), 0, written),)
+        return items
+
+    def _after_label(self, used: int) -> int:
+        return _END_TAG if used.bit_count() == self.n_answers else _SEP
 
     # --------------------------------------------------------------------------------------------------- tokens
 
-    def allowed(self, state: _State) -> tuple[int, ...]:
-        """Find the tokens that may come next: the sorted vocabulary and the automaton are walked side by side.
+    def allowed(self, state: _State) -> list[int]:
+        """Find the tokens that may come next.
 
         Parameters
         ----------
@@ -388,27 +420,65 @@ class Matching:
         -------
         Token ids, at least one.
         """
-        if state.allowed is None:
-            keys, ids = self.vocabulary.keys, self.vocabulary.ids
-            found: list[int] = []
-            stack = [(state, b"", 0, len(keys))]
-            while stack:
-                here, written, low, high = stack.pop()
-                for byte, following in self._edges(here).items():
-                    text = written + bytes((byte,))
-                    start = bisect_left(keys, text, low, high)
-                    if start == high or not keys[start].startswith(text):
-                        continue
-                    end = _after(keys, text, start, high)
-                    if keys[start] == text:
-                        found += ids[start]
-                        start += 1
-                    if start < end:
-                        stack.append((following, text, start, end))
-            if self.at_end(state):
+        found: list[int] = []
+        for kind, at, used in state:
+            if kind == _LABEL:
+                found += self._label_tokens(b"", at, used)
+            elif kind == _END:
                 found.append(self.vocabulary.eos)
-            state.allowed = tuple(found)
-        return state.allowed
+            elif kind == _END_TAG:
+                found += self.vocabulary.within(_CLOSE_ANSWER[at:])
+            else:
+                found += self._label_tokens(_TEXTS[kind][at:], 0, used)
+        return found if len(state) == 1 else list(dict.fromkeys(found))
+
+    def _label_tokens(self, literal: bytes, node: int, used: int) -> list[int]:
+        """Find the tokens that go on with a literal text and then with a label."""
+        key = (literal, node)
+        if key not in self._continuations:
+            self._continuations[key] = self._walk(literal, node)
+        table = self._continuations[key]
+        found = list(table.literal)
+        for bits, ids in table.inside:
+            if bits & ~used:
+                found += ids
+        for bit, text, ids in table.beyond:
+            if not bit & used and self._goes_on(used | bit, text):
+                found += ids
+        return found
+
+    def _goes_on(self, used: int, text: bytes) -> bool:
+        """Tell whether a text may follow a label."""
+        return bool(self.run(((self._after_label(used), 0, used),), text))
+
+    def _walk(self, literal: bytes, node: int) -> _Continuations:
+        """Walk the sorted vocabulary and the label trie side by side."""
+        keys, ids = self.vocabulary.keys, self.vocabulary.ids
+        table = _Continuations(self.vocabulary.within(literal), [], [])
+        low, high = 0, len(keys)
+        if literal:
+            low = bisect_left(keys, literal)
+            high = _after(keys, literal, low, high)
+        stack = [(literal, node, low, high)]
+        while stack:
+            text, here, low, high = stack.pop()
+            if self._ends[here] >= 0:
+                bit = self._bits[self._ends[here]]
+                for end in (_SEPARATOR, _CLOSE_ANSWER):
+                    first = text + end[:1]
+                    start = bisect_left(keys, first, low, high)
+                    for i in range(start, _after(keys, first, start, high)):
+                        after = keys[i][len(text) :]
+                        if end.startswith(after) or after.startswith(_SEPARATOR):
+                            table.beyond.append((bit, after, ids[i]))
+            for byte, child in self._children[here].items():
+                longer = text + bytes((byte,))
+                start = bisect_left(keys, longer, low, high)
+                if start < high and keys[start].startswith(longer):
+                    if keys[start] == longer:
+                        table.inside.append((self._below[child], ids[start]))
+                    stack.append((longer, child, start, _after(keys, longer, start, high)))
+        return table
 
     @staticmethod
     def at_end(state: _State) -> bool:
@@ -423,22 +493,20 @@ class Matching:
         -------
         Whether only the end of the turn may follow.
         """
-        return state.items[-1][0] == _END
+        return state[0][0] == _END
 
-    def _remainders(self, state: _State) -> list[tuple[bytes, int]]:
-        """Return what is left of the label, separator or tag under way, and the labels used after it."""
-        found = []
-        for kind, at, used in state.items:
+    # ----------------------------------------------------------------------------------------------------- room
+
+    def _remainders(self, state: _State) -> Iterator[tuple[bytes, int]]:
+        """Give what is left of the label, separator or tag under way, and the labels used after it."""
+        for kind, at, used in state:
             if kind == _LABEL:
                 for number in self._under[at]:
                     if not self._bits[number] & used:
                         written = used | self._bits[number]
-                        after = _CLOSE_ANSWER if written.bit_count() == self.n_answers else _SEPARATOR
-                        found.append((self._labels[number][self._depth[at] :] + after, written))
+                        yield self._labels[number][self._depth[at] :] + _TEXTS[self._after_label(written)], written
             elif kind != _END:
-                text = {_LITERAL: _JOINT, _SEP: _SEPARATOR, _END_TAG: _CLOSE_ANSWER}[kind]
-                found.append((text[at:], used))
-        return found
+                yield _TEXTS[kind][at:], used
 
     def _rest(self, used: int) -> int:
         """Bound the tokens for the labels still to come, each in its shortest spelling, and the end of the turn."""
@@ -464,28 +532,34 @@ class Matching:
         -------
         Tokens, the end of the turn included.
         """
-        if state.need is None:
-            spell = self.vocabulary.shortest
-            state.need = max((spell(text)[0] + self._rest(used) for text, used in self._remainders(state)), default=1)
-        return state.need
+        spell = self.vocabulary.shortest
+        return max((spell(text)[0] + self._rest(used) for text, used in self._remainders(state)), default=1)
 
-    def tight(self, state: _State) -> tuple[int, ...]:
-        """Find the tokens that begin the shortest spellings.
+    def tight(self, state: _State, room: int) -> list[int]:
+        """Find the tokens that begin the shortest spellings of what still fits.
+
+        If what is left fits by its shortest spelling before such a token, it does so after it.
 
         Parameters
         ----------
         state
             Where one is.
+        room
+            Tokens that may still come.
 
         Returns
         -------
         Token ids, at least one.
         """
-        if state.tight is None:
-            spell = self.vocabulary.shortest
-            found = dict.fromkeys(spell(text)[1] for text, _ in self._remainders(state))
-            state.tight = tuple(found) or (self.vocabulary.eos,)
-        return state.tight
+        if self.at_end(state):
+            return [self.vocabulary.eos]
+        found: dict[int, int] = {}
+        for text, used in self._remainders(state):
+            cost, token = self.vocabulary.shortest(text)
+            cost += self._rest(used)
+            found[token] = min(cost, found.get(token, cost))
+        fitting = [token for token, cost in found.items() if cost <= room]
+        return fitting or [min(found, key=lambda token: found[token])]
 
     def bans(self, tail: bytes) -> tuple[int, ...]:
         """Find the tokens that must not come in the reasoning, beside those that stand for no text.
@@ -501,8 +575,8 @@ class Matching:
         """
         if tail not in self._bans:
             banned, open_cases = self.vocabulary.tags_after(tail)
-            root = self._state([(_LABEL, 0, 0)])
-            self._bans[tail] = banned + tuple(i for i, rest in open_cases if self.run(root, rest) is None)
+            root: _State = ((_LABEL, 0, 0),)
+            self._bans[tail] = banned + tuple(i for i, rest in open_cases if not self.run(root, rest))
         return self._bans[tail]
 
 
@@ -524,11 +598,23 @@ class Cursor:
         Whether the prompt ends with ``<think>`` already.
     """
 
-    __slots__ = ("_budget", "_limit", "_matching", "_offset", "_phase", "_reasoning", "_state", "_tail", "n")
+    __slots__ = (
+        "_arguments",
+        "_budget",
+        "_limit",
+        "_matching",
+        "_offset",
+        "_phase",
+        "_reasoning",
+        "_state",
+        "_tail",
+        "n",
+    )
 
     def __init__(
         self, matching: Matching, limit: int, reasoning_budget: int | None = None, opened: bool = False
     ) -> None:
+        self._arguments = (matching, limit, reasoning_budget, opened)
         self.n = 0  # tokens so far
         self._matching = matching
         self._limit = limit
@@ -540,6 +626,15 @@ class Cursor:
         self._state: _State = matching.forced
         if opened:
             self._think(b"")
+
+    def restarted(self) -> Cursor:
+        """Return a cursor for the same completion from its start.
+
+        Returns
+        -------
+        The cursor.
+        """
+        return Cursor(*self._arguments)
 
     @property
     def lost(self) -> bool:
@@ -602,10 +697,10 @@ class Cursor:
 
     def _answer(self, state: _State, text: bytes) -> None:
         found = self._matching.run(state, text)
-        self._phase = _LOST if found is None else _ANSWERING
-        self._state = found or state
+        self._phase = _ANSWERING if found else _LOST
+        self._state = found
 
-    def only(self) -> tuple[int, ...] | None:
+    def only(self) -> Sequence[int] | None:
         """Tell which tokens may come next, where they are few.
 
         Returns
@@ -617,7 +712,7 @@ class Cursor:
             left = self._limit - self.n
             # `least` is from the start of the answer on: only near the limit the exact need matters.
             if left <= matching.least + _SLACK and left <= matching.need(self._state) + _SLACK:
-                return matching.tight(self._state)
+                return matching.tight(self._state, left)
             return matching.allowed(self._state)
         if self._phase == _OPENING:
             return matching.vocabulary.opening(self._offset)
@@ -632,8 +727,18 @@ class Cursor:
         """
         return self._matching.bans(self._tail) if self._phase == _THINKING else ()
 
+    def closing(self) -> int:
+        """Tell which token comes next if the reasoning is to be closed.
 
-@lru_cache(maxsize=4096)
+        Returns
+        -------
+        Its id.
+        """
+        written = len(self._tail) if _CLOSE_THINK.startswith(self._tail) else 0
+        return self._matching.vocabulary.shortest(_CLOSE_THINK[written:])[1]
+
+
+@lru_cache(maxsize=512)
 def matching_for(vocabulary: Vocabulary, candidates: tuple[str, ...], n_answers: int) -> Matching:
     """Return the legal answers for a list of candidates; samples of one puzzle share them.
 
@@ -716,11 +821,9 @@ def mask_logits(logits: torch.Tensor, cursors: Mapping[int, Cursor]) -> torch.Te
     if thinking:
         rows = index(thinking)
         # Wanting to end the turn in the middle of the reasoning counts for ending the reasoning.
-        close = vocabulary.shortest(_CLOSE_THINK)[1]
+        close = index([cursors[row].closing() for row in thinking])
         logits[rows, close] = torch.logaddexp(logits[rows, close], logits[rows, vocabulary.eos])
-        silent = index([i for i in vocabulary.silent if i < logits.shape[1]])
-        logits[rows[:, None], silent] = nothing
-        logits[rows, len(vocabulary.tokens) :] = nothing
+        logits[rows[:, None], vocabulary.silent_ids(logits)] = nothing
         if ban_ids:
             logits[index(ban_rows), index(ban_ids)] = nothing
     if strict:

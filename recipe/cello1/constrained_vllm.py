@@ -4,12 +4,13 @@ In process it is loaded by :class:`recipe.cello1.engine_vllm.VllmEngine`. For a 
 
     vllm serve MODEL --logits-processors recipe.cello1.constrained_vllm:MatchingLogitsProcessor
 
-and each request asks for it with ``vllm_xargs`` (see :func:`extra_args`); other requests are left alone.
+and each request asks for it with ``vllm_xargs`` (see :func:`recipe.cello1.engine.constraint_args`); other requests are
+left alone.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
@@ -29,14 +30,13 @@ _PROMPT_END = 16  # tokens at the end of the prompt, where the chat template may
 class _Row:
     """The cursor of one request, and how much of its output it has seen."""
 
-    def __init__(self, params: tuple[Any, ...], output: list[int]) -> None:
-        self.params = params
+    def __init__(self, cursor: Cursor, output: list[int]) -> None:
+        self.cursor = cursor
         self.output = output  # vLLM goes on appending to this list
-        self.cursor = Cursor(*params)
 
     def catch_up(self) -> None:
         if len(self.output) < self.cursor.n:  # vLLM has taken tokens back, to compute them again
-            self.cursor = Cursor(*self.params)
+            self.cursor = self.cursor.restarted()
         for token in self.output[self.cursor.n :]:
             if token >= 0:  # -1: not known yet
                 self.cursor.advance(token)
@@ -137,4 +137,4 @@ class MatchingLogitsProcessor(LogitsProcessor):
         limit = min(room, params.max_tokens or room)
         end = self._vocabulary.text(prompt[-_PROMPT_END:]) if prompt else ""
         opened = end.rstrip().endswith(THINK_OPEN)
-        return _Row((matching, limit, None if budget is None else int(budget), opened), output)
+        return _Row(Cursor(matching, limit, None if budget is None else int(budget), opened), output)

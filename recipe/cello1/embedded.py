@@ -73,7 +73,7 @@ class Settings:
     """
 
     seed: int
-    n_sft: int = 9000
+    n_sft: int = 6000
     n_train: int = 120
     n_test: int = 300
     sizes: tuple[int, ...] = (3, 4, 5)
@@ -154,8 +154,8 @@ def lose_genes(
 def _mixed(drawn: Sequence[PuzzleIndex], rng: np.random.Generator) -> list[PuzzleIndex]:
     """Shuffle the puzzles of each size, then take the sizes in turn.
 
-    Batches read in this order hold the same mix of sizes; otherwise the reward of a step says more about how many small,
-    easy puzzles it happened to get than about the model.
+    Batches read in this order hold the same mix of sizes; otherwise the reward of a step says more about how many
+    small, easy puzzles it happened to get than about the model.
     """
     by_size: dict[int, list[PuzzleIndex]] = {}
     for i in rng.permutation(len(drawn)).tolist():

@@ -8,6 +8,8 @@ is never mistaken for an answer.
 from __future__ import annotations
 
 import hashlib
+import json
+import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -15,13 +17,20 @@ from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
 
 from recipe.cello1.answer import THINK_OPEN
+from recipe.cello1.constrained import Vocabulary, matching_for, tokens_needed
 
 Message = Mapping[str, str]
 
 # Module and class of each engine. They are imported only when started: each needs its own packages.
 ENGINES = {
     "vllm": ("recipe.cello1.engine_vllm", "VllmEngine"),
+    "transformers": ("recipe.cello1.engine_transformers", "TransformersEngine"),
 }
+
+# How a request tells a vLLM server or engine to constrain its answer (SamplingParams.extra_args, vllm_xargs).
+CANDIDATES_ARG = "cello1_candidates"
+N_ANSWERS_ARG = "cello1_n_answers"
+REASONING_BUDGET_ARG = "cello1_reasoning_budget"
 
 _SAMPLED_BYTES = 1 << 16
 
@@ -44,12 +53,15 @@ class Sampling:
         Longest completion, in tokens.
     logprobs
         Whether to return the log-probability of each completion.
+    reasoning_budget
+        Most tokens of reasoning, for constrained requests; ``None``: as many as leave room for the answer.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
     max_tokens: int = 2048
     logprobs: bool = False
+    reasoning_budget: int | None = None
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -61,13 +73,16 @@ class Sampling:
         if self.max_tokens < 1:
             msg = f"max_tokens must be at least 1, got {self.max_tokens!r}"
             raise ValueError(msg)
+        if self.reasoning_budget is not None and self.reasoning_budget < 0:
+            msg = f"reasoning_budget must be 0 or more tokens, got {self.reasoning_budget!r}"
+            raise ValueError(msg)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as plain values, as they are written into prediction records.
 
         Returns
         -------
-        ``temperature``, ``top_p``, ``max_tokens``, ``logprobs``.
+        The attributes.
         """
         return asdict(self)
 
@@ -82,10 +97,17 @@ class Request:
         Chat messages with ``role`` and ``content``.
     seed
         Seed of this completion when sampling; ``None`` leaves it to the engine.
+    candidates
+        With ``n_answers``: constrain the answer to that many different ones of these types. See
+        :mod:`recipe.cello1.constrained`.
+    n_answers
+        Types the answer must name; 0 leaves it unconstrained.
     """
 
     messages: Sequence[Message]
     seed: int | None = None
+    candidates: tuple[str, ...] = ()
+    n_answers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +232,28 @@ def start_engine(name: str, model: str | Path, **options: Any) -> Engine:
     return getattr(import_module(module), cls)(str(model), **options)
 
 
+def constraint_args(request: Request, sampling: Sampling) -> dict[str, Any]:
+    """Return what tells our vLLM logits processor to constrain a request.
+
+    Parameters
+    ----------
+    request
+        The request.
+    sampling
+        For the reasoning budget.
+
+    Returns
+    -------
+    Keys and values for ``extra_args`` or ``vllm_xargs``; empty for an unconstrained request.
+    """
+    if not request.n_answers:
+        return {}
+    args: dict[str, Any] = {CANDIDATES_ARG: list(request.candidates), N_ANSWERS_ARG: request.n_answers}
+    if sampling.reasoning_budget is not None:
+        args[REASONING_BUDGET_ARG] = sampling.reasoning_budget
+    return args
+
+
 def check_model_path(model: str) -> None:
     """Check that what looks like the path of a model folder is one.
 
@@ -263,6 +307,75 @@ def fingerprint(model: str) -> str:
         elif file.name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def lora_rank(lora: str) -> int:
+    """Read the rank of a LoRA adapter.
+
+    Parameters
+    ----------
+    lora
+        Folder of the adapter, as PEFT saves it.
+
+    Returns
+    -------
+    The rank.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no adapter.
+    """
+    path = Path(lora) / "adapter_config.json"
+    if not path.is_file():
+        msg = f"lora: {lora} holds no adapter_config.json; give the folder of a LoRA adapter as PEFT saves it"
+        raise FileNotFoundError(msg)
+    return int(json.loads(path.read_text())["r"])
+
+
+def cpu_dtype() -> str:
+    """Choose the number format for CPUs.
+
+    Returns
+    -------
+    ``"auto"`` (the model's own), but ``"float32"`` where the processor would emulate bfloat16, which is slow (x86
+    without AMX or AVX512-BF16).
+    """
+    import torch
+
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return "auto"
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return "auto" if any(getattr(torch.cpu, check, bool)() for check in checks) else "float32"
+
+
+def constraint_fault(vocabulary: Vocabulary | None, request: Request, room: int) -> str:
+    """Say why a request's answer cannot be constrained.
+
+    Parameters
+    ----------
+    vocabulary
+        Tokens of the model; ``None`` if the engine was not started for constrained answers.
+    request
+        The request.
+    room
+        Most tokens the completion may have.
+
+    Returns
+    -------
+    Why not; empty if it can, or if the request is unconstrained.
+    """
+    if not request.n_answers:
+        return ""
+    if vocabulary is None:
+        return "the engine was not started for constrained answers; start it with constrained=True"
+    try:
+        matching = matching_for(vocabulary, request.candidates, request.n_answers)
+    except ValueError as error:
+        return str(error)
+    if (needed := tokens_needed(matching)) > room:
+        return f"the answer may need {needed} tokens and there is room for {room}; give more max_tokens"
+    return ""
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], str]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
-import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from recipe.cello1.answer import TAGS
+from recipe.cello1.constrained import Vocabulary
 from recipe.cello1.engine import (
     Completion,
     EngineBase,
@@ -20,7 +18,11 @@ from recipe.cello1.engine import (
     Request,
     Sampling,
     check_model_path,
+    constraint_args,
+    constraint_fault,
+    cpu_dtype,
     fingerprint,
+    lora_rank,
     render_prompt,
 )
 
@@ -35,6 +37,11 @@ _ON_CPU = {
 }
 # What vLLM on CPU sets for workers of its own: preloaded libraries, and what others take for a distributed run.
 _LEAKS = ("LD_PRELOAD", "LOCAL_WORLD_SIZE")
+_PROCESSOR = "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"
+
+
+# By vLLM's id: position of the request, what the template put before the completion, whether it is constrained.
+_InWork = tuple[int, str, bool]
 
 
 class VllmEngine(EngineBase):
@@ -58,6 +65,8 @@ class VllmEngine(EngineBase):
         Most completions in work at a time; ``None``: vLLM's choice.
     gpu_memory_utilization
         Share of the GPU's memory to use; ``None``: vLLM's choice. Without effect on CPU.
+    constrained
+        Whether requests may be constrained to a legal answer. (vLLM does without some of its overlap then.)
     enforce_eager
         Whether to do without compilation and CUDA graphs; ``None``: only on CPU.
     **options
@@ -83,6 +92,7 @@ class VllmEngine(EngineBase):
         lora: str | None = None,
         max_num_seqs: int | None = None,
         gpu_memory_utilization: float | None = None,
+        constrained: bool = False,
         enforce_eager: bool | None = None,
         **options: Any,
     ) -> None:
@@ -93,12 +103,14 @@ class VllmEngine(EngineBase):
         self.model = model
         self.fingerprint = fingerprint(model)
         if lora is not None:
-            options |= {"enable_lora": True, "max_lora_rank": _lora_rank(lora)}
+            options |= {"enable_lora": True, "max_lora_rank": _rank_limit(lora_rank(lora))}
             self.fingerprint += "+" + fingerprint(lora)
         if max_num_seqs is not None:
             options["max_num_seqs"] = max_num_seqs
         if gpu_memory_utilization is not None:
             options["gpu_memory_utilization"] = gpu_memory_utilization
+        if constrained:
+            options["logits_processors"] = [*options.get("logits_processors", ()), _PROCESSOR]
 
         with _environment(_QUIET):
             try:
@@ -108,12 +120,15 @@ class VllmEngine(EngineBase):
                 msg = f"vLLM cannot be imported ({error}); install the package's [cpu] or [gpu] extra"
                 raise EngineError(msg) from error
             on_cpu = current_platform.is_cpu()
+            if on_cpu:
+                # A prompt cut in two makes vLLM turn the request's random generator back, which CPU generators refuse.
+                options.setdefault("enable_chunked_prefill", False)
             self._set_num_threads = _torch().set_num_threads
             with _environment(_ON_CPU if on_cpu else {}):
                 try:
                     self._llm = LLM(
                         model,
-                        dtype=_cpu_dtype() if dtype == "auto" and on_cpu else dtype,
+                        dtype=cpu_dtype() if dtype == "auto" and on_cpu else dtype,
                         # -1: as long as the model allows and the memory holds.
                         max_model_len=-1 if max_model_len is None else max_model_len,
                         tensor_parallel_size=tensor_parallel_size,
@@ -130,6 +145,7 @@ class VllmEngine(EngineBase):
         self._tokenizer = self._llm.get_tokenizer()
         self._max_len = self._llm.llm_engine.model_config.max_model_len
         self._window = 2 * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        self._vocabulary = Vocabulary.from_tokenizer(self._tokenizer) if constrained else None
         # Tags that are special tokens would be left out of the text.
         self._skip_special = not any(tag in self._tokenizer.all_special_tokens for tag in TAGS)
         self._lora = None
@@ -162,7 +178,7 @@ class VllmEngine(EngineBase):
             raise EngineError(msg)
         engine = self._llm.llm_engine
         waiting = enumerate(requests)
-        in_work: dict[str, tuple[int, str]] = {}  # vLLM's id -> position, what the template put before the completion
+        in_work: dict[str, _InWork] = {}
         more = True
         try:
             while more or in_work:
@@ -180,20 +196,18 @@ class VllmEngine(EngineBase):
                     self._broken = f"vLLM stopped: {type(error).__name__}: {error}"
                     outputs = []
                 if self._broken:
-                    for position, _ in in_work.values():
+                    for position, *_ in in_work.values():
                         yield position, Failure(self._broken)
                     in_work.clear()
                 for output in outputs:
                     if output.finished:
-                        position, opened = in_work.pop(output.request_id)
-                        yield position, _completion(output, opened)
+                        position, opened, constrained = in_work.pop(output.request_id)
+                        yield position, self._completion(output, opened, constrained)
         finally:
             if in_work:  # the caller has had enough
                 engine.abort_request(list(in_work))
 
-    def _add(
-        self, position: int, request: Request, sampling: Sampling, in_work: dict[str, tuple[int, str]]
-    ) -> Failure | None:
+    def _add(self, position: int, request: Request, sampling: Sampling, in_work: dict[str, _InWork]) -> Failure | None:
         """Hand one request to vLLM, or say why not."""
         if self._broken:
             return Failure(self._broken)
@@ -206,6 +220,9 @@ class VllmEngine(EngineBase):
             return Failure(f"{type(error).__name__}: {error}")
         if len(ids) >= self._max_len:
             return Failure(f"the prompt is too long: the engine takes {self._max_len} tokens, the answer's included")
+        room = min(sampling.max_tokens, self._max_len - len(ids))
+        if fault := constraint_fault(self._vocabulary, request, room):
+            return Failure(fault)
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -214,14 +231,27 @@ class VllmEngine(EngineBase):
             logprobs=0 if sampling.logprobs else None,
             skip_special_tokens=self._skip_special,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=constraint_args(request, sampling) or None,
         )
         name = str(position)
         try:
             self._llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=self._lora)
         except ValueError as error:  # a request vLLM refuses
             return Failure(f"{type(error).__name__}: {error}")
-        in_work[name] = (position, opened)
+        in_work[name] = (position, opened, request.n_answers > 0)
         return None
+
+    def _completion(self, output: Any, opened: str, constrained: bool) -> Completion:
+        best = output.outputs[0]
+        # vLLM decodes while it goes and drops bytes that make no character; the constraint has counted them.
+        text = self._vocabulary.text(best.token_ids) if constrained else best.text
+        return Completion(
+            text=opened + text,
+            finish_reason=best.finish_reason or "stop",
+            tokens=len(best.token_ids),
+            prompt_tokens=len(output.prompt_token_ids),
+            logprob=best.cumulative_logprob,
+        )
 
     def close(self) -> None:
         """Stop vLLM and free its memory, so that another model can be started."""
@@ -235,17 +265,6 @@ class VllmEngine(EngineBase):
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         cleanup_dist_env_and_memory()
-
-
-def _completion(output: Any, opened: str) -> Completion:
-    best = output.outputs[0]
-    return Completion(
-        text=opened + best.text,
-        finish_reason=best.finish_reason or "stop",
-        tokens=len(best.token_ids),
-        prompt_tokens=len(output.prompt_token_ids),
-        logprob=best.cumulative_logprob,
-    )
 
 
 @contextmanager
@@ -269,19 +288,6 @@ def _torch() -> Any:
     return torch
 
 
-def _cpu_dtype() -> str:
-    """Choose float32 where the processor would emulate bfloat16 (x86 without AMX or AVX512-BF16)."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return "auto"
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return "auto" if any(getattr(_torch().cpu, check, bool)() for check in checks) else "float32"
-
-
-def _lora_rank(lora: str) -> int:
-    path = Path(lora) / "adapter_config.json"
-    if not path.is_file():
-        msg = f"lora: {lora} holds no adapter_config.json; give the folder of a LoRA adapter as PEFT saves it"
-        raise FileNotFoundError(msg)
-    rank = int(json.loads(path.read_text())["r"])
-    # vLLM takes only these as the largest rank.
-    return next((size for size in (8, 16, 32, 64, 128, 256, 320) if size >= rank), 512)
+def _rank_limit(rank: int) -> int:
+    """Return the largest rank to declare: vLLM takes only some numbers."""
+    return next((limit for limit in (8, 16, 32, 64, 128, 256, 320) if limit >= rank), 512)

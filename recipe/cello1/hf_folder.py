@@ -53,7 +53,6 @@ def save_model(target: str | Path, model: Any, tokenizer: PreTrainedTokenizerBas
     tokenizer
         Its tokenizer. The chat template goes into ``tokenizer_config.json``, where every reader looks for it.
     """
-
     from transformers.utils import logging as hf_logging
 
     def write(folder: Path) -> None:

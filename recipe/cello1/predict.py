@@ -128,6 +128,7 @@ def predict(
     seed: int = 0,
     layout: Layout = "system",
     variant: Variant = "batch",
+    constrain: bool = False,
     progress: bool = True,
 ) -> Progress:
     """Answer puzzles and keep the answers in a file, going on from what it already holds.
@@ -150,6 +151,8 @@ def predict(
         Prompt layout.
     variant
         Task variant.
+    constrain
+        Whether each answer must be a legal one-to-one matching; the engine must be started for that.
     progress
         Whether to show a progress bar.
 
@@ -160,8 +163,8 @@ def predict(
     Raises
     ------
     ValueError
-        If there are no puzzles, ``samples`` is not positive, several greedy samples are asked for, or ``out`` holds
-        predictions of another model, data set or setting.
+        If there are no puzzles, ``samples`` is not positive, several greedy samples are asked for, puzzles to constrain
+        have no candidates, or ``out`` holds predictions of another model, data set or setting.
     """
     sampling = sampling or Sampling()
     out = Path(out)
@@ -177,12 +180,15 @@ def predict(
     if out.suffix != ".jsonl":
         msg = f"out: {out} must end in .jsonl"
         raise ValueError(msg)
+    if constrain and not all(puzzle.candidates for puzzle in puzzles):
+        msg = "constrain needs candidates, and some puzzles have none; answer those without it"
+        raise ValueError(msg)
     items = [puzzle_to_item(puzzle, variant) for puzzle in puzzles]
     run = {
         "engine": engine.name,
         "model": engine.model,
         "fingerprint": engine.fingerprint,
-        "sampling": sampling.as_dict() | {"seed": seed},
+        "sampling": sampling.as_dict() | {"seed": seed, "constrained": constrain},
         "prompt_layout": check_layout(layout),
     }
     kept = _resume(out, items, samples, run)
@@ -192,7 +198,9 @@ def predict(
         # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
         for index, sample in todo:
             own_seed = sample_seed(seed, index, sample) if sampling.temperature > 0 else None
-            yield Request(messages(puzzles[index], layout, variant), own_seed)
+            puzzle = puzzles[index]
+            legal = (puzzle.candidates, puzzle.n_cells) if constrain else ()
+            yield Request(messages(puzzle, layout, variant), own_seed, *legal)
 
     errors: dict[str, int] = {}
     failed = 0
@@ -282,6 +290,8 @@ def _parser() -> argparse.ArgumentParser:
     asking.add_argument("--max-tokens", type=int, default=2048, help="longest answer (default 2048)")
     asking.add_argument("--seed", type=int, default=0)
     asking.add_argument("--logprobs", action="store_true", help="record the log-probability of each answer")
+    asking.add_argument("--constrain", action="store_true", help="only legal one-to-one matchings can be answered")
+    asking.add_argument("--reasoning-budget", type=int, help="with --constrain: most tokens of reasoning")
     engine = parser.add_argument_group("vllm engine")
     engine.add_argument("--max-model-len", type=int, help="longest prompt and answer together, in tokens")
     engine.add_argument("--tensor-parallel-size", type=int, help="GPUs that share each layer")
@@ -310,7 +320,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     options = {name: value for name in _ENGINE_FLAGS if (value := getattr(args, name)) is not None}
     try:
-        sampling = Sampling(args.temperature, args.top_p, args.max_tokens, args.logprobs)
+        sampling = Sampling(args.temperature, args.top_p, args.max_tokens, args.logprobs, args.reasoning_budget)
+        if args.constrain:
+            options["constrained"] = True
+        elif args.reasoning_budget is not None:
+            msg = "--reasoning-budget needs --constrain"
+            raise ValueError(msg)
         puzzles = read_dataset(args.data, args.variant)
         if args.limit is not None:
             puzzles = puzzles[: args.limit]
@@ -324,6 +339,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 seed=args.seed,
                 layout=args.prompt_layout,
                 variant=args.variant,
+                constrain=args.constrain,
             )
     except (ValueError, OSError, EngineError) as error:
         print(f"predict: {error}", file=sys.stderr)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import uuid
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,10 @@ import pyarrow.parquet as pq
 
 from recipe.cello1.prompt import Layout, Variant
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import atomic_write, check_rl_row, puzzle_from_rl_row, rl_row
+from recipe.cello1.records import check_rl_row, puzzle_from_rl_row, rl_row
 
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+_BATCH = 1000  # rows that lie in memory at once
 
 
 def write_rl_parquet(
@@ -26,7 +30,7 @@ def write_rl_parquet(
     path
         The parquet file; replaced whole or not at all.
     puzzles
-        Puzzles with an answer.
+        Puzzles with an answer; they are taken one by one, so that a generator of any length will do.
     split
         Name of the split, written into each row.
     layout
@@ -43,14 +47,27 @@ def write_rl_parquet(
     ValueError
         If there are no puzzles, or one has no answer.
     """
-    rows = [rl_row(puzzle, split, index, layout, variant) for index, puzzle in enumerate(puzzles)]
-    if not rows:
+    rows = (rl_row(puzzle, split, index, layout, variant) for index, puzzle in enumerate(puzzles))
+    batch = list(islice(rows, _BATCH))
+    if not batch:
         msg = f"no puzzles to write to {path}; an RL data set needs at least one"
         raise ValueError(msg)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    atomic_write(path, sink.getvalue().to_pybytes())
-    return len(rows)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    schema = pa.Table.from_pylist(batch).schema
+    count = 0
+    try:
+        with pq.ParquetWriter(temporary, schema) as writer:
+            while batch:
+                writer.write_table(pa.Table.from_pylist(batch, schema))
+                count += len(batch)
+                batch = list(islice(rows, _BATCH))
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return count
 
 
 def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:

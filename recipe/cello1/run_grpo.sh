@@ -21,13 +21,16 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=fals
 
 SEED=${SEED:-1}
 SMOKE=${SMOKE:-0}
+limits=()
 config=(--config-path "$here/config" --config-name cello1_grpo)
 settings=("data.seed=$SEED" "actor_rollout_ref.actor.data_loader_seed=$SEED" "actor_rollout_ref.rollout.seed=$SEED")
 if [ "$CELLO1_DEVICE" = cpu ]; then
   # nobind: vLLM's own pinning leaves one core to everything else. Ray sets OMP_NUM_THREADS=1 where it is not set, and
   # starts its workers with a niceness that any other process on the machine beats.
   export VERL_PLATFORM=cpu
+  # vLLM keeps its worker in the engine's process (config: "uni") only where V1 multiprocessing is off.
   export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-1}" VLLM_CPU_OMP_THREADS_BIND=nobind
+  export VLLM_ENABLE_V1_MULTIPROCESSING=0
   export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc)}" RAY_worker_niceness=0
   HARDWARE=${HARDWARE:-cpu}
 fi
@@ -63,7 +66,9 @@ if [ -z "${MODEL:-}" ]; then
     size=(--smoke)
     sft=(max_steps=8)
     settings+=(trainer.total_training_steps=2 trainer.save_freq=1 data.train_batch_size=6
-      actor_rollout_ref.actor.ppo_mini_batch_size=6 actor_rollout_ref.rollout.n=4)
+      actor_rollout_ref.actor.ppo_mini_batch_size=6 actor_rollout_ref.rollout.n=4
+      actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24
+      actor_rollout_ref.{ref,rollout}.log_prob_micro_batch_size_per_gpu=24)
   fi
   stage "puzzles, tokenizer and model from the PBMC cells that come with scanpy"
   "$PYTHON" -m recipe.cello1.embedded --out "$OUTPUT/data" --seed "$SEED" "${size[@]}"
@@ -71,10 +76,14 @@ if [ -z "${MODEL:-}" ]; then
   "$PYTHON" -m recipe.cello1.sft --config embedded "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
     "output=$OUTPUT/sft" "seed=$SEED" "${sft[@]}"
   before=("before SFT=$OUTPUT/data/model" "after SFT=$OUTPUT/sft/model")
+  limits=(--max-tokens 56 --max-model-len 256) # as in config/scale/embedded.yaml
   MODEL=$OUTPUT/sft/model
   TRAIN_DATA=$OUTPUT/data/train.parquet
   VAL_DATA=$OUTPUT/data/test.parquet
 fi
+
+[ -z "${WANDB_API_KEY:-}" ] || settings+=("trainer.logger=[console,file,tensorboard,wandb]")
+export TENSORBOARD_DIR="${TENSORBOARD_DIR:-$OUTPUT/tensorboard}"
 
 files=$("$PYTHON" -m recipe.cello1.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --out "$OUTPUT/data")
 train_file=$(sed -n 1p <<<"$files")
@@ -92,4 +101,4 @@ fi
 
 stage "held-out puzzles, before and after"
 "$PYTHON" -m recipe.cello1.summary --data "$val_file" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
-  "${before[@]}" "after GRPO=$OUTPUT/model"
+  "${limits[@]}" "${before[@]}" "after GRPO=$OUTPUT/model"

@@ -98,16 +98,16 @@ check_only() {
 
 stamp() { printf '%s/.cello1-%s' "$env_dir" "$1"; } # the file that says: this set was installed and verified
 
-fingerprint() { # of a set: what it was made from, and where; fails where the interpreter does not run
-    "$python" -I -S "$here/environment.py" fingerprint "$1" \
-        "$root/setup.py" "$here/setup_env.sh" "$here/environment.py" 2>/dev/null
+fingerprint() { # what an environment is made from, and where; fails where the interpreter does not run
+    "$python" -I -S "$here/environment.py" fingerprint "$root/setup.py" "$here/setup_env.sh" "$here/environment.py"
 }
 
 find_missing() { # the sets that are not in place
+    local one now
     missing=()
-    local one
+    now=$(fingerprint 2>/dev/null)
     for one in "${sets[@]}"; do
-        [[ -s $(stamp "$one") && "$(<"$(stamp "$one")")" == "$(fingerprint "$one")" ]] || missing+=("$one")
+        [[ -s $(stamp "$one") && "$(<"$(stamp "$one")")" == "$now" ]] || missing+=("$one")
     done
     ((${#missing[@]} == 0))
 }
@@ -156,9 +156,12 @@ follow() { # what, command...: runs it into the log, shows on the terminal how f
 last_log() { tail -c +"$log_start" "$log"; } # what the last command wrote
 
 die_with_log() { # what failed, remedy
+    local reason
+    # pip repeats a failure of one of its own processes without its reason.
+    reason=$(last_log | grep -E '(ERROR|[Ee]rror|failed): ' | grep -v 'subprocess-exited-with-error' | tail -n 4)
     {
-        printf 'set-up failed: %s. The log ends:\n' "$1"
-        last_log | grep -v '^[[:space:]]*$' | tail -n 6 | cut -c1-300 | sed 's/^/  | /'
+        printf 'set-up failed: %s. From the log:\n' "$1"
+        printf '%s\n' "${reason:-$(last_log | tail -n 6)}" | cut -c1-300 | sed 's/^ */  | /'
         printf '  remedy: %s\n  the whole log: %s\n' "$2" "$log"
     } >&2
     exit 1
@@ -181,6 +184,7 @@ find_base_python() { # sets base: the interpreter that is to make the environmen
         *:3.*) reasons+="$candidate is Python $answer; " ;;
         esac
     done
+    reasons=${reasons%; }
     die "Python 3.11 or 3.12 is needed: ${reasons:-none was found}" \
         "install one of them, or name it: CELLO1_PYTHON=/path/to/python3.11"
 }
@@ -238,7 +242,7 @@ install_sets() {
         die_with_log "the package index cannot be reached" "check network and proxy, or name a mirror: PIP_INDEX_URL=https://..." ;;
     *"No matching distribution found for"*)
         die_with_log "the configured index lacks a package" \
-            "see what '$python -m pip config list' says and PIP_* in the environment; PIP_INDEX_URL=https://pypi.org/simple is the usual index" ;;
+            "see 'pip config list' and the PIP_ variables, or use the public index: PIP_INDEX_URL=https://pypi.org/simple" ;;
     *) die_with_log "pip could not install the set ${missing[*]}" "mend what the log names and run this again" ;;
     esac
 }
@@ -286,7 +290,7 @@ make_it() {
     verify
     local one
     for one in "${missing[@]}"; do
-        fingerprint "$one" >"$(stamp "$one").new" && mv "$(stamp "$one").new" "$(stamp "$one")"
+        fingerprint >"$(stamp "$one").new" && mv "$(stamp "$one").new" "$(stamp "$one")"
     done
     say "ready after $SECONDS s"
 }

@@ -460,46 +460,44 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
     end = end_of_turn(tokenizer)
     tokenizer.eos_token = end  # the trainer puts the end-of-sequence token behind completions that lack it
     rows = [prompt_completion(p, tokenizer, end, settings["prompt_layout"], settings["variant"]) for p in puzzles]
-    rows, kept = _fit(rows, tokenizer, settings["max_length"], settings["overlong"])
-    data = {
-        name: Dataset.from_list([rows[i] for i in positions if i in kept])
-        for name, positions in (("train", train_rows), ("eval", eval_rows))
-    }
+    train_data, eval_data = (Dataset.from_list([rows[i] for i in chosen]) for chosen in (train_rows, eval_rows))
     model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]))
     trainer = SFTTrainer(
         model=model,
         args=config,
         processing_class=tokenizer,
-        train_dataset=data["train"],
-        eval_dataset=data["eval"] if evaluate else None,
+        train_dataset=train_data,
+        eval_dataset=eval_data if evaluate else None,
         peft_config=_lora(settings["lora"]),
         callbacks=[_progress(Path(settings["output"]))],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.train_dataset = _fit(trainer.train_dataset, train_rows, settings)
+    if evaluate:
+        trainer.eval_dataset = _fit(trainer.eval_dataset, eval_rows, settings)
     _check_masks(trainer.train_dataset)
     return trainer
 
 
-def _fit(
-    rows: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int, overlong: str
-) -> tuple[list[dict[str, str]], set[int]]:
-    """Return the rows and the positions of those that fit."""
-    ids = tokenizer([row["prompt"] + row["completion"] for row in rows])["input_ids"]
-    lengths = [len(item) for item in ids]
-    long = [i for i, length in enumerate(lengths) if length > max_length]
-    if long and overlong == "error":
+def _fit(data: Any, positions: Sequence[int], settings: Mapping[str, Any]) -> Any:
+    """Return the tokenised items that are not too long, or refuse them all."""
+    limit = settings["max_length"]
+    lengths = [len(ids) for ids in data["input_ids"]]
+    long = [i for i, length in enumerate(lengths) if length > limit]
+    if not long:
+        return data
+    found = f"{len(long)} of {len(lengths)} items are longer than max_length={limit} tokens"
+    if settings["overlong"] == "error":
         msg = (
-            f"{len(long)} of {len(rows)} items are longer than max_length={max_length} tokens (the longest has "
-            f"{max(lengths)}, item {long[0]} has {lengths[long[0]]}); raise max_length, or set "
-            "overlong=drop to leave them out"
+            f"{found} (item {positions[long[0]]} has {lengths[long[0]]}, the longest {max(lengths)}); "
+            "raise max_length, or set overlong=drop to leave them out"
         )
         raise ValueError(msg)
-    if len(long) == len(rows):
-        msg = f"no item is as short as max_length={max_length} tokens; raise max_length"
+    if len(long) == len(lengths):
+        msg = f"{found}: none is left; raise max_length"
         raise ValueError(msg)
-    if long:
-        print(f"left out {len(long)} of {len(rows)} items longer than {max_length} tokens", file=sys.stderr)
-    return rows, {i for i, length in enumerate(lengths) if length <= max_length}
+    print(f"left out: {found}", file=sys.stderr)
+    return data.select([i for i, length in enumerate(lengths) if length <= limit])
 
 
 def _check_masks(data: Any) -> None:

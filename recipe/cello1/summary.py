@@ -94,15 +94,16 @@ def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> d
     steps
         Metrics of each step, in order.
     window
-        How many steps at either end.
+        How many steps at either end; half of the steps where there are fewer.
 
     Returns
     -------
-    ``steps``, ``first``, ``last`` and ``gain``; ``None`` without any step.
+    ``steps``, ``window``, ``first``, ``last`` and ``gain``; ``None`` without any step.
     """
     rewards = [float(step[REWARD]) for step in steps if REWARD in step]
     if not rewards:
         return None
+    window = max(1, min(window, len(rewards) // 2))
     first, last = float(np.mean(rewards[:window])), float(np.mean(rewards[-window:]))
     return {"steps": len(rewards), "window": window, "first": first, "last": last, "gain": last - first}
 
@@ -218,8 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if gain:
         plot(steps, arguments.out / "training.png")
         note += (
-            f"\nMean training reward: {gain['first']:+.3f} over the first {WINDOW} of {gain['steps']} steps, "
-            f"{gain['last']:+.3f} over the last {WINDOW} (gain {gain['gain']:+.3f})."
+            f"\nMean training reward: {gain['first']:+.3f} over the first {gain['window']} of {gain['steps']} steps, "
+            f"{gain['last']:+.3f} over the last {gain['window']} (gain {gain['gain']:+.3f})."
         )
     report = {"n": len(puzzles), "chance": chance(puzzles), "training": gain, "stages": evaluations}
     atomic_write(arguments.out / "summary.json", dumps(report, indent=1))
@@ -230,9 +231,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_column(name, justify="left" if not name else "right")
     for row in rows:
         table.add_row(*row)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)  # a log has no width of its own
     console.print(table)
-    console.print(note)
+    console.print(note, soft_wrap=True)
     console.print(f"model:    {arguments.stages[-1][1]}\nresults:  {arguments.out}", soft_wrap=True)
     console.print(
         f"next:     python -m recipe.cello1.predict --model {arguments.stages[-1][1]} --data {arguments.data} "

@@ -3,9 +3,13 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from recipe.cello1.records import write_puzzles
+from recipe.cello1.answer import parse_answer
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import read_items, write_puzzles
+from recipe.cello1.scoring import score_answer
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
 
 # One process for all of it: importing vLLM takes longest.
@@ -84,6 +88,47 @@ if __name__ == "__main__":
 """
 
 
+CONSTRAINED = r"""
+import json, sys
+from pathlib import Path
+
+from recipe.cello1.engine import Request, Sampling, start_engine
+from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.prompt import messages
+
+
+def main():
+    folder = Path(sys.argv[1])
+    puzzles = read_dataset(folder / "data.json")
+    with start_engine("vllm", folder / "a", constrained=True) as engine:
+        # Seeds for some only: vLLM on CPU draws them one by one.
+        hot = Sampling(temperature=1.0, max_tokens=300, reasoning_budget=3)
+        predict(engine, puzzles[:100], folder / "seeded.jsonl", sampling=hot, constrain=True, progress=False)
+        requests = [Request(messages(p), None, p.candidates, p.n_cells) for p in puzzles[100:]]
+        found = {"texts": [text for _, text in sorted(
+            (i, result.text) for i, result in engine.generate(requests, hot)
+        )]}
+        # free and constrained requests in one batch
+        mixed = [Request(messages(puzzles[0])), requests[0]] * 4
+        results = dict(engine.generate(mixed, Sampling(max_tokens=300, reasoning_budget=10)))
+        found["mixed"] = [results[i].text for i in range(8)]
+        short = dict(engine.generate([requests[0]], Sampling(max_tokens=10)))
+        found["short"] = short[0].error
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def run_scenario(code, tmp_path):
+    (tmp_path / "scenario.py").write_text(code)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
+    subprocess.run([sys.executable, str(tmp_path / "scenario.py"), str(tmp_path)], check=True, env=env, timeout=900)
+    return json.loads((tmp_path / "found.json").read_text())
+
+
 @pytest.mark.integration
 def test_real_vllm(tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
@@ -91,11 +136,7 @@ def test_real_vllm(tmp_path):
         build_toy_model(tmp_path / name, seed=seed)
     puzzles = toy_puzzles(8)
     write_puzzles(tmp_path / "data.json", puzzles)
-    (tmp_path / "scenario.py").write_text(SCENARIO)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-    subprocess.run([sys.executable, str(tmp_path / "scenario.py"), str(tmp_path)], check=True, env=env, timeout=600)
-
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = run_scenario(SCENARIO, tmp_path)
     records = {name: [json.loads(line) for line in open(tmp_path / f"{name}.jsonl")] for name in "ab"}
     assert [record["index"] for record in records["a"]] == list(range(8))
     assert all(record["tokens"] <= 12 and record["prompt_tokens"] > 12 for record in records["a"])
@@ -114,3 +155,45 @@ def test_real_vllm(tmp_path):
     assert max(found["resident"]) - found["resident"][0] < 200  # MiB: the KV cache alone has 1,024
     assert "is closed" in found["closed"]
     assert "vLLM cannot start" in found["refused"]
+
+
+ODD = (
+    "CD4+/CD45RO+ Memory",
+    "T cell",
+    "T cell, CD8-positive",
+    "T cell, CD8-positive, alpha-beta",
+    "γδ T cell",
+    "naïve B cell",
+    "B",
+    "B <mature>",
+    "</x>",
+    "浆细胞",
+)
+
+
+@pytest.mark.integration
+def test_a_thousand_constrained_answers_of_a_random_model_are_legal(tmp_path):
+    pytest.importorskip("vllm", reason="vLLM is not installed")
+    build_toy_model(tmp_path / "a")
+    rng = np.random.default_rng(0)
+    puzzles = []
+    for i in range(1000):
+        n = len(ODD) if i % 100 == 0 else int(rng.integers(2, 5))
+        types = [ODD[j] for j in rng.permutation(len(ODD))[:n]]
+        cells = tuple((f"GENE{i}", f"G{j}") for j in range(n))
+        puzzles.append(Puzzle(cells, tuple(sorted(types)), tuple(types), "From blood."))
+    write_puzzles(tmp_path / "data.json", puzzles)
+    found = run_scenario(CONSTRAINED, tmp_path)
+
+    records = read_items(tmp_path / "seeded.jsonl")
+    assert records[0]["sampling"]["constrained"] is True
+    texts = [record["prediction"] for record in records] + found["texts"]
+    assert len(texts) == 1000
+    for text, puzzle in zip(texts, puzzles, strict=True):
+        score = score_answer(text, puzzle.answer, candidates=puzzle.candidates)
+        assert (score.reason, score.in_candidates) == ("", True), text
+    assert len({text.partition("<answer>")[2] for text in texts}) > 500  # the model chooses
+    assert len(set(found["mixed"][0::2])) == len(set(found["mixed"][1::2])) == 1
+    assert parse_answer(found["mixed"][1]).ok
+    assert not parse_answer(found["mixed"][0]).ok
+    assert "give more max_tokens" in found["short"]

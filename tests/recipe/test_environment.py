@@ -6,14 +6,15 @@ import pytest
 from recipe.cello1 import environment
 
 
-def test_fingerprint_follows_content_and_words(tmp_path):
-    file = tmp_path / "setup.py"
+def test_fingerprint_follows_content_and_place(tmp_path):
+    file, moved = tmp_path / "setup.py", tmp_path / "moved.py"
     file.write_text("a")
-    first = environment.fingerprint([file], ["cpu"])
-    assert environment.fingerprint([file], ["cpu"]) == first
-    assert environment.fingerprint([file], ["test"]) != first
+    moved.write_text("a")
+    first = environment.fingerprint([file])
+    assert environment.fingerprint([file]) == first
+    assert environment.fingerprint([moved]) != first
     file.write_text("b")
-    assert environment.fingerprint([file], ["cpu"]) != first
+    assert environment.fingerprint([file]) != first
 
 
 @pytest.mark.parametrize("found", ["0.27.1", "0.27.1+cpu"])

@@ -33,6 +33,7 @@ def train(inputs, tmp_path, monkeypatch):
         "VERL_PLATFORM": "cpu",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "OMP_NUM_THREADS": str(os.cpu_count()),
         "RAY_worker_niceness": "0",
         "TOKENIZERS_PARALLELISM": "false",
@@ -50,6 +51,8 @@ def train(inputs, tmp_path, monkeypatch):
         command += [f"hydra.run.dir={tmp_path / 'hydra'}", "trainer.logger=[file]"]
         command += ["data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4"]
         command += ["data.max_prompt_length=700", "data.max_response_length=16", "actor_rollout_ref.rollout.n=2"]
+        command += ["actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4"]
+        command += [f"actor_rollout_ref.{role}.log_prob_micro_batch_size_per_gpu=4" for role in ("ref", "rollout")]
         command += ["actor_rollout_ref.rollout.max_model_len=720", *overrides]
         code = watch(command, tmp_path / "log", tmp_path / "metrics")
         assert code == 0, failure_reason((tmp_path / "log").read_text(errors="replace"))

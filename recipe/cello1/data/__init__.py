@@ -5,14 +5,18 @@
 ``matrix``              rows of a stored matrix, chosen ones or all, in blocks of bounded size
 ``gene_filters``        gene names: symbols, excluded genes
 ``selection``           which genes of a cell are listed (top k)
+``compiled``            how the two before are made fast
 ``choice``              which cells make puzzles, from the metadata alone
+``settings``            what decides the puzzles of a file
 ``context_table``       the user's table of context fields
 ``extract``             one file to puzzles: all of the above put together
-``parallel``            the same function over many files: processes or a Ray cluster, resumable
+``parallel``            the same function over many files: processes or a Ray cluster
+``parts``               the result of each file, saved, so that a run can be resumed
 ``imports``             puzzles that others made: Hub, JSON, JSONL, parquet
 ``identity``            when two cells, donors or puzzles are the same
 ``splits``              train and test sets without leaks, stratified by the number of cells
 ``audit``               what train and test share
-``outputs``             files: merged and per-file JSON, parquet, manifest, remote copy
+``build``               puzzles to a data set: split, merged and per-file JSON, parquet, manifest
+``outputs``             long lists written to disk, hashes, remote copy
 ======================  ================================================================================
 """

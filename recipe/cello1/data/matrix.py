@@ -1,9 +1,9 @@
 """Rows of a stored expression matrix, chosen ones or all of them, in blocks of bounded size.
 
 A matrix in CSR form is read row by row as it lies. Its gzip chunks are decompressed here rather than by HDF5, which
-does it one at a time: several threads can, and a chunk of which only the beginning is wanted is decompressed no further.
-A dense matrix is read in bands of rows. One in CSC form has to be gone through as a whole for any rows, and is turned
-into CSR piece by piece.
+does it one at a time: several threads can, and a chunk of which only the beginning is wanted is decompressed only so
+far. A dense matrix is read in bands of rows. One in CSC form has to be gone through as a whole for any rows, and is
+turned into CSR piece by piece.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from functools import partial
 from typing import Any, BinaryIO, Protocol, TypeVar
 
 import h5py
-import numba
 import numpy as np
 
+from recipe.cello1.data.compiled import compiled
 from recipe.cello1.data.store import BadFileError, reading
 
 try:  # decompresses two to three times as fast; same interface
@@ -30,10 +30,11 @@ except ImportError:
 
 BLOCK_ENTRIES = 2_000_000  # stored values in a block: 16 MB for float32 with int32 indices
 DENSE_ENTRIES = 8_000_000  # values in a block of a dense matrix
-DENSE_LIMIT = 24_000_000  # the same where the chunks of the file are taller than that
+DENSE_LIMIT = 16_000_000  # the same where the chunks of the file are taller than that
 CSC_ENTRIES = 16_000_000  # values of a CSC matrix that are kept in one pass
 CSC_STEP = 4_000_000  # values of a CSC matrix that are read at once
 ROWS_AT_ONCE = 256  # chosen rows in a block
+MEMORY = 400_000_000  # bytes that the blocks being read may take together: decides how many threads are used
 
 _DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 _DAMAGED = "the file is damaged: fetch or write it again"
@@ -49,9 +50,10 @@ class Block:
     rows
         int64, the number of each row in the file.
     values
-        Stored values (sparse), or the rows themselves, 2-dimensional (dense).
+        Stored values (sparse), or the rows themselves, 2-dimensional (dense). float32 where the file has that (or
+        less), else float64, so that few kinds of arrays have to be dealt with.
     indices
-        Column of each value; ``None`` for dense rows.
+        int32, column of each value; ``None`` for dense rows.
     indptr
         int64, where each row begins in ``values``, and the end; ``None`` for dense rows.
     """
@@ -69,6 +71,7 @@ class Matrix(Protocol):
     """A stored matrix, cells x genes."""
 
     shape: tuple[int, int]
+    block_bytes: int  # memory that a block takes while it is read, roughly
 
     def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
         """Cut the rows (sorted; ``None`` for all) into blocks, each to be read by a call."""
@@ -96,6 +99,9 @@ def open_matrix(element: Any, file: BinaryIO | None = None) -> Matrix:
     BadFileError
         If it is not a matrix that AnnData writes.
     """
+    values = element if not hasattr(element, "keys") else element["data"] if "data" in element else None
+    if values is not None and values.dtype.kind not in "buif":
+        raise BadFileError(f"its matrix holds {values.dtype}, not numbers", "choose another --layer, or --use-raw")
     if not hasattr(element, "keys"):
         if len(element.shape) != 2:
             raise BadFileError(f"its matrix has the shape {tuple(element.shape)}", "write it as cells x genes")
@@ -130,6 +136,7 @@ def map_blocks(
     The results in the order of the rows.
     """
     plans = matrix.plans(rows)
+    threads = min(threads, MEMORY // matrix.block_bytes)
     if threads <= 1:
         for plan in plans:
             yield function(plan())
@@ -327,8 +334,7 @@ class _Sparse:
             self.values = open_vector(group["data"], file)
             self.indices = open_vector(group["indices"], file)
             n_values = min(group["data"].shape[0], group["indices"].shape[0])
-        # A float16 matrix is read as float32, since numba does not know the former.
-        self.dtype = np.dtype(np.float32) if self.values.dtype == np.float16 else self.values.dtype
+        self.dtype = _working_type(self.values.dtype)
         lengths = np.diff(self.indptr)
         major = shape[isinstance(self, CscMatrix)]
         if len(lengths) != major or self.indptr[0] != 0 or (lengths < 0).any() or self.indptr[-1] > n_values:
@@ -336,11 +342,14 @@ class _Sparse:
 
     def read(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read values and indices of some ranges."""
-        return self.values.gather(starts, stops).astype(self.dtype, copy=False), self.indices.gather(starts, stops)
+        values = self.values.gather(starts, stops).astype(self.dtype, copy=False)
+        return values, self.indices.gather(starts, stops).astype(np.int32, copy=False)
 
 
 class CsrMatrix(_Sparse):
     """A matrix stored row by row."""
+
+    block_bytes = BLOCK_ENTRIES * 16
 
     def stored(self) -> np.ndarray:
         """Return how many values are stored for each row."""
@@ -371,6 +380,8 @@ class CsrMatrix(_Sparse):
 
 class CscMatrix(_Sparse):
     """A matrix stored column by column: each block takes a pass over all of it, and the blocks are large for that."""
+
+    block_bytes = CSC_ENTRIES * 20 + CSC_STEP * 20
 
     def stored(self) -> None:
         """Return nothing: the number of values in a row is known only when all columns are read."""
@@ -416,7 +427,12 @@ class CscMatrix(_Sparse):
             raise BadFileError("its sparse matrix names rows that it does not have", _DAMAGED)
 
 
-@numba.njit(nogil=True)
+def _working_type(dtype: np.dtype) -> np.dtype:
+    """Return what values are worked with: both hold every count and every stored float exactly."""
+    return np.dtype(np.float32 if dtype in (np.float16, np.float32) else np.float64)
+
+
+@compiled
 def _scatter(target, columns, values, cursor, out_indices, out_values):  # pragma: no cover - compiled
     for i in range(len(target)):
         position = cursor[target[i]]
@@ -433,7 +449,15 @@ class DenseMatrix:
         self.shape = (int(array.shape[0]), int(array.shape[1]))
         chunks = getattr(array, "chunks", None)
         self._height = int(chunks[0]) if chunks else 1
-        self.dtype = np.dtype(np.float32) if array.dtype == np.float16 else np.dtype(array.dtype).newbyteorder("=")
+        self.dtype = _working_type(array.dtype)
+        self._step = self._rows_of_a_block()
+        self.block_bytes = self._step * self.shape[1] * (self.dtype.itemsize + array.dtype.itemsize) + 1
+
+    def _rows_of_a_block(self) -> int:
+        n_columns = max(1, self.shape[1])
+        step = max(1, min(max(DENSE_ENTRIES // n_columns, self._height), DENSE_LIMIT // n_columns))
+        # No chunk is read for two blocks, if that can be.
+        return step - step % self._height if step > self._height else step
 
     def stored(self) -> None:
         """Return nothing: zeros are stored, too."""
@@ -441,12 +465,8 @@ class DenseMatrix:
 
     def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
         """Cut the rows into blocks."""
-        n_columns = max(1, self.shape[1])
-        step = max(1, min(max(DENSE_ENTRIES // n_columns, self._height), DENSE_LIMIT // n_columns))
-        if step > self._height:
-            step -= step % self._height  # no chunk is read for two blocks
-        for start in range(0, self.shape[0], step):
-            stop = min(start + step, self.shape[0])
+        for start in range(0, self.shape[0], self._step):
+            stop = min(start + self._step, self.shape[0])
             if rows is None:
                 part = np.arange(start, stop)
             else:

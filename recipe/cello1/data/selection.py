@@ -7,10 +7,10 @@ are never listed. A symbol that stands for several columns counts once, with its
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import scipy.sparse as sp
 
+from recipe.cello1.data.compiled import compiled
 from recipe.cello1.data.gene_filters import GeneTable
 from recipe.cello1.data.matrix import Block
 from recipe.cello1.data.store import BadFileError
@@ -48,7 +48,12 @@ def top_symbols(
     out = np.full((n_rows, n_top), -1, dtype=np.int32)
     counts = np.zeros(n_rows, dtype=np.int64)
     factors = np.empty(0) if weights is None else weights
-    tables = (genes.symbol, genes.repeated, genes.has_repeats, factors, n_top, out, counts)
+    plain = (genes.symbol >= 0) & ~genes.repeated[genes.symbol]
+    # float64 holds every count exactly; float32 is as exact for float32, and twice as fast.
+    exact = np.float32 if block.values.dtype == np.float32 and weights is None else np.float64
+    scores = np.empty(len(genes.symbol), dtype=exact)
+    flags = (genes.symbol, genes.repeated, genes.has_repeats, plain, bool(plain.all()))
+    tables = (*flags, factors, scores, n_top, out, counts)
     if block.indices is None:
         row, status = _select_dense(block.values, *tables)
     else:
@@ -64,25 +69,31 @@ def top_symbols(
 def _refuse(status: int, row: int) -> None:
     if status == _NEGATIVE:
         raise BadFileError(
-            f"its matrix holds a negative value in row {row}, as scaled data do",
+            f"its matrix holds a negative value in row {row} or near it, as scaled data do",
             "take counts or log-normalised values with --layer or --use-raw",
         )
     if status == _NOT_FINITE:
         raise BadFileError(
-            f"its matrix holds NaN or infinity in row {row}",
+            f"its matrix holds NaN or infinity in row {row} or near it",
             "remove these cells, or take other values with --layer or --use-raw",
         )
     raise BadFileError(
-        f"its sparse matrix names a gene that it does not have in row {row}",
+        f"its sparse matrix names a gene that it does not have in row {row} or near it",
         "the file is damaged: fetch or write it again",
     )
 
 
 def _in_order(block: Block, n_columns: int) -> Block:
     """Sort each row by column and add up values stored for the same place, as scipy does."""
+    _check_columns(block, n_columns)
     matrix = sp.csr_array((block.values, block.indices, block.indptr), shape=(len(block.rows), n_columns), copy=True)
     matrix.sum_duplicates()
-    return Block(block.rows, matrix.data, matrix.indices, matrix.indptr.astype(np.int64))
+    return Block(block.rows, matrix.data, matrix.indices.astype(np.int32), matrix.indptr.astype(np.int64))
+
+
+def _check_columns(block: Block, n_columns: int) -> None:
+    if len(block.indices) and not 0 <= int(block.indices.min()) <= int(block.indices.max()) < n_columns:
+        _refuse(_NO_COLUMN, int(block.rows[0]))
 
 
 def column_sums(block: Block, n_columns: int) -> np.ndarray:
@@ -102,165 +113,169 @@ def column_sums(block: Block, n_columns: int) -> np.ndarray:
     Raises
     ------
     BadFileError
-        If a value is NaN or infinite.
+        If a value is NaN, infinite or negative.
     """
     if block.indices is None:
         sums = block.values.sum(axis=0, dtype=np.float64)
     else:
-        if len(block.indices) and not 0 <= int(block.indices.min()) <= int(block.indices.max()) < n_columns:
-            _refuse(_NO_COLUMN, int(block.rows[0]))
+        _check_columns(block, n_columns)
         sums = np.zeros(n_columns)
         _add_columns(block.indices, block.values, sums)
     if not np.isfinite(sums).all():
         _refuse(_NOT_FINITE, int(block.rows[0]))
+    if (block.values < 0).any():
+        _refuse(_NEGATIVE, int(block.rows[0]))
     return sums
 
 
 # ---------------------------------------------------------------------------------------------------- compiled code
-# A heap of the best values so far, the worst of them at the root: of equal values the later column is the worse.
 
 
-def _compiled(**options):
-    """Compile, and keep the result on disk where there is a place for it."""
-
-    def decorate(function):
-        try:
-            return numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # a read-only installation without a home
-            return numba.njit(nogil=True, **options)(function)
-
-    return decorate
-
-
-@_compiled()
+@compiled
 def _add_columns(indices, values, sums):  # pragma: no cover - compiled
     for i in range(len(indices)):
         sums[indices[i]] += values[i]
 
 
-@_compiled()
-def _sink(value, column, symbol, size, at):  # pragma: no cover - compiled
-    """Move an entry that may be too good for its place away from the root."""
-    v, c, s = value[at], column[at], symbol[at]
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        right = child + 1
-        if right < size and (
-            value[right] < value[child] or (value[right] == value[child] and column[right] > column[child])
-        ):
-            child = right
-        if not (value[child] < v or (value[child] == v and column[child] > c)):
-            break
-        value[at], column[at], symbol[at] = value[child], column[child], symbol[child]
-        at = child
-    value[at], column[at], symbol[at] = v, c, s
+@compiled
+def _unordered(columns):  # pragma: no cover - compiled
+    """Whether a row's columns do not ascend."""
+    bad = False
+    for i in range(1, len(columns)):
+        bad |= columns[i] <= columns[i - 1]
+    return bad
 
 
-@_compiled()
-def _offer(value, column, symbol, size, v, c, s, may_repeat):  # pragma: no cover - compiled
-    """Take an entry into the heap if it belongs there; columns come in ascending order. Returns the new size."""
-    limit = len(value)
-    if size == limit and v <= value[0]:
-        return size
-    if may_repeat:
-        for at in range(size):
-            if symbol[at] == s:
-                if v > value[at]:
-                    value[at], column[at] = v, c
-                    _sink(value, column, symbol, size, at)
-                return size
-    if size == limit:
-        value[0], column[0], symbol[0] = v, c, s
-        _sink(value, column, symbol, size, 0)
-        return size
-    at = size
-    while at > 0:
-        parent = (at - 1) // 2
-        if not (v < value[parent] or (v == value[parent] and c > column[parent])):
-            break
-        value[at], column[at], symbol[at] = value[parent], column[parent], symbol[parent]
-        at = parent
-    value[at], column[at], symbol[at] = v, c, s
-    return size + 1
+@compiled
+def _convert(values, scores):  # pragma: no cover - compiled
+    """Copy a row; returns whether all of it is finite and not negative."""
+    good = True
+    for i in range(len(values)):
+        v = scores.dtype.type(values[i])
+        good &= (v >= 0) & (v < np.inf)
+        scores[i] = v
+    return good
 
 
-@_compiled()
-def _drain(value, column, symbol, size, out):  # pragma: no cover - compiled
-    """Write the symbols of the heap, the best first."""
-    while size > 0:
-        size -= 1
-        out[size] = symbol[0]
-        value[0], column[0], symbol[0] = value[size], column[size], symbol[size]
-        _sink(value, column, symbol, size, 0)
+@compiled
+def _fault(values):  # pragma: no cover - compiled
+    for v in values:
+        if v < 0 and v > -np.inf:
+            return _NEGATIVE
+    return _NOT_FINITE
 
 
-@_compiled()
-def _select_sparse(
-    indptr, indices, values, symbols, repeated, has_repeats, weights, n_top, out, counts
+@compiled
+def _lower_bound(scores, n_top, best):  # pragma: no cover - compiled
+    """Find a score that at least ``n_top`` entries reach, so that the others need no look.
+
+    The entries are dealt to more groups than that, and the largest of each is found. As many entries as are wanted
+    reach the ``n_top``-th of these.
+    """
+    groups = len(best)
+    turns = len(scores) // groups
+    if turns < 2:
+        return scores.dtype.type(0)
+    best[:] = scores[:groups]
+    for turn in range(1, turns):
+        dealt = scores[turn * groups : (turn + 1) * groups]
+        for group in range(groups):
+            best[group] = dealt[group] if dealt[group] > best[group] else best[group]
+    best.sort()
+    return best[groups - n_top]
+
+
+@compiled
+def _top_of_row(
+    scores, bounds, columns, dense, symbols, repeated, has_repeats, best, value, symbol
 ):  # pragma: no cover - compiled
-    value, column, symbol = np.empty(n_top), np.empty(n_top, np.int64), np.empty(n_top, np.int32)
-    n_columns = len(symbols)
-    weighted = len(weights) > 0
+    """Write the best symbols of one row, best first; returns how many."""
+    n_top = len(value)
+    least = _lower_bound(bounds, n_top, best)
+    size = 0
+    for i in range(len(scores)):
+        v = scores[i]
+        if v < least or v == 0 or (size == n_top and v <= value[n_top - 1]):
+            continue
+        c = i if dense else np.int64(columns[i])
+        s = symbols[c]
+        if s < 0:
+            continue
+        end = size  # the place that the entry may take at the latest
+        if has_repeats and repeated[s]:
+            for at in range(size):
+                if symbol[at] == s:
+                    end = at
+                    break
+            if end < size and v <= value[end]:
+                continue
+        if end == size:
+            if size < n_top:
+                size += 1
+            else:
+                end = n_top - 1
+        # Columns come in ascending order, so that behind its equals is the right place.
+        while end > 0 and value[end - 1] < v:
+            value[end], symbol[end] = value[end - 1], symbol[end - 1]
+            end -= 1
+        value[end], symbol[end] = v, s
+    return size
+
+
+@compiled
+def _weigh(scores, columns, dense, weights):  # pragma: no cover - compiled
+    for i in range(len(scores)):
+        scores[i] *= weights[i if dense else np.int64(columns[i])]
+
+
+@compiled
+def _keep_plain(scores, columns, dense, plain, bounds):  # pragma: no cover - compiled
+    """Copy the scores without those of genes that may not count, or not as a symbol of their own."""
+    for i in range(len(scores)):
+        bounds[i] = scores[i] if plain[i if dense else np.int64(columns[i])] else 0
+
+
+@compiled
+def _select_sparse(
+    indptr, indices, values, symbols, repeated, has_repeats, plain, all_plain, weights, scores, n_top, out, counts
+):  # pragma: no cover - compiled
+    value, best, bounds = np.empty(n_top, scores.dtype), np.empty(2 * n_top, scores.dtype), np.empty_like(scores)
     for row in range(len(indptr) - 1):
-        size = 0
-        last = -1
-        for i in range(indptr[row], indptr[row + 1]):
-            c = np.int64(indices[i])
-            if c <= last:
-                if c < 0:
-                    return row, _NO_COLUMN
-                return row, _UNORDERED
-            last = c
-            if c >= n_columns:
-                return row, _NO_COLUMN
-            v = np.float64(values[i])
-            if not v > 0.0:
-                if v == 0.0:
-                    continue
-                if v < 0.0:
-                    return row, _NEGATIVE
-                return row, _NOT_FINITE
-            if v == np.inf:
-                return row, _NOT_FINITE
-            if weighted:
-                v *= weights[c]
-            if size == n_top and v <= value[0]:
-                continue
-            s = symbols[c]
-            if s < 0:
-                continue
-            size = _offer(value, column, symbol, size, v, c, s, has_repeats and repeated[s])
-        counts[row] = size
-        _drain(value, column, symbol, size, out[row])
+        part, columns = values[indptr[row] : indptr[row + 1]], indices[indptr[row] : indptr[row + 1]]
+        n = len(part)
+        if n == 0:
+            continue
+        if _unordered(columns):
+            return row, _UNORDERED
+        if columns[0] < 0 or columns[n - 1] >= len(symbols):
+            return row, _NO_COLUMN
+        own = scores[:n]
+        if not _convert(part, own):
+            return row, _fault(part)
+        if len(weights) > 0:
+            _weigh(own, columns, False, weights)
+        bound = own
+        if not all_plain:
+            bound = bounds[:n]
+            _keep_plain(own, columns, False, plain, bound)
+        counts[row] = _top_of_row(own, bound, columns, False, symbols, repeated, has_repeats, best, value, out[row])
     return 0, 0
 
 
-@_compiled()
-def _select_dense(values, symbols, repeated, has_repeats, weights, n_top, out, counts):  # pragma: no cover - compiled
-    value, column, symbol = np.empty(n_top), np.empty(n_top, np.int64), np.empty(n_top, np.int32)
-    weighted = len(weights) > 0
+@compiled
+def _select_dense(
+    values, symbols, repeated, has_repeats, plain, all_plain, weights, scores, n_top, out, counts
+):  # pragma: no cover - compiled
+    value, best, bounds = np.empty(n_top, scores.dtype), np.empty(2 * n_top, scores.dtype), np.empty_like(scores)
+    none = np.empty(0, np.int32)
     for row in range(values.shape[0]):
-        size = 0
-        for c in range(values.shape[1]):
-            v = np.float64(values[row, c])
-            if not v > 0.0:
-                if v == 0.0:
-                    continue
-                if v < 0.0:
-                    return row, _NEGATIVE
-                return row, _NOT_FINITE
-            if v == np.inf:
-                return row, _NOT_FINITE
-            if weighted:
-                v *= weights[c]
-            if size == n_top and v <= value[0]:
-                continue
-            s = symbols[c]
-            if s < 0:
-                continue
-            size = _offer(value, column, symbol, size, v, c, s, has_repeats and repeated[s])
-        counts[row] = size
-        _drain(value, column, symbol, size, out[row])
+        if not _convert(values[row], scores):
+            return row, _fault(values[row])
+        if len(weights) > 0:
+            _weigh(scores, none, True, weights)
+        bound = scores
+        if not all_plain:
+            bound = bounds
+            _keep_plain(scores, none, True, plain, bound)
+        counts[row] = _top_of_row(scores, bound, none, True, symbols, repeated, has_repeats, best, value, out[row])
     return 0, 0

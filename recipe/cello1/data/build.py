@@ -1,0 +1,409 @@
+"""Puzzles to a data set: split, written, audited, described. Puzzles are loaded source by source, never all at once."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipe.cello1.answer import join_types
+from recipe.cello1.data.audit import Audit, audit
+from recipe.cello1.data.identity import (
+    VALUE_SEPARATOR,
+    Fingerprint,
+    all_have_ids,
+    cell_keys,
+    fingerprint_of,
+)
+from recipe.cello1.data.outputs import JsonListWriter, sha256
+from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.splits import MAX_TEST, MIN_PER_STRATUM, split_puzzles
+from recipe.cello1.prompt import Layout, render_user
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import atomic_write, dumps, puzzle_to_item
+from recipe.cello1.rl_parquet import write_rl_parquet
+
+MANIFEST = "manifest.json"
+AUDIT = "leak_audit.json"
+LEFT_OUT = "left_out"
+SPLIT_MODES = ("donor", "dataset", "tissue", "puzzle", "given")
+_RL_SIDES = ("train", "val", "test")
+_PACKAGES = ("numpy", "scipy", "numba", "h5py", "anndata", "zarr", "pyarrow")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where puzzles come from.
+
+    Attributes
+    ----------
+    name
+        Its name: of the data set in the files for each source, and of the order.
+    load
+        Returns the puzzles, the same each time.
+    split
+        The side that the source gives them; empty if it leaves that open.
+    files
+        Whether to write files for this source alone, besides the merged ones.
+    """
+
+    name: str
+    load: Callable[[], Sequence[Puzzle]]
+    split: str = ""
+    files: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the data set is put together.
+
+    Attributes
+    ----------
+    split
+        One of ``SPLIT_MODES``.
+    max_test, min_per_size
+        Test puzzles at most, and of each number of cells at least.
+    val_size
+        Validation puzzles taken from the training side, 0 for none.
+    drop_overlap
+        Whether test puzzles that share a cell with training are left out.
+    layout
+        Prompt layout of the RL rows.
+    raw
+        Whether to write the training puzzles in the published raw form, too.
+    """
+
+    split: str = "donor"
+    max_test: int = MAX_TEST
+    min_per_size: int = MIN_PER_STRATUM
+    val_size: int = 0
+    drop_overlap: bool = False
+    layout: Layout = "system"
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """What was built.
+
+    Attributes
+    ----------
+    counts
+        Puzzles on each side.
+    audits
+        What the test side (and the validation side) share with the others, by ``train/test`` and so on.
+    files
+        The files written, relative to the output folder, the manifest last.
+    notes
+        What is worth saying of the split.
+    """
+
+    counts: Mapping[str, int]
+    audits: Mapping[str, Audit]
+    files: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build(
+    sources: Sequence[Source],
+    out: str | Path,
+    settings: Settings,
+    plan: Plan,
+    about: Mapping[str, Any] | None = None,
+    more_files: Sequence[str] = (),
+) -> DataSet:
+    """Write a data set.
+
+    Parameters
+    ----------
+    sources
+        The puzzles; their order is that of the files.
+    out
+        The folder. The manifest is written last: a folder without one is not complete.
+    settings
+        How the puzzles were made; seed and task variant serve here, too.
+    plan
+        How they are put together.
+    about
+        More for the manifest.
+    more_files
+        Files in the folder that were written before and belong to the data set.
+
+    Returns
+    -------
+    What was built.
+
+    Raises
+    ------
+    ValueError
+        If there are no puzzles, or they cannot be split as wanted.
+    """
+    out = Path(out)
+    known = [[fingerprint_of(puzzle, source.name) for puzzle in source.load()] for source in sources]
+    flat = [puzzle for own in known for puzzle in own]
+    if not flat:
+        msg = "there are no puzzles; see the notes on each file"
+        raise ValueError(msg)
+    sides, notes = _sides(sources, known, flat, settings, plan)
+    before = _written_before(out)
+    (out / MANIFEST).unlink(missing_ok=True)  # what it describes is about to change
+
+    counters: dict[str, dict[str, Counter]] = {}
+    files = _write_json(sources, sides, out, settings, plan, counters)
+    bounds = np.cumsum([0, *map(len, known)])
+    of_side = {
+        name: [puzzle for puzzle, side in zip(flat, np.concatenate(sides), strict=True) if side == name]
+        for name in counters
+    }
+    for side in _RL_SIDES:
+        if side in of_side:
+            name = f"rl/{side}.parquet"
+            write_rl_parquet(out / name, _of_side(sources, sides, side), side, plan.layout, settings.variant)
+            files.append(name)
+    audits = {
+        f"{side}/{held_out}": audit(of_side[side], of_side[held_out])
+        for held_out in ("test", "val")
+        for side in of_side
+        if held_out in of_side and side not in ("test", "val", LEFT_OUT)
+    }
+    about_split = {"split": plan.split, "audits": {name: found.plain() for name, found in audits.items()}}
+    atomic_write(out / AUDIT, dumps(about_split, 1) + "\n")
+    files += [AUDIT, *more_files]
+
+    counts = {name: len(puzzles) for name, puzzles in of_side.items()}
+    manifest = {
+        "format": 1,
+        "versions": versions(),
+        "settings": settings.plain(),
+        "plan": {name: getattr(plan, name) for name in Plan.__slots__},
+        **(about or {}),
+        "sources": [
+            {"name": s.name, "puzzles": int(b - a)} for s, a, b in zip(sources, bounds, bounds[1:], strict=False)
+        ],
+        "splits": {side: {"puzzles": counts[side], **_plain_counts(found)} for side, found in counters.items()},
+        "notes": notes,
+        "leaks": {name: found.plain() for name, found in audits.items()},
+        "files": {name: sha256(out / name) for name in sorted(files)},
+    }
+    for name in sorted(before - set(files)):
+        (out / name).unlink(missing_ok=True)
+    atomic_write(out / MANIFEST, dumps(manifest, 1) + "\n")
+    return DataSet(counts, audits, (*sorted(files), MANIFEST), tuple(notes), manifest)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that may decide the bytes: of Python and of the packages used."""
+    found = {"python": platform.python_version()}
+    for name in ("cello1", *_PACKAGES):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _written_before(out: Path) -> set[str]:
+    """Return the files that an earlier run wrote here, so that none of them is left behind."""
+    try:
+        return set(json.loads((out / MANIFEST).read_bytes())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
+# ------------------------------------------------------------------------------------------------------------ sides
+
+
+def _sides(
+    sources: Sequence[Source],
+    known: Sequence[Sequence[Fingerprint]],
+    flat: Sequence[Fingerprint],
+    settings: Settings,
+    plan: Plan,
+) -> tuple[list[np.ndarray], list[str]]:
+    """Decide the side of each puzzle: for each source an array of names."""
+    notes: list[str] = []
+    if plan.split == "given":
+        side = _given_sides(sources, known)
+    else:
+        side = np.full(len(flat), "train", dtype=object)
+        keys = _keys(flat, plan.split)
+        found = split_puzzles(
+            [puzzle.n_cells for puzzle in flat],
+            keys,
+            rng=settings.rng("split"),
+            max_test=plan.max_test,
+            min_per_stratum=plan.min_per_size,
+        )
+        side[found.test], side[found.left_out] = "test", LEFT_OUT
+        wanted = sum(found.quotas.values())
+        if len(found.test) < wanted:
+            notes.append(
+                f"the test set has {len(found.test):,} of the {wanted:,} puzzles wanted: its groups are too large"
+            )
+        if len(found.left_out):
+            notes.append(
+                f"{len(found.left_out):,} puzzles of the test groups are more than the test set takes: they are in "
+                f"{LEFT_OUT}.json, and must not be trained on"
+            )
+    if plan.drop_overlap:
+        notes += _drop_overlap(flat, side)
+    if plan.val_size:
+        rows = np.flatnonzero(side == "train")
+        own = [flat[row] for row in rows.tolist()]
+        mode = "puzzle" if plan.split == "given" else plan.split
+        found = split_puzzles(
+            [puzzle.n_cells for puzzle in own],
+            _keys(own, mode),
+            rng=settings.rng("val"),
+            max_test=plan.val_size,
+            min_per_stratum=1,
+        )
+        side[rows[found.test]], side[rows[found.left_out]] = "val", LEFT_OUT
+    return np.split(side, np.cumsum([len(own) for own in known])[:-1]), notes
+
+
+def _given_sides(sources: Sequence[Source], known: Sequence[Sequence[Fingerprint]]) -> np.ndarray:
+    nameless = [source.name for source in sources if not source.split]
+    if nameless:
+        msg = (
+            f"--split given: the name of {nameless[0]!r} does not say train, test, val or reasoning; rename it, or "
+            "choose another --split"
+        )
+        raise ValueError(msg)
+    return np.array([source.split for source, own in zip(sources, known, strict=True) for _ in own], dtype=object)
+
+
+def _keys(puzzles: Sequence[Fingerprint], mode: str) -> list[np.ndarray] | None:
+    """List what must not be on both sides: donors, data sets or tissues, and cells in any case."""
+    if mode == "puzzle":
+        return None
+    have_ids = all_have_ids(puzzles)
+    groups = {
+        "donor": lambda puzzle: [] if puzzle.donor is None else [puzzle.donor],
+        "dataset": lambda puzzle: [] if puzzle.dataset is None else [puzzle.dataset],
+        "tissue": lambda puzzle: puzzle.tissues,
+    }[mode]
+    found = [np.array(groups(puzzle), dtype=np.uint64) for puzzle in puzzles]
+    if missing := sum(len(own) == 0 for own in found):
+        msg = f"--split {mode}: {missing:,} of {len(found):,} puzzles do not say their {mode}; choose another --split"
+        raise ValueError(msg)
+    return [np.concatenate([own, cell_keys(puzzle, have_ids)]) for own, puzzle in zip(found, puzzles, strict=True)]
+
+
+def _drop_overlap(flat: Sequence[Fingerprint], side: np.ndarray) -> list[str]:
+    """Take test puzzles that share a cell with any other side out of the test set; changes ``side``."""
+    have_ids = all_have_ids(flat)
+    others = [cell_keys(flat[row], have_ids) for row in np.flatnonzero(~np.isin(side, ["test", LEFT_OUT])).tolist()]
+    known = np.unique(np.concatenate([np.empty(0, np.uint64), *others]))
+    rows = [
+        row for row in np.flatnonzero(side == "test").tolist() if np.isin(cell_keys(flat[row], have_ids), known).any()
+    ]
+    side[rows] = LEFT_OUT
+    if not (side == "test").any():
+        msg = "--drop-overlap leaves no test puzzles: every one shares a cell with training; choose another --split"
+        raise ValueError(msg)
+    return [f"{len(rows):,} test puzzles that share a cell with training are left out"] if rows else []
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def _of_side(sources: Sequence[Source], sides: Sequence[np.ndarray], wanted: str) -> Iterator[Puzzle]:
+    for source, own in zip(sources, sides, strict=True):
+        if (own == wanted).any():
+            for puzzle, side in zip(source.load(), own.tolist(), strict=True):
+                if side == wanted:
+                    yield puzzle
+
+
+def merged_name(side: str) -> str:
+    """Return the name of the file with all puzzles of a side."""
+    return f"{LEFT_OUT}.json" if side == LEFT_OUT else f"{side}/{side}_data.json"
+
+
+def _write_json(
+    sources: Sequence[Source],
+    sides: Sequence[np.ndarray],
+    out: Path,
+    settings: Settings,
+    plan: Plan,
+    counters: dict[str, dict[str, Counter]],
+) -> list[str]:
+    """Write the merged and per-source files, and count what is in them; returns their names."""
+    names = sorted({side for own in sides for side in own.tolist()})
+    raw_merged = "train/train_raw_data.json"
+    written = [merged_name(side) for side in names] + ([raw_merged] if plan.raw else [])
+    with ExitStack() as stack:
+        merged = {side: stack.enter_context(JsonListWriter(out / merged_name(side))) for side in names}
+        if plan.raw:
+            merged["raw"] = stack.enter_context(JsonListWriter(out / raw_merged))
+        for source, own in zip(sources, sides, strict=True):
+            with ExitStack() as per_file:
+                alone: dict[str, JsonListWriter] = {}
+                if source.files:
+                    wanted = [side for side in names if side in _RL_SIDES] + (["train_raw"] if plan.raw else [])
+                    for side in wanted:
+                        name = f"{side.removesuffix('_raw')}/{source.name}_{side}.json"
+                        alone[side] = per_file.enter_context(JsonListWriter(out / name))
+                        written.append(name)
+                for puzzle, side in zip(source.load(), own.tolist(), strict=True):
+                    item = puzzle_to_item(puzzle, settings.variant)
+                    merged[side].write(item)
+                    if side in alone:
+                        alone[side].write(item)
+                    if plan.raw and side == "train":
+                        raw = raw_item(puzzle, settings)
+                        merged["raw"].write(raw)
+                        if "train_raw" in alone:
+                            alone["train_raw"].write(raw)
+                    _count(counters.setdefault(side, {}), puzzle)
+    return written
+
+
+def raw_item(puzzle: Puzzle, settings: Settings) -> dict[str, Any]:
+    """Make the published raw form of a puzzle.
+
+    Parameters
+    ----------
+    puzzle
+        A puzzle with an answer.
+    settings
+        How it was made.
+
+    Returns
+    -------
+    ``selected_cells``, ``question``, ``answer``, ``group``.
+    """
+    donor, batch = str(puzzle.meta.get("donor_id", "")), puzzle.meta.get("batch")
+    return {
+        "selected_cells": list(puzzle.meta.get("cell_ids", [])),
+        "question": render_user(puzzle, settings.variant),
+        "answer": join_types(puzzle.answer or ()),
+        "group": str((donor, batch)) if batch else donor,
+    }
+
+
+def _count(counters: dict[str, Counter], puzzle: Puzzle) -> None:
+    counters.setdefault("by_n_cells", Counter())[str(puzzle.n_cells)] += 1
+    for name in ("tissue", "disease"):
+        values = str(puzzle.meta.get(name) or "not given").split(VALUE_SEPARATOR)
+        counters.setdefault(f"by_{name}", Counter()).update(values)
+    donor = str(puzzle.meta.get("donor_id") or "not given")
+    counters.setdefault("by_donor", Counter())[donor] += 1
+    counters.setdefault("by_type", Counter()).update(puzzle.answer or ())
+
+
+def _plain_counts(counters: Mapping[str, Counter]) -> dict[str, dict[str, int]]:
+    def order(entry: tuple[str, int]) -> tuple[int, str]:
+        return (int(entry[0]) if entry[0].isdecimal() else 0, entry[0])
+
+    return {name: dict(sorted(counter.items(), key=order)) for name, counter in counters.items()}

@@ -1,0 +1,249 @@
+"""Which cells make puzzles: decided from the metadata alone, before any expression is read.
+
+Cells of one donor (and batch, where there is one), each of another type, from at most ``max_cells`` of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from recipe.cello1.answer import type_fault
+from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.store import BadFileError, Labels, Store
+from recipe.cello1.puzzle import PuzzleIndex, sample_puzzles
+
+SUSPENSION = "suspension_type"
+ANY_SUSPENSION = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The metadata of a file that puzzles are made from.
+
+    Attributes
+    ----------
+    types, donors
+        Of every cell.
+    batches
+        The same; ``None`` where the file has none.
+    pool
+        int64, sorted: rows that may be drawn from.
+    notes
+        What was left out and why.
+    n_cells
+        Cells in the file.
+    """
+
+    types: Labels
+    donors: Labels
+    batches: Labels | None
+    pool: np.ndarray
+    notes: tuple[str, ...]
+    n_cells: int
+
+
+def read_table(store: Store, settings: Settings, rng: np.random.Generator) -> Table:
+    """Read the metadata and draw the pool.
+
+    Parameters
+    ----------
+    store
+        The file.
+    settings
+        What is wanted.
+    rng
+        Random generator of the file.
+
+    Returns
+    -------
+    The table. Its pool is empty when the file has no cell that is wanted.
+
+    Raises
+    ------
+    BadFileError
+        If a column is missing or holds something that cannot be used.
+    """
+    columns = store.columns("obs")
+    notes = []
+    usable = np.ones(store.n_obs, dtype=bool)
+
+    def leave_out(bad: np.ndarray, why: str) -> None:
+        count = int((bad & usable).sum())
+        if count:
+            notes.append(f"{count:,} of {store.n_obs:,} cells left out: {why}")
+        usable[bad] = False
+
+    if settings.suspension != ANY_SUSPENSION:
+        kinds = _column(store, columns, SUSPENSION, "take all cells with --suspension any")
+        leave_out(_is_not(kinds, settings.suspension), f"their {SUSPENSION} is not {settings.suspension!r}")
+    types = _column(store, columns, settings.type_column, "name the column of the cell types with --type-column")
+    leave_out(types.codes < 0, f"{settings.type_column} names no type")
+    dropped = settings.excluded_types(types.categories)
+    if dropped:
+        codes = [types.categories.index(name) for name in dropped]
+        leave_out(np.isin(types.codes, codes), f"--exclude-types fits {', '.join(map(repr, dropped))}")
+    _check_types(types, usable)
+    donors = _column(store, columns, settings.donor_column, "name the column of the donors with --donor-column")
+    if not (donors.codes >= 0).any():
+        raise BadFileError(f"{settings.donor_column} names no donor", "fill it, or name another with --donor-column")
+    leave_out(donors.codes < 0, f"{settings.donor_column} names no donor")
+    batches = store.labels(settings.batch_column) if settings.batch_column in columns else None
+
+    pool = np.flatnonzero(usable)
+    if settings.max_cells and len(pool) > settings.max_cells:
+        pool = np.sort(rng.choice(pool, settings.max_cells, replace=False))
+    return Table(types, donors, batches, pool, tuple(notes), store.n_obs)
+
+
+def _column(store: Store, columns: Collection[str], name: str, remedy: str) -> Labels:
+    if name not in columns:
+        raise BadFileError(f"obs has no column {name!r}", f"{remedy}; it has {sorted(columns)}")
+    return store.labels(name)
+
+
+def _is_not(labels: Labels, value: str) -> np.ndarray:
+    codes = [i for i, name in enumerate(labels.categories) if name == value]
+    return ~np.isin(labels.codes, codes)
+
+
+def _check_types(types: Labels, usable: np.ndarray) -> None:
+    remedy = "rename it in the file, or leave its cells out with --exclude-types"
+    present = np.unique(types.codes[usable])
+    seen: dict[str, str] = {}
+    for name in [types.categories[code] for code in present.tolist() if code >= 0]:
+        if fault := type_fault(name):
+            raise BadFileError(f"the cell type {name!r} {fault}", remedy)
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise BadFileError(f"the cell types {other!r} and {name!r} differ in case only", remedy)
+
+
+def draw(
+    table: Table, settings: Settings, rng: np.random.Generator, without: Collection[int], wanted: Mapping[int, int]
+) -> list[PuzzleIndex]:
+    """Draw puzzles from the pool.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    settings
+        What is wanted.
+    rng
+        Random generator of the file.
+    without
+        Rows of the pool that turned out to be of no use.
+    wanted
+        How many puzzles of each size.
+
+    Returns
+    -------
+    Puzzles, whose rows are those of the file.
+    """
+    pool = table.pool
+    if without:
+        pool = pool[~np.isin(pool, np.fromiter(without, np.int64, len(without)))]
+    types, donors = table.types.take(pool), table.donors.take(pool)
+    batches = None if table.batches is None else table.batches.take(pool)
+    if settings.single and not settings.open_ended:
+        lonely = _groups_of_one_type(types, donors, batches)
+        types = Labels(np.where(lonely, -1, types.codes), types.categories)
+    found = []
+    for size, count in wanted.items():
+        for puzzle in sample_puzzles(types, donors, sizes=[size], n_per_size=count, rng=rng, batches=batches):
+            rows = tuple(pool[list(puzzle.rows)].tolist())
+            found.append(PuzzleIndex(rows, puzzle.labels, puzzle.donor, puzzle.batch))
+    return found
+
+
+def wanted_puzzles(table: Table, settings: Settings) -> dict[int, int]:
+    """Say how many puzzles of each size are wanted: ``per_size``, or one for each cell where that is 0.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    settings
+        What is wanted.
+
+    Returns
+    -------
+    Sizes and numbers, at least 1 each.
+    """
+    return dict.fromkeys(settings.sizes, settings.per_size or max(1, len(table.pool)))
+
+
+def shortfall(table: Table, settings: Settings, found: Mapping[int, int]) -> list[str]:
+    """Say where there are fewer puzzles than wanted.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    settings
+        What was wanted.
+    found
+        Number of puzzles of each size.
+
+    Returns
+    -------
+    Notes, at most one.
+    """
+    if not settings.per_size:
+        return []
+    short = {size: found.get(size, 0) for size in settings.sizes if found.get(size, 0) < settings.per_size}
+    if not short:
+        return []
+    what = ", ".join(f"N={size}: {count}" for size, count in short.items())
+    return [
+        f"fewer than {settings.per_size} puzzles ({what}): no donor (and batch) has more sets of that many cells of "
+        "different types; --sizes and --max-cells decide"
+    ]
+
+
+def candidates_of_group(table: Table) -> dict[tuple[str, str], tuple[str, ...]]:
+    """List the types of each donor and batch in the pool: the candidates of single-cell puzzles.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+
+    Returns
+    -------
+    Sorted types by donor and batch, with an empty batch where there is none.
+    """
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    keys = _group_codes(
+        table.donors.take(table.pool), None if table.batches is None else table.batches.take(table.pool)
+    )
+    codes = table.types.codes[table.pool]
+    n_types = len(table.types.categories)
+    pairs = np.unique(np.stack([keys, codes.astype(np.int64)]), axis=1)
+    first = {key: row for row, key in zip(table.pool[::-1].tolist(), keys[::-1].tolist(), strict=True)}
+    members: dict[int, list[str]] = {}
+    for key, code in pairs.T.tolist():
+        if 0 <= code < n_types:
+            members.setdefault(key, []).append(table.types.categories[code])
+    for key, names in members.items():
+        row = first[key]
+        batch = table.batches.value(row) if table.batches is not None else ""
+        found[table.donors.value(row), batch] = tuple(sorted(names))
+    return found
+
+
+def _group_codes(donors: Labels, batches: Labels | None) -> np.ndarray:
+    codes = donors.codes.astype(np.int64)
+    if batches is None:
+        return codes
+    return codes * (len(batches.categories) + 1) + batches.codes + 1
+
+
+def _groups_of_one_type(types: Labels, donors: Labels, batches: Labels | None) -> np.ndarray:
+    """Find the cells whose donor (and batch) has one type only: naming it would be no question."""
+    keys, inverse = np.unique(_group_codes(donors, batches), return_inverse=True)
+    pairs = np.unique(np.stack([inverse, types.codes.astype(np.int64)]), axis=1)
+    return np.bincount(pairs[0], minlength=len(keys))[inverse] < 2

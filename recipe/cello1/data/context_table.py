@@ -1,0 +1,121 @@
+"""The table that says which metadata columns become context sentences, and how: the shipped one and a user's YAML.
+
+::
+
+    fields:                       # a column, and what its values become; forms as in recipe.cello1.context.FieldRule
+      treatment: "The patient received {value}."
+    datasets:                     # which columns the files of a folder have; "*" stands for every folder
+      my_study: [treatment, ever_smoker]
+
+A folder is the one that a file lies in, as in the published pipeline. Entries win over the shipped ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recipe.cello1.context import DATASET_FIELDS, FIELD_RULES, FieldRule, build_context, rules_from_table
+
+EVERY_FOLDER = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class ContextTable:
+    """Columns and their sentences.
+
+    Attributes
+    ----------
+    rules
+        How each column is written.
+    datasets
+        Columns of the files in a folder, by the folder's name.
+    source
+        What the user's file says, empty without one: it decides the bytes of the output, so the manifest has it.
+    """
+
+    rules: Mapping[str, FieldRule] = field(default_factory=lambda: dict(FIELD_RULES))
+    datasets: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DATASET_FIELDS))
+    source: str = ""
+
+    def extra(self, folder: str) -> tuple[str, ...]:
+        """Return the extra columns of the files in a folder, in the order of their sentences.
+
+        Parameters
+        ----------
+        folder
+            Name of the folder.
+
+        Returns
+        -------
+        Column names.
+        """
+        return tuple(dict.fromkeys((*self.datasets.get(folder, ()), *self.datasets.get(EVERY_FOLDER, ()))))
+
+    def sentences(self, values: Mapping[str, Any], folder: str) -> str:
+        """Write the context of a cell.
+
+        Parameters
+        ----------
+        values
+            Its metadata.
+        folder
+            Name of the folder of its file.
+
+        Returns
+        -------
+        The sentences on one line.
+        """
+        return build_context(values, self.extra(folder), self.rules)
+
+
+def load_context_table(path: str | Path | None) -> ContextTable:
+    """Read a user's table on top of the shipped one.
+
+    Parameters
+    ----------
+    path
+        YAML file; ``None`` for the shipped table alone.
+
+    Returns
+    -------
+    The table.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not such a table, naming the key.
+    """
+    if path is None:
+        return ContextTable()
+    import yaml
+
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        table = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        msg = f"{path} is not YAML: {' '.join(str(error).split())}"
+        raise ValueError(msg) from None
+    if not isinstance(table, Mapping) or not set(table) <= {"fields", "datasets"}:
+        found = sorted(map(str, table)) if isinstance(table, Mapping) else type(table).__name__
+        msg = f"{path} must have the keys 'fields' and 'datasets' (or one of them), found {found}"
+        raise ValueError(msg)
+    try:
+        rules = rules_from_table(table.get("fields") or {})
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from None
+    datasets = dict(DATASET_FIELDS)
+    for folder, columns in (table.get("datasets") or {}).items():
+        if isinstance(columns, str) or not isinstance(columns, Sequence):
+            msg = f"{path}: datasets: {folder!r} must list column names, got {columns!r}"
+            raise ValueError(msg)
+        datasets[str(folder)] = tuple(map(str, columns))
+        if unknown := [name for name in datasets[str(folder)] if name not in rules]:
+            msg = f"{path}: datasets: {folder!r} names the columns {unknown}, which have no entry under fields"
+            raise ValueError(msg)
+    return ContextTable(rules, datasets, text)

@@ -1,0 +1,395 @@
+"""One file to puzzles (and, on request, to cell records): the same function whatever machine it runs on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipe.cello1.context import CONTEXT_FIELDS
+from recipe.cello1.data.choice import Table, candidates_of_group, draw, read_table, shortfall, wanted_puzzles
+from recipe.cello1.data.gene_filters import gene_table, share_of_ensembl_ids
+from recipe.cello1.data.identity import VALUE_SEPARATOR
+from recipe.cello1.data.matrix import Block, map_blocks, open_matrix
+from recipe.cello1.data.outputs import JsonListWriter
+from recipe.cello1.data.selection import column_sums, top_symbols
+from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.store import BadFileError, Labels, Store
+from recipe.cello1.puzzle import Puzzle, PuzzleIndex
+
+_ROUNDS = 20  # of replacing puzzles whose cells turn out to be of no use
+_ENDS = 1 << 20  # bytes at either end of a file that its fingerprint covers
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file to work on.
+
+    Attributes
+    ----------
+    path
+        The file.
+    name
+        Its path below the input folder without suffix; the name of its data set.
+    folder
+        Name of the folder it lies in, which decides its extra context fields.
+    settings
+        What is wanted.
+    threads
+        Threads to read with.
+    records
+        Where to write the cell records, if wanted.
+    """
+
+    path: str
+    name: str
+    folder: str
+    settings: Settings
+    threads: int = 1
+    records: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """What became of a file.
+
+    Attributes
+    ----------
+    name
+        As in the job.
+    puzzles
+        Its puzzles.
+    notes
+        What was left out or falls short, and why.
+    n_cells, n_pool, n_records
+        Cells in the file, cells drawn from, cell records written.
+    reason, remedy
+        Why it could not be used, and what to do; empty if it could.
+    fingerprint
+        Size and content hash of the file, see :func:`fingerprint`.
+    """
+
+    name: str
+    puzzles: Sequence[Puzzle] = ()
+    notes: tuple[str, ...] = ()
+    n_cells: int = 0
+    n_pool: int = 0
+    n_records: int = 0
+    reason: str = ""
+    remedy: str = ""
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+
+
+def fingerprint(path: str | Path) -> dict[str, Any]:
+    """Describe the content of a file without reading all of it.
+
+    Parameters
+    ----------
+    path
+        A file, or the folder of a zarr store.
+
+    Returns
+    -------
+    ``bytes`` and ``sha256_of_ends``: the hash of the first and last MiB of a file, or of the names and sizes of the
+    files in a folder.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        sizes = [file.stat().st_size for file in files]
+        for file, size in zip(files, sizes, strict=True):
+            digest.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
+        return {"bytes": sum(sizes), "sha256_of_ends": digest.hexdigest()}
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(file.read(_ENDS))
+        file.seek(max(0, size - _ENDS))
+        digest.update(file.read(_ENDS))
+    return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
+
+
+def process_file(job: Job, progress: Progress | None = None) -> FileResult:
+    """Make the puzzles of one file.
+
+    Parameters
+    ----------
+    job
+        The file and what is wanted.
+    progress
+        Told the number of cells each time some were read.
+
+    Returns
+    -------
+    The puzzles, or why there are none. A file that cannot be used is a result, not an exception.
+    """
+    try:
+        known = fingerprint(job.path)
+        with Store(job.path) as store:
+            return _process(store, job, progress or (lambda count: None), known)
+    except BadFileError as error:
+        return FileResult(job.name, reason=error.reason, remedy=error.remedy)
+    except OSError as error:  # permissions, a network drive that went away
+        return FileResult(job.name, reason=f"it cannot be read ({error})", remedy="check the file and its folder")
+
+
+def _process(store: Store, job: Job, progress: Progress, known: dict[str, Any]) -> FileResult:
+    settings = job.settings
+    rng = settings.rng("file", job.name)
+    table = read_table(store, settings, rng)
+    reader = CellReader(store, settings, job.threads, progress)
+    table, few = _without_poor_cells(table, reader, settings)
+    notes = [*table.notes, *few]
+    if not len(table.pool):
+        notes.append("no cells are left: it gives no puzzles")
+        return FileResult(job.name, notes=tuple(notes), n_cells=table.n_cells, fingerprint=known)
+    chosen, genes, more = _choose(table, reader, settings, rng)
+    notes += [*reader.notes, *more]
+    puzzles = _puzzles(store, job, table, chosen, genes)
+    n_records = _write_records(store, job, table, reader) if job.records else 0
+    return FileResult(job.name, puzzles, tuple(notes), table.n_cells, len(table.pool), n_records, fingerprint=known)
+
+
+class CellReader:
+    """Reads the listed genes of cells.
+
+    Parameters
+    ----------
+    store
+        The file.
+    settings
+        What is wanted.
+    threads
+        Threads to read with.
+    progress
+        Told the number of cells each time some were read.
+
+    Raises
+    ------
+    BadFileError
+        If matrix or gene names cannot be used.
+    """
+
+    def __init__(self, store: Store, settings: Settings, threads: int = 1, progress: Progress | None = None) -> None:
+        self.settings = settings
+        self.threads = threads
+        self.progress = progress or (lambda count: None)
+        names = store.gene_names(settings.gene_column, raw=settings.use_raw)
+        self.matrix = open_matrix(store.matrix(layer=settings.layer, use_raw=settings.use_raw), store.file)
+        if self.matrix.shape != (store.n_obs, len(names)):
+            raise BadFileError(
+                f"its matrix is {self.matrix.shape[0]:,} x {self.matrix.shape[1]:,} for {store.n_obs:,} cells and "
+                f"{len(names):,} genes",
+                "write it with anndata, as cells x genes",
+            )
+        self.genes = gene_table(names, settings.exclude_genes)
+        self._names = np.array(self.genes.names, dtype=object)
+        self.weights = self._specificity() if settings.rank_by == "specificity" else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the genes."""
+        found = []
+        if self.genes.n_unnamed:
+            found.append(f"{self.genes.n_unnamed:,} genes without a name left out")
+        if count := int(self.genes.repeated.sum()):
+            found.append(f"{count:,} gene names stand for several columns: each counts once, with its largest value")
+        if share_of_ensembl_ids(self.genes.names) > 0.5:
+            found.append("most gene names are Ensembl ids: if there are symbols, name their column with --gene-column")
+        return found
+
+    def _specificity(self) -> np.ndarray:
+        """Weigh each gene by how little it is expressed in the file.
+
+        A value is divided by the gene's mean over all cells plus the mean over all cells and genes. The latter keeps
+        genes that hardly any cell has from leading every list.
+        """
+        n_cells, n_genes = self.matrix.shape
+
+        def sums(block: Block) -> np.ndarray:
+            self.progress(len(block.rows))
+            return column_sums(block, n_genes)
+
+        total = np.zeros(n_genes)
+        for part in map_blocks(self.matrix, sums, None, self.threads):
+            total += part
+        mean = total / n_cells
+        overall = mean.mean()
+        return 1 / (mean + overall) if overall > 0 else np.ones(n_genes)
+
+    def read(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Read cells.
+
+        Parameters
+        ----------
+        rows
+            int64, sorted and distinct; ``None`` for all.
+
+        Yields
+        ------
+        Row and listed genes, in the order of the rows.
+        """
+
+        def top(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            return block.rows, *top_symbols(block, self.genes, self.settings.n_top, self.weights)
+
+        for found, ids, counts in map_blocks(self.matrix, top, rows, self.threads):
+            self.progress(len(found))
+            # The last entry of the names is never listed: ids are -1 only beyond the count.
+            names = self._names[ids]
+            for row, genes, count in zip(found.tolist(), names, counts.tolist(), strict=True):
+                yield row, tuple(genes[:count].tolist())
+
+
+def _without_poor_cells(table: Table, reader: CellReader, settings: Settings) -> tuple[Table, list[str]]:
+    """Leave out the cells of which is known, without reading them, that they express too few genes."""
+    stored = reader.matrix.stored()
+    if stored is None:
+        return table, []
+    poor = stored[table.pool] < settings.min_genes
+    if not poor.any():
+        return table, []
+    pool = table.pool[~poor]
+    note = f"{int(poor.sum()):,} cells left out: they express fewer than --min-genes {settings.min_genes}"
+    return Table(table.types, table.donors, table.batches, pool, table.notes, table.n_cells), [note]
+
+
+def _choose(
+    table: Table, reader: CellReader, settings: Settings, rng: np.random.Generator
+) -> tuple[list[PuzzleIndex], dict[int, tuple[str, ...]], list[str]]:
+    """Draw puzzles and read their cells; puzzles with a cell that turns out to be of no use are drawn again."""
+    genes: dict[int, tuple[str, ...]] = {}
+    useless: set[int] = set()
+    chosen: list[PuzzleIndex] = []
+    seen: set[tuple[int, ...]] = set()
+    wanted = wanted_puzzles(table, settings)
+    missing = dict(wanted)
+    for _ in range(_ROUNDS):
+        drawn = draw(table, settings, rng, useless, missing)
+        rows = {row for puzzle in drawn for row in puzzle.rows} - genes.keys() - useless
+        before = len(useless)
+        for row, found in reader.read(np.array(sorted(rows), dtype=np.int64)):
+            if len(found) < settings.min_genes:
+                useless.add(row)
+            else:
+                genes[row] = found
+        repeated = False
+        for puzzle in drawn:
+            if useless.intersection(puzzle.rows):
+                continue
+            key = tuple(sorted(puzzle.rows))
+            repeated |= key in seen
+            if key not in seen:
+                seen.add(key)
+                chosen.append(puzzle)
+        found_sizes = Counter(len(puzzle.rows) for puzzle in chosen)
+        missing = {size: count - found_sizes[size] for size, count in wanted.items() if count > found_sizes[size]}
+        if not missing or (len(useless) == before and not repeated):
+            break
+    chosen.sort(key=lambda puzzle: settings.sizes.index(len(puzzle.rows)))
+    notes = []
+    if useless:
+        notes.append(f"{len(useless):,} drawn cells left out: they express fewer than --min-genes {settings.min_genes}")
+    used = {row for puzzle in chosen for row in puzzle.rows}
+    if short := sum(len(genes[row]) < settings.n_top for row in used):
+        notes.append(
+            f"{short:,} cells of its puzzles express fewer than {settings.n_top} genes: their lists are shorter"
+        )
+    return chosen, genes, notes + shortfall(table, settings, Counter(len(puzzle.rows) for puzzle in chosen))
+
+
+class _Metadata:
+    """The context columns of a file."""
+
+    def __init__(self, store: Store, job: Job) -> None:
+        wanted = dict.fromkeys((*CONTEXT_FIELDS, *job.settings.context.extra(job.folder)))
+        present = set(store.columns("obs"))
+        self._job = job
+        self._columns: dict[str, Labels] = {name: store.labels(name) for name in wanted if name in present}
+
+    def values(self, row: int) -> dict[str, str]:
+        """Return the values of a cell that say something."""
+        found = {name: labels.value(row) for name, labels in self._columns.items()}
+        return {name: value for name, value in found.items() if value}
+
+    def all_of(self, name: str, rows: Sequence[int]) -> str:
+        """Return the different values of some cells on one line."""
+        labels = self._columns.get(name)
+        values = [labels.value(row) for row in rows] if labels is not None else []
+        return VALUE_SEPARATOR.join(sorted({value for value in values if value}))
+
+    def sentences(self, row: int) -> str:
+        """Write the context of a cell."""
+        return self._job.settings.context.sentences(self.values(row), self._job.folder)
+
+
+def _puzzles(
+    store: Store, job: Job, table: Table, chosen: list[PuzzleIndex], genes: dict[int, tuple[str, ...]]
+) -> list[Puzzle]:
+    settings = job.settings
+    rows = np.array(sorted({row for puzzle in chosen for row in puzzle.rows}), dtype=np.int64)
+    ids = dict(zip(rows.tolist(), store.cell_ids(rows), strict=True))
+    metadata = _Metadata(store, job)
+    of_group = candidates_of_group(table) if settings.single and not settings.open_ended else {}
+    puzzles = []
+    for puzzle in chosen:
+        candidates = puzzle.candidates
+        if settings.open_ended:
+            candidates = ()
+        elif settings.single:
+            candidates = of_group[puzzle.donor, puzzle.batch]
+        meta = {
+            "donor_id": puzzle.donor,
+            **({"batch": puzzle.batch} if puzzle.batch else {}),
+            "dataset": job.name,
+            "tissue": metadata.all_of("tissue", puzzle.rows),
+            "disease": metadata.all_of("disease", puzzle.rows),
+            "cell_ids": [str(ids[row]) for row in puzzle.rows],
+        }
+        try:
+            puzzles.append(
+                Puzzle(
+                    tuple(genes[row] for row in puzzle.rows),
+                    candidates,
+                    puzzle.labels,
+                    # The first cell speaks for all, as in the published data: they are of one donor.
+                    metadata.sentences(puzzle.rows[0]),
+                    meta,
+                )
+            )
+        except ValueError as error:
+            raise BadFileError(f"its metadata make no puzzle ({error})", "correct them in the file") from error
+    return puzzles
+
+
+def _write_records(store: Store, job: Job, table: Table, reader: CellReader) -> int:
+    """Write one record for each cell of the pool, in the published form; returns how many."""
+    metadata = _Metadata(store, job)
+    ids = store.cell_ids(table.pool)
+    with JsonListWriter(job.records or "") as writer:
+        for (row, genes), name in zip(reader.read(table.pool), ids, strict=True):
+            if len(genes) < job.settings.min_genes:
+                continue
+            values = metadata.values(row)
+            context = f"{metadata.sentences(row)} Top expressed genes are: {', '.join(genes)}.".strip()
+            batch = table.batches.value(row) if table.batches is not None else ""
+            writer.write(
+                {
+                    "cell_index": str(name),
+                    "donor_id": table.donors.value(row),
+                    "top_expressed_genes": list(genes),
+                    "cell_type": table.types.value(row),
+                    "context": context,
+                    **({"batch_id": batch} if batch else {}),
+                    **values,
+                }
+            )
+    return writer.count

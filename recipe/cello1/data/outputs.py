@@ -1,0 +1,132 @@
+"""Writing the files of a data set: lists that never lie in memory as a whole, hashes, and the copy to another place."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from recipe.cello1.records import dumps
+
+_PIECE = 1 << 20
+
+
+class JsonListWriter:
+    """Writes a ``.json`` list item by item, whole or not at all; a context manager.
+
+    The bytes are those of :func:`recipe.cello1.records.write_items`.
+
+    Parameters
+    ----------
+    path
+        The file; missing folders are made. It appears when the context is left without an error.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.count = 0
+        self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> JsonListWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._temporary, "xb")
+        return self
+
+    def write(self, item: Any) -> None:
+        """Add an item.
+
+        Parameters
+        ----------
+        item
+            A JSON value.
+
+        Raises
+        ------
+        ValueError
+            If it is not.
+        """
+        assert self._file is not None, "use the writer as a context manager"
+        try:
+            text = dumps(item, 2)
+        except ValueError as error:
+            msg = f"{self.path}: item {self.count} {error}"
+            raise ValueError(msg) from error
+        self._file.write(((",\n" if self.count else "[\n") + text).encode())
+        self.count += 1
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        assert self._file is not None
+        with self._file as file:
+            if kind is None:
+                file.write(b"\n]\n" if self.count else b"[]\n")
+                file.flush()
+                os.fsync(file.fileno())
+        if kind is None:
+            os.replace(self._temporary, self.path)
+        else:
+            self._temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """Hash a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Hexadecimal SHA-256 of its content.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def copy_out(folder: str | Path, names: Iterable[str], url: str) -> list[str]:
+    """Copy files to another place.
+
+    Parameters
+    ----------
+    folder
+        Where they are.
+    names
+        Their paths below it, in the order in which they are copied.
+    url
+        A folder in any form that fsspec knows: ``hdfs://host/data``, ``s3://bucket/data``, ``/mnt/share``...
+
+    Returns
+    -------
+    Where each came to lie.
+
+    Raises
+    ------
+    ValueError
+        If the place cannot be used.
+    """
+    import fsspec
+
+    try:
+        system, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        msg = f"--copy-to {url} cannot be used ({error}); the library for this kind of storage may not be installed"
+        raise ValueError(msg) from None
+    copied = []
+    for name in names:
+        target = f"{root.rstrip('/')}/{name}"
+        try:
+            system.makedirs(target.rpartition("/")[0], exist_ok=True)
+            system.put_file(str(Path(folder) / name), target)
+        except OSError as error:
+            msg = f"--copy-to {url}: {name} cannot be written ({error})"
+            raise ValueError(msg) from error
+        copied.append(target)
+    return copied

@@ -1,0 +1,156 @@
+"""What decides the puzzles made from a file: everything that is not where it lies or how fast it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from recipe.cello1.data.context_table import ContextTable
+from recipe.cello1.data.gene_filters import compile_patterns
+from recipe.cello1.prompt import VARIANTS, Variant
+
+RANKS = ("expression", "specificity")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What puzzles are wanted. The defaults are those of the published data.
+
+    Attributes
+    ----------
+    seed
+        Seed of everything drawn.
+    variant
+        Task variant, a key of :data:`recipe.cello1.prompt.VARIANTS`.
+    sizes
+        Numbers of cells in a puzzle; ``(1,)`` for the single-cell variants.
+    per_size
+        Puzzles of each size and file; 0 for as many as there are cells.
+    max_cells
+        Cells of a file that are drawn from; 0 for all.
+    n_top
+        Genes listed for each cell.
+    min_genes
+        Cells that express fewer genes are not used.
+    suspension
+        Value of ``suspension_type`` of the cells to use, or ``"any"``.
+    type_column, donor_column, batch_column
+        Columns of ``obs``. The batch column is used where a file has it.
+    gene_column
+        Column of ``var`` with the gene symbols, or ``"index"``.
+    layer, use_raw
+        Which matrix is read.
+    exclude_genes, exclude_types
+        Regular expressions for symbols and types to leave out.
+    rank_by
+        ``"expression"`` or ``"specificity"``.
+    context
+        Table of context fields.
+    """
+
+    seed: int = 1
+    variant: Variant = "batch"
+    sizes: tuple[int, ...] = tuple(range(8, 16))
+    per_size: int = 40
+    max_cells: int = 20_000
+    n_top: int = 50
+    min_genes: int = 1
+    suspension: str = "cell"
+    type_column: str = "cell_type"
+    donor_column: str = "donor_id"
+    batch_column: str = "batch"
+    gene_column: str = "feature_name"
+    layer: str | None = None
+    use_raw: bool = False
+    exclude_genes: tuple[str, ...] = ()
+    exclude_types: tuple[str, ...] = ()
+    rank_by: str = "expression"
+    context: ContextTable = field(default_factory=ContextTable)
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            msg = f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}"
+            raise ValueError(msg)
+        if self.rank_by not in RANKS:
+            msg = f"--rank-by must be one of {', '.join(RANKS)}, got {self.rank_by!r}"
+            raise ValueError(msg)
+        for name, least in (("seed", 0), ("per_size", 0), ("max_cells", 0), ("n_top", 1), ("min_genes", 1)):
+            if getattr(self, name) < least:
+                msg = f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}"
+                raise ValueError(msg)
+        if self.min_genes > self.n_top:
+            msg = f"--min-genes ({self.min_genes}) must not be larger than --top-genes ({self.n_top})"
+            raise ValueError(msg)
+        if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
+            msg = f"--sizes must be different positive numbers, got {list(self.sizes)}"
+            raise ValueError(msg)
+        if self.single and self.sizes != (1,):
+            msg = f"puzzles of a single cell have the size 1, got --sizes {list(self.sizes)}"
+            raise ValueError(msg)
+        if self.layer is not None and self.use_raw:
+            msg = "--layer and --use-raw exclude each other; choose one"
+            raise ValueError(msg)
+        compile_patterns(self.exclude_genes)
+        self.excluded_types(())
+
+    @property
+    def single(self) -> bool:
+        """Whether each puzzle has one cell."""
+        return self.variant.startswith("single")
+
+    @property
+    def open_ended(self) -> bool:
+        """Whether no candidates are given."""
+        return self.variant.endswith("open")
+
+    def excluded_types(self, names: Iterable[str]) -> list[str]:
+        """Find the types that are to be left out.
+
+        Parameters
+        ----------
+        names
+            Types.
+
+        Returns
+        -------
+        Those that a pattern fits as a whole, in any case.
+
+        Raises
+        ------
+        ValueError
+            If a pattern is not a regular expression.
+        """
+        patterns = []
+        for pattern in self.exclude_types:
+            try:
+                patterns.append(re.compile(pattern, re.IGNORECASE))
+            except re.error as error:
+                msg = f"--exclude-types {pattern!r} is not a regular expression ({error}); '|' is written as '\\|'"
+                raise ValueError(msg) from None
+        return [name for name in names if any(pattern.fullmatch(name) for pattern in patterns)]
+
+    def plain(self) -> dict[str, Any]:
+        """Return the settings as JSON has them."""
+        found = {item.name: getattr(self, item.name) for item in fields(self)}
+        found = {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
+        return {**found, "context": self.context.source or "shipped table"}
+
+    def rng(self, *words: str) -> np.random.Generator:
+        """Make a random generator for one purpose.
+
+        Parameters
+        ----------
+        *words
+            What it is for. It depends on these and the seed only, not on what else is drawn, or in which order.
+
+        Returns
+        -------
+        The generator.
+        """
+        digest = hashlib.sha256("\0".join([str(self.seed), *words]).encode()).digest()
+        return np.random.default_rng(np.frombuffer(digest, dtype="<u4").tolist())

@@ -1,0 +1,205 @@
+"""Train and test sets: nothing on both sides, and the test set stratified by the number of cells.
+
+Plain arrays in, plain arrays out. Puzzles that share a key (a donor, a data set, a tissue, a cell) form a group, and so
+do groups that are joined by a chain of puzzles; a group goes to one side as a whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+
+MAX_TEST = 1100
+MIN_PER_STRATUM = 5
+SMALL_SHARE = 0.1
+LARGE_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Positions of the puzzles of each side, ascending.
+
+    Attributes
+    ----------
+    train, test
+        The two sides.
+    left_out
+        Puzzles of test groups beyond the quota: of use for testing, never for training.
+    n_groups
+        How many groups there are.
+    quotas
+        Test puzzles wanted of each stratum.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    left_out: np.ndarray
+    n_groups: int
+    quotas: Mapping[int, int]
+
+
+def quotas_of(
+    counts: Mapping[int, int], max_test: int = MAX_TEST, min_per_stratum: int = MIN_PER_STRATUM
+) -> dict[int, int]:
+    """Say how many test puzzles to take of each stratum.
+
+    The published rule: of a set no larger than ``max_test`` 10% of each stratum, at least 1; of a larger one
+    ``max_test`` in all, ``min_per_stratum`` of each stratum and the rest in proportion. The published rule would leave
+    a set of 1,101 puzzles one for training; here no more than a fifth of a large set is taken, and one puzzle of a
+    stratum always stays for training.
+
+    Parameters
+    ----------
+    counts
+        Puzzles of each stratum.
+    max_test
+        Test puzzles at most.
+    min_per_stratum
+        Test puzzles of each stratum at least, as far as there are so many.
+
+    Returns
+    -------
+    Number for each stratum.
+    """
+    total = sum(counts.values())
+    most = {key: max(0, count - 1) for key, count in counts.items()}
+    if total <= max_test:
+        return {key: min(most[key], max(1, int(SMALL_SHARE * count))) for key, count in counts.items()}
+    quotas = {key: min(min_per_stratum, most[key]) for key in counts}
+    target = min(max_test, int(LARGE_SHARE * total))
+    rest, spare = total - sum(quotas.values()), target - sum(quotas.values())
+    if spare > 0:
+        quotas = {key: min(most[key], quotas[key] + (counts[key] - quotas[key]) * spare // rest) for key in counts}
+    elif spare < 0:
+        quotas = {key: min(most[key], max(1, quotas[key] * target // sum(quotas.values()))) for key in counts}
+    return quotas
+
+
+def group_puzzles(keys: Sequence[np.ndarray]) -> np.ndarray:
+    """Find the groups of puzzles that must stay together.
+
+    Parameters
+    ----------
+    keys
+        For each puzzle its keys, uint64. A puzzle without any is a group of its own.
+
+    Returns
+    -------
+    int64, the group of each puzzle, numbered in the order of their first puzzles.
+    """
+    n = len(keys)
+    if n == 0:
+        return np.empty(0, dtype=np.int64)
+    owner = np.repeat(np.arange(n), [len(own) for own in keys])
+    distinct, codes = np.unique(np.concatenate([np.empty(0, np.uint64), *keys]), return_inverse=True)
+    graph = sp.coo_array(
+        (np.ones(len(owner), dtype=np.int8), (owner, n + codes)), shape=(n + len(distinct), n + len(distinct))
+    )
+    _, labels = connected_components(graph, directed=False)
+    _, first, groups = np.unique(labels[:n], return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[groups]
+
+
+def split_puzzles(
+    strata: Sequence[int] | np.ndarray,
+    keys: Sequence[np.ndarray] | None,
+    *,
+    rng: np.random.Generator,
+    max_test: int = MAX_TEST,
+    min_per_stratum: int = MIN_PER_STRATUM,
+) -> Split:
+    """Choose the test puzzles.
+
+    Groups are tried in random order. A group is taken if at least half of its puzzles fit the quotas; if quotas are
+    then still open, so are groups of which less fits, the best fitting first, as long as half of the puzzles stay for
+    training. Puzzles of a taken group beyond the quotas are left out.
+
+    Parameters
+    ----------
+    strata
+        Stratum of each puzzle: its number of cells.
+    keys
+        What must not be on both sides, as for :func:`group_puzzles`; ``None``: nothing, puzzles are drawn one by one.
+    rng
+        Random generator.
+    max_test, min_per_stratum
+        As for :func:`quotas_of`.
+
+    Returns
+    -------
+    The split.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two puzzles, all form one group, or no group can be spared.
+    """
+    strata = np.asarray(strata, dtype=np.int64)
+    n = len(strata)
+    if n < 2:
+        msg = f"{n} puzzles cannot be split into train and test; make more, or choose another split"
+        raise ValueError(msg)
+    if max_test < 1:
+        msg = f"the test set must have at least one puzzle, got a limit of {max_test}"
+        raise ValueError(msg)
+    quotas = quotas_of(Counter(strata.tolist()), max_test, min_per_stratum)
+    groups = np.arange(n) if keys is None else group_puzzles(keys)
+    n_groups = int(groups.max()) + 1
+    if n_groups == 1:
+        msg = (
+            "all puzzles belong together (they are linked by what must not be on both sides), so that none can be "
+            "held out; add files, or split by something smaller: --split puzzle always works, but leaks"
+        )
+        raise ValueError(msg)
+    taken = _take_groups(strata, groups, n_groups, quotas, rng)
+    side = np.zeros(n, dtype=np.int8)
+    for stratum in sorted(quotas):
+        inside = np.flatnonzero(taken[groups] & (strata == stratum))
+        chosen = rng.permutation(inside)[: quotas[stratum]]
+        side[inside] = 2
+        side[chosen] = 1
+    if not (side == 1).any():
+        msg = "no group of puzzles is small enough to be held out; add files, or split by something smaller"
+        raise ValueError(msg)
+    parts = [np.flatnonzero(side == value) for value in (0, 1, 2)]
+    return Split(parts[0], parts[1], parts[2], n_groups, quotas)
+
+
+def _take_groups(
+    strata: np.ndarray, groups: np.ndarray, n_groups: int, quotas: Mapping[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """Choose the groups of the test set: a bool for each."""
+    names, codes = np.unique(strata, return_inverse=True)
+    need = np.array([quotas[name] for name in names.tolist()])
+    table = np.zeros((n_groups, len(names)), dtype=np.int64)
+    np.add.at(table, (groups, codes), 1)
+    sizes = table.sum(axis=1)
+    taken = np.zeros(n_groups, dtype=bool)
+    training = len(strata)
+
+    def fit(group: int) -> int:
+        return int(np.minimum(table[group], need).sum())
+
+    order = rng.permutation(n_groups)
+    for group in order.tolist():
+        if not need.any():
+            return taken
+        if 2 * fit(group) >= sizes[group] and sizes[group] < training:
+            taken[group] = True
+            need = np.maximum(need - table[group], 0)
+            training -= int(sizes[group])
+    while need.any():
+        gains = {g: fit(g) for g in order.tolist() if not taken[g] and 2 * (training - sizes[g]) >= len(strata)}
+        useful = {group: gain for group, gain in gains.items() if gain}
+        if not useful:
+            return taken
+        best = max(useful, key=lambda group: useful[group] / sizes[group])
+        taken[best] = True
+        need = np.maximum(need - table[best], 0)
+        training -= int(sizes[best])
+    return taken

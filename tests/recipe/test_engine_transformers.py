@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+
+from recipe.cello1.answer import parse_answer
+from recipe.cello1.engine import EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.engine_transformers import _keep_nucleus
+from recipe.cello1.predict import predict
+from recipe.cello1.prompt import messages
+from recipe.cello1.records import read_items
+from recipe.cello1.scoring import score_answer
+from tests.recipe.toy_model import build_toy_model, toy_puzzles
+
+PUZZLES = toy_puzzles(6)
+GREEDY = Sampling(max_tokens=10)
+HOT = Sampling(temperature=1.0, max_tokens=10, logprobs=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return build_toy_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    with start_engine("transformers", folder, batch_size=4, constrained=True, device="cpu") as engine:
+        yield engine
+
+
+def asked(puzzles=PUZZLES, seeds=None, constrain=False):
+    return [
+        Request(messages(p), None if seeds is None else seeds[i], *((p.candidates, p.n_cells) if constrain else ()))
+        for i, p in enumerate(puzzles)
+    ]
+
+
+def answers(engine, requests, sampling):
+    found = dict(engine.generate(iter(requests), sampling))
+    assert sorted(found) == list(range(len(requests)))
+    return [found[i] for i in range(len(requests))]
+
+
+def test_greedy_is_what_the_model_finds_likeliest(engine):
+    (found,) = answers(engine, asked(PUZZLES[:1]), GREEDY)
+    tokenizer, model = engine._tokenizer, engine._model
+    ids = tokenizer.apply_chat_template(messages(PUZZLES[0]), add_generation_prompt=True, return_dict=False)
+    written = []
+    for _ in range(10):
+        with torch.inference_mode():
+            written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+    assert found.text == tokenizer.decode(written)
+    assert (found.tokens, found.finish_reason, found.prompt_tokens, found.logprob) == (10, "length", len(ids), None)
+
+
+def test_answers_do_not_depend_on_the_batch(engine):
+    together = answers(engine, asked(), GREEDY)
+    alone = [answers(engine, [request], GREEDY)[0] for request in asked()]
+    assert [a.text for a in together] == [a.text for a in alone]
+
+
+def test_seed_decides_and_not_the_batch_or_the_global_generator(engine):
+    first = answers(engine, asked(seeds=range(6)), HOT)
+    torch.manual_seed(3)
+    state = torch.random.get_rng_state()
+    again = answers(engine, asked(PUZZLES[3:5], seeds=[3, 4]), HOT)
+    assert [a.text for a in again] == [a.text for a in first[3:5]]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    other = answers(engine, asked(seeds=range(10, 16)), HOT)
+    assert all(a.text != b.text for a, b in zip(first, other, strict=True))
+
+
+def test_logprobs_are_those_of_the_model(engine):
+    (found,) = answers(engine, asked(PUZZLES[:1], seeds=[1]), HOT)
+    tokenizer = engine._tokenizer
+    ids = tokenizer.apply_chat_template(messages(PUZZLES[0]), add_generation_prompt=True, return_dict=False)
+    written = None
+    for candidate in (tokenizer(found.text)["input_ids"],):
+        if tokenizer.decode(candidate) == found.text and len(candidate) == found.tokens:
+            written = candidate
+    if written is None:
+        pytest.skip("the text has several spellings")
+    with torch.inference_mode():
+        logits = engine._model(torch.tensor([ids + written])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+    assert found.logprob == pytest.approx(float(logits[range(len(written)), written].sum()), abs=1e-3)
+
+
+def test_draws_follow_the_distribution(engine):
+    request = asked(PUZZLES[:1])[0]
+    ids = engine._tokenizer.apply_chat_template(list(request.messages), add_generation_prompt=True, return_dict=False)
+    with torch.inference_mode():
+        p = engine._model(torch.tensor([ids])).logits[0, -1].div(0.3).softmax(-1).numpy()
+    sampling = Sampling(temperature=0.3, max_tokens=1, logprobs=True)
+    found = answers(engine, [Request(request.messages, seed) for seed in range(400)], sampling)
+    # The mean surprise of draws at temperature 0.3, measured at temperature 1.
+    with torch.inference_mode():
+        logp = engine._model(torch.tensor([ids])).logits[0, -1].log_softmax(-1).numpy()
+    expected, spread = (p * logp).sum(), np.sqrt((p * logp**2).sum() - (p * logp).sum() ** 2)
+    assert np.mean([a.logprob for a in found]) == pytest.approx(expected, abs=4 * spread / 20)
+
+
+def test_nucleus():
+    scores = torch.log(torch.tensor([[0.5, 0.1, 0.25, 0.15], [0.97, 0.01, 0.01, 0.01]]))
+    kept = torch.isfinite(_keep_nucleus(scores, 0.7))
+    assert kept.tolist() == [[True, False, True, False], [True, False, False, False]]
+
+
+def test_constrained_answers_are_legal(engine):
+    sampling = Sampling(temperature=1.0, max_tokens=200, reasoning_budget=5)
+    for result, puzzle in zip(answers(engine, asked(seeds=range(6), constrain=True), sampling), PUZZLES, strict=True):
+        score = score_answer(result.text, puzzle.answer, candidates=puzzle.candidates)
+        assert (score.reason, score.in_candidates) == ("", True)
+        assert result.finish_reason == "stop"
+
+
+def test_free_and_constrained_in_one_batch(engine):
+    requests = [*asked(PUZZLES[:2]), *asked(PUZZLES[2:4], constrain=True)]
+    found = answers(engine, requests, Sampling(max_tokens=150, reasoning_budget=4))
+    assert [parse_answer(result.text).ok for result in found] == [False, False, True, True]
+
+
+def test_what_cannot_be_answered_fails_alone(engine):
+    long = Request([{"role": "user", "content": "gene " * 3000}])
+    tight = asked(PUZZLES[:1], constrain=True)[0]
+    found = answers(engine, [long, asked()[0], tight], GREEDY)
+    assert "too long" in found[0].error
+    assert found[1].text == answers(engine, asked()[:1], GREEDY)[0].text
+    assert "give more max_tokens" in found[2].error
+
+
+def test_memory_running_out_halves_the_batch(engine, monkeypatch):
+    expected = [a.text for a in answers(engine, asked(seeds=range(6)), HOT)]
+    sizes = []
+    generate = engine._model.generate
+
+    def tight(ids, **options):
+        sizes.append(len(ids))
+        if len(ids) > 1:
+            for processor in options["logits_processor"]:  # some way into the batch
+                processor(ids, torch.zeros(len(ids), engine._model.config.vocab_size))
+            raise torch.OutOfMemoryError("no room")
+        return generate(ids, **options)
+
+    monkeypatch.setattr(engine._model, "generate", tight)
+    assert [a.text for a in answers(engine, asked(seeds=range(6)), HOT)] == expected
+    assert sizes == [4, 2, 1, 1, 2, 1, 1, 2, 1, 1]
+
+
+def test_failures_are_recorded_not_raised(engine, monkeypatch, tmp_path):
+    def broken(ids, **options):
+        raise RuntimeError("kernel\nfault")
+
+    monkeypatch.setattr(engine._model, "generate", broken)
+    done = predict(engine, PUZZLES, tmp_path / "p.jsonl", sampling=GREEDY, progress=False)
+    assert (done.failed, done.errors) == (6, {"RuntimeError: kernel fault": 6})
+    assert all("prediction" not in record for record in read_items(tmp_path / "p.jsonl"))
+
+
+def test_constraint_needs_to_be_asked_for(folder):
+    with start_engine("transformers", folder, device="cpu") as engine:
+        (found,) = answers(engine, asked(PUZZLES[:1], constrain=True), GREEDY)
+        assert found == Failure("the engine was not started for constrained answers; start it with constrained=True")
+    with pytest.raises(EngineError, match="is closed"):
+        list(engine.generate([], GREEDY))
+
+
+def test_what_cannot_be_loaded(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(EngineError, match="transformers cannot load"):
+        start_engine("transformers", tmp_path)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        start_engine("transformers", tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match=r"holds no adapter_config\.json"):
+        start_engine("transformers", tmp_path, lora=str(tmp_path))
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        start_engine("transformers", tmp_path, batch_size=0)
+
+
+def test_lora_changes_the_answers(folder, engine, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), LoraConfig(r=4, target_modules=["q_proj"]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(weight, std=2.0)
+    adapted.save_pretrained(tmp_path / "lora")
+    plain = [a.text for a in answers(engine, asked(), GREEDY)]
+    with start_engine("transformers", folder, lora=str(tmp_path / "lora"), device="cpu") as other:
+        assert [a.text for a in answers(other, asked(), GREEDY)] != plain
+        assert other.fingerprint != engine.fingerprint
