@@ -24,6 +24,7 @@ Message = Mapping[str, str]
 # Module and class of each engine. They are imported only when started: each needs its own packages.
 ENGINES = {
     "vllm": ("recipe.cello1.engine_vllm", "VllmEngine"),
+    "openai": ("recipe.cello1.engine_openai", "OpenAIEngine"),
     "transformers": ("recipe.cello1.engine_transformers", "TransformersEngine"),
 }
 
@@ -160,11 +161,15 @@ class Engine(Protocol):
         Path or name of the model, as given.
     fingerprint
         Tells two states of a model under the same path apart; empty when unknown.
+    constraint
+        What the engine can hold an answer to: ``"exact"`` (a legal matching), ``"candidates"`` (format, number and
+        names, but a type may come twice) or nothing (empty).
     """
 
     name: str
     model: str
     fingerprint: str
+    constraint: str
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests, each exactly once, in any order.

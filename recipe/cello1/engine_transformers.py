@@ -113,6 +113,7 @@ class TransformersEngine(EngineBase):
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._max_len = max_model_len or getattr(self._model.config, "max_position_embeddings", None) or 2**31
         self._vocabulary = Vocabulary.from_tokenizer(self._tokenizer) if constrained else None
+        self.constraint = "exact" if constrained else ""
         # Tags that are special tokens would be left out of the text.
         self._skip_special = not any(tag in self._tokenizer.all_special_tokens for tag in TAGS)
 

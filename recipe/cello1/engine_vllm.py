@@ -146,6 +146,7 @@ class VllmEngine(EngineBase):
         self._max_len = self._llm.llm_engine.model_config.max_model_len
         self._window = 2 * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
         self._vocabulary = Vocabulary.from_tokenizer(self._tokenizer) if constrained else None
+        self.constraint = "exact" if constrained else ""
         # Tags that are special tokens would be left out of the text.
         self._skip_special = not any(tag in self._tokenizer.all_special_tokens for tag in TAGS)
         self._lora = None

@@ -183,12 +183,15 @@ def predict(
     if constrain and not all(puzzle.candidates for puzzle in puzzles):
         msg = "constrain needs candidates, and some puzzles have none; answer those without it"
         raise ValueError(msg)
+    if constrain and not engine.constraint:
+        msg = f"constrain: the engine {engine.name!r} was not started for constrained answers (constrained=True)"
+        raise ValueError(msg)
     items = [puzzle_to_item(puzzle, variant) for puzzle in puzzles]
     run = {
         "engine": engine.name,
         "model": engine.model,
         "fingerprint": engine.fingerprint,
-        "sampling": sampling.as_dict() | {"seed": seed, "constrained": constrain},
+        "sampling": sampling.as_dict() | {"seed": seed, "constraint": engine.constraint if constrain else ""},
         "prompt_layout": check_layout(layout),
     }
     kept = _resume(out, items, samples, run)

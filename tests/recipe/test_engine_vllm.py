@@ -72,6 +72,9 @@ def main():
                 engine._llm.llm_engine.step = step
         found["resident"].append(resident())
         print(f"{model}: {time.monotonic() - began:.1f} s", flush=True)
+    with start_engine("transformers", folder / "a", device="cpu") as engine:
+        results = dict(engine.generate([Request(messages(p)) for p in puzzles], greedy))
+        found["transformers"] = [results[i].text for i in range(len(puzzles))]
     try:
         list(engine.generate([], greedy))
     except EngineError as error:
@@ -144,6 +147,7 @@ def test_real_vllm(tmp_path):
     texts = {name: [record["prediction"] for record in records[name]] for name in "ab"}
     assert texts["a"] != texts["b"]
     assert found["again"] == texts["b"]
+    assert found["transformers"] == texts["a"]
     assert found["sampled"][0][2][0] == found["sampled"][1][0][0]  # the seed decides, not the batch
     assert len({text for text, _ in found["sampled"][0]}) == 3
     assert all(logprob < 0 for _, logprob in found["sampled"][0])
@@ -186,7 +190,7 @@ def test_a_thousand_constrained_answers_of_a_random_model_are_legal(tmp_path):
     found = run_scenario(CONSTRAINED, tmp_path)
 
     records = read_items(tmp_path / "seeded.jsonl")
-    assert records[0]["sampling"]["constrained"] is True
+    assert records[0]["sampling"]["constraint"] == "exact"
     texts = [record["prediction"] for record in records] + found["texts"]
     assert len(texts) == 1000
     for text, puzzle in zip(texts, puzzles, strict=True):

@@ -79,9 +79,12 @@ def test_however_the_file_is_stored_the_puzzles_are_the_same(tmp_path, adata, fo
         adata.layers["other"], adata.X = adata.X, sp.csr_matrix(adata.shape, dtype="float32")
         settings = {"layer": "other"}
     elif form == "raw":
-        adata.raw, adata = adata, adata[:, :60].copy()
+        adata.raw = adata
+        adata = adata[:, :60].copy()
         settings = {"use_raw": True}
-    found = run(tmp_path, adata, "other", suffix=suffix, **settings).puzzles
+    path = tmp_path / "other" / f"toy{suffix}"
+    write(adata, path, **({"compression": form} if form == "lzf" else {}))
+    found = process_file(Job(str(path), "toy", "other", Settings(**SMALL, **settings))).puzzles
     assert list(found) == list(expected)
 
 
@@ -305,7 +308,6 @@ def comma(adata):
     adata.var["feature_name"] = ["A, B", *adata.var["feature_name"][1:]]
 
 
-
 @pytest.mark.parametrize(
     ("change", "reason", "remedy"),
     [
@@ -351,8 +353,8 @@ def test_a_file_that_is_gone(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- specificity
 
 
-def test_specificity_brings_markers_to_the_front(tmp_path, adata):
-    for puzzle in run(tmp_path, adata, rank_by="specificity").puzzles:
+def test_specificity_brings_markers_to_the_front(tmp_path):
+    for puzzle in run(tmp_path, toy_adata(integer=True), rank_by="specificity").puzzles:
         for cell, name in zip(puzzle.cells, puzzle.answer, strict=True):
             assert f"GENE{N_GENES - 1 - int(name[-1])}" in cell[:3]
 

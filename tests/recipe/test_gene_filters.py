@@ -37,7 +37,6 @@ def test_table_joins_columns_of_one_symbol_and_leaves_out_what_it_should():
     assert table.symbol.tolist() == [0, 1, -1, -1, 1]
     assert table.repeated.tolist() == [False, True]
     assert (table.n_excluded, table.n_unnamed) == (1, 1)
-    assert table.has_repeats
     assert table.symbol.dtype == np.int32
 
 

@@ -34,6 +34,7 @@ class FakeEngine(EngineBase):
     name = "fake"
     model = "fake-model"
     fingerprint = ""
+    constraint = "exact"
 
     def __init__(self, die_after=None, fail=(), order=0):
         self.die_after, self.fail, self.order = die_after, set(fail), order
@@ -71,7 +72,7 @@ def test_records_hold_the_item_and_how_it_was_made(tmp_path):
     first = records[0]
     assert first["answer"] == first["assistant_msg"] == "B cell | NK cell | T cell"
     assert first["prediction"].endswith("<answer>B cell | NK cell | T cell</answer>")
-    assert first["sampling"] == {"temperature": 0.0, "top_p": 1.0, "max_tokens": 99, "logprobs": False, "seed": 0}
+    assert first["sampling"] == Sampling(max_tokens=99).as_dict() | {"constrained": False, "seed": 0}
     assert first["prompt_layout"] == "user"
     assert (first["tokens"], first["prompt_tokens"], first["finish_reason"]) == (7, 100, "stop")
     assert (first["engine"], first["model"], first["sample"]) == ("fake", "fake-model", 0)

@@ -55,11 +55,6 @@ class GeneTable:
     n_excluded: int = 0
     n_unnamed: int = 0
 
-    @property
-    def has_repeats(self) -> bool:
-        """Whether any symbol stands for several columns."""
-        return bool(self.repeated.any())
-
 
 def clean_symbol(name: object) -> str:
     """Return the symbol in a gene name: without an appended Ensembl id and white space; empty if there is none.

@@ -48,12 +48,11 @@ def top_symbols(
     out = np.full((n_rows, n_top), -1, dtype=np.int32)
     counts = np.zeros(n_rows, dtype=np.int64)
     factors = np.empty(0) if weights is None else weights
-    plain = (genes.symbol >= 0) & ~genes.repeated[genes.symbol]
     # float64 holds every count exactly; float32 is as exact for float32, and twice as fast.
     exact = np.float32 if block.values.dtype == np.float32 and weights is None else np.float64
     scores = np.empty(len(genes.symbol), dtype=exact)
-    flags = (genes.symbol, genes.repeated, genes.has_repeats, plain, bool(plain.all()))
-    tables = (*flags, factors, scores, n_top, out, counts)
+    all_used = bool((genes.symbol >= 0).all())
+    tables = (genes.symbol, genes.repeated, all_used, factors, scores, n_top, out, counts)
     if block.indices is None:
         row, status = _select_dense(block.values, *tables)
     else:
@@ -166,11 +165,36 @@ def _fault(values):  # pragma: no cover - compiled
 
 
 @compiled
+def _kth_smallest(values, k):  # pragma: no cover - compiled
+    """Return what would stand at position ``k`` if the values were sorted; changes their order (Hoare's selection)."""
+    low, high = 0, len(values) - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            break
+    return values[k]
+
+
+@compiled
 def _lower_bound(scores, n_top, best):  # pragma: no cover - compiled
     """Find a score that at least ``n_top`` entries reach, so that the others need no look.
 
     The entries are dealt to more groups than that, and the largest of each is found. As many entries as are wanted
-    reach the ``n_top``-th of these.
+    reach the ``n_top``-th largest of these.
     """
     groups = len(best)
     turns = len(scores) // groups
@@ -181,28 +205,27 @@ def _lower_bound(scores, n_top, best):  # pragma: no cover - compiled
         dealt = scores[turn * groups : (turn + 1) * groups]
         for group in range(groups):
             best[group] = dealt[group] if dealt[group] > best[group] else best[group]
-    best.sort()
-    return best[groups - n_top]
+    return _kth_smallest(best, groups - n_top)
 
 
 @compiled
-def _top_of_row(
-    scores, bounds, columns, dense, symbols, repeated, has_repeats, best, value, symbol
-):  # pragma: no cover - compiled
-    """Write the best symbols of one row, best first; returns how many."""
+def _best_of(scores, least, columns, dense, symbols, repeated, picked, value, symbol):  # pragma: no cover - compiled
+    """Write the best symbols among the entries that reach a score, best first; returns how many."""
     n_top = len(value)
-    least = _lower_bound(bounds, n_top, best)
+    n_picked = 0
+    for i in range(len(scores)):  # no branch: the processor could not foretell it
+        picked[n_picked] = i
+        n_picked += scores[i] >= least
     size = 0
-    for i in range(len(scores)):
+    for i in picked[:n_picked]:
         v = scores[i]
-        if v < least or v == 0 or (size == n_top and v <= value[n_top - 1]):
+        if v == 0 or (size == n_top and v <= value[n_top - 1]):
             continue
-        c = i if dense else np.int64(columns[i])
-        s = symbols[c]
+        s = symbols[i if dense else np.int64(columns[i])]
         if s < 0:
             continue
         end = size  # the place that the entry may take at the latest
-        if has_repeats and repeated[s]:
+        if repeated[s]:
             for at in range(size):
                 if symbol[at] == s:
                     end = at
@@ -223,23 +246,38 @@ def _top_of_row(
 
 
 @compiled
+def _top_of_row(
+    scores, bounds, columns, dense, symbols, repeated, best, picked, value, symbol
+):  # pragma: no cover - compiled
+    """Write the best symbols of one row, best first; returns how many."""
+    least = _lower_bound(bounds, len(value), best)
+    size = _best_of(scores, least, columns, dense, symbols, repeated, picked, value, symbol)
+    if size < len(value) and least > 0:
+        # Several of the entries stood for one symbol, so that they were too few.
+        symbol[:] = -1
+        size = _best_of(scores, least * 0, columns, dense, symbols, repeated, picked, value, symbol)
+    return size
+
+
+@compiled
 def _weigh(scores, columns, dense, weights):  # pragma: no cover - compiled
     for i in range(len(scores)):
         scores[i] *= weights[i if dense else np.int64(columns[i])]
 
 
 @compiled
-def _keep_plain(scores, columns, dense, plain, bounds):  # pragma: no cover - compiled
-    """Copy the scores without those of genes that may not count, or not as a symbol of their own."""
+def _keep_used(scores, columns, dense, symbols, bounds):  # pragma: no cover - compiled
+    """Copy the scores without those of genes that are left out."""
     for i in range(len(scores)):
-        bounds[i] = scores[i] if plain[i if dense else np.int64(columns[i])] else 0
+        bounds[i] = scores[i] if symbols[i if dense else np.int64(columns[i])] >= 0 else 0
 
 
 @compiled
 def _select_sparse(
-    indptr, indices, values, symbols, repeated, has_repeats, plain, all_plain, weights, scores, n_top, out, counts
+    indptr, indices, values, symbols, repeated, all_used, weights, scores, n_top, out, counts
 ):  # pragma: no cover - compiled
-    value, best, bounds = np.empty(n_top, scores.dtype), np.empty(2 * n_top, scores.dtype), np.empty_like(scores)
+    value, best = np.empty(n_top, scores.dtype), np.empty(n_top + n_top // 2 + 1, scores.dtype)
+    bounds, picked = np.empty_like(scores), np.empty(len(scores) + 1, np.int32)
     for row in range(len(indptr) - 1):
         part, columns = values[indptr[row] : indptr[row + 1]], indices[indptr[row] : indptr[row + 1]]
         n = len(part)
@@ -255,18 +293,19 @@ def _select_sparse(
         if len(weights) > 0:
             _weigh(own, columns, False, weights)
         bound = own
-        if not all_plain:
+        if not all_used:
             bound = bounds[:n]
-            _keep_plain(own, columns, False, plain, bound)
-        counts[row] = _top_of_row(own, bound, columns, False, symbols, repeated, has_repeats, best, value, out[row])
+            _keep_used(own, columns, False, symbols, bound)
+        counts[row] = _top_of_row(own, bound, columns, False, symbols, repeated, best, picked, value, out[row])
     return 0, 0
 
 
 @compiled
 def _select_dense(
-    values, symbols, repeated, has_repeats, plain, all_plain, weights, scores, n_top, out, counts
+    values, symbols, repeated, all_used, weights, scores, n_top, out, counts
 ):  # pragma: no cover - compiled
-    value, best, bounds = np.empty(n_top, scores.dtype), np.empty(2 * n_top, scores.dtype), np.empty_like(scores)
+    value, best = np.empty(n_top, scores.dtype), np.empty(n_top + n_top // 2 + 1, scores.dtype)
+    bounds, picked = np.empty_like(scores), np.empty(len(scores) + 1, np.int32)
     none = np.empty(0, np.int32)
     for row in range(values.shape[0]):
         if not _convert(values[row], scores):
@@ -274,8 +313,8 @@ def _select_dense(
         if len(weights) > 0:
             _weigh(scores, none, True, weights)
         bound = scores
-        if not all_plain:
+        if not all_used:
             bound = bounds
-            _keep_plain(scores, none, True, plain, bound)
-        counts[row] = _top_of_row(scores, bound, none, True, symbols, repeated, has_repeats, best, value, out[row])
+            _keep_used(scores, none, True, symbols, bound)
+        counts[row] = _top_of_row(scores, bound, none, True, symbols, repeated, best, picked, value, out[row])
     return 0, 0
