@@ -16,7 +16,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from queue import SimpleQueue
 from typing import Any
@@ -143,7 +144,7 @@ class OpenAIEngine(EngineBase):
 
         openai = self._openai
         try:
-            models = asyncio.run(ask()).data
+            models = _in_thread(ask).data
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             msg = f"{self.base_url} refuses the key ({self._say(error)}); set {_KEY_VARIABLE}"
             raise EngineError(msg) from None
@@ -240,7 +241,7 @@ class OpenAIEngine(EngineBase):
         if request.n_answers and self._on_vllm and not _is_legal(text, request):
             return Failure(
                 "the server did not keep to the constraint; start it with --logits-processors "
-                "recipe.cello1.constrained_vllm:MatchingLogitsProcessor (and without a reasoning parser)"
+                "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"
             )
         usage = reply.usage
         logprob = None
@@ -285,7 +286,9 @@ class _Run:
             asyncio.run(self._all())
         except asyncio.CancelledError:
             pass
-        except BaseException as error:  # handed to the caller's thread
+        except BaseException as error:  # from the caller's requests; raised in the caller's thread
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
             self.results.put(error)
         finally:
             self._ready.set()
@@ -338,10 +341,18 @@ class _Run:
                     self._not_before = max(self._not_before, time.monotonic() + asked)
                 tries += 1
                 await asyncio.sleep(delay)
+            except Exception as error:  # a reply that is no reply: the server's doing, and this item's alone
+                return Failure(engine._say(error))
 
     async def _pause(self) -> None:
         while (left := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(left)
+
+
+def _in_thread(ask: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine where no event loop runs already, as it does in a notebook."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(ask())).result()
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:

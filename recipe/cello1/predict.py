@@ -295,17 +295,66 @@ def _parser() -> argparse.ArgumentParser:
     asking.add_argument("--logprobs", action="store_true", help="record the log-probability of each answer")
     asking.add_argument("--constrain", action="store_true", help="only legal one-to-one matchings can be answered")
     asking.add_argument("--reasoning-budget", type=int, help="with --constrain: most tokens of reasoning")
-    engine = parser.add_argument_group("vllm engine")
-    engine.add_argument("--max-model-len", type=int, help="longest prompt and answer together, in tokens")
-    engine.add_argument("--tensor-parallel-size", type=int, help="GPUs that share each layer")
-    engine.add_argument("--max-num-seqs", type=int, help="most answers in work at a time")
-    engine.add_argument("--gpu-memory-utilization", type=float)
-    engine.add_argument("--dtype")
-    engine.add_argument("--lora", help="folder of a LoRA adapter")
+    for engine, flags in _ENGINE_FLAGS.items():
+        group = parser.add_argument_group(f"engine {engine}")
+        for flag, kind, text in flags:
+            if not any(flag in action.option_strings for action in parser._actions):
+                group.add_argument(flag, type=kind, help=text)
     return parser
 
 
-_ENGINE_FLAGS = ("max_model_len", "tensor_parallel_size", "max_num_seqs", "gpu_memory_utilization", "dtype", "lora")
+_LORA = ("--lora", str, "folder of a LoRA adapter")
+_DTYPE = ("--dtype", str, "number format; default: the model's own, float32 on CPUs without bfloat16")
+_MAX_LEN = ("--max-model-len", int, "longest prompt and answer together, in tokens")
+# Options of each engine, under the names its class has for them.
+_ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
+    "vllm": (
+        _MAX_LEN,
+        ("--tensor-parallel-size", int, "GPUs that share each layer"),
+        ("--max-num-seqs", int, "most answers in work at a time"),
+        ("--gpu-memory-utilization", float, "share of the GPU's memory to use"),
+        _DTYPE,
+        _LORA,
+    ),
+    "openai": (
+        ("--base-url", str, "address of the API (default: OPENAI_BASE_URL); the key comes from OPENAI_API_KEY"),
+        ("--concurrency", int, "requests under way at a time (default 32)"),
+        ("--timeout", float, "seconds to wait for one answer (default 1200)"),
+        ("--retries", int, "how often to try again (default 6)"),
+    ),
+    "transformers": (_MAX_LEN, _DTYPE, _LORA, ("--batch-size", int, "answers made together (default 16)")),
+}
+
+
+def engine_options(engine: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Collect the options given for an engine.
+
+    Parameters
+    ----------
+    engine
+        The engine.
+    args
+        Parsed arguments.
+
+    Returns
+    -------
+    Keyword arguments of :func:`recipe.cello1.engine.start_engine`.
+
+    Raises
+    ------
+    ValueError
+        If an option of another engine was given.
+    """
+    own = {flag for flag, *_ in _ENGINE_FLAGS[engine]}
+    options = {}
+    for flag in dict.fromkeys(flag for flags in _ENGINE_FLAGS.values() for flag, *_ in flags):
+        name = flag[2:].replace("-", "_")
+        if (value := getattr(args, name)) is not None:
+            if flag not in own:
+                msg = f"{flag} does not apply to the engine {engine}"
+                raise ValueError(msg)
+            options[name] = value
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -321,8 +370,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 if every item is answered, 1 if some failed, 2 if the run could not start.
     """
     args = _parser().parse_args(argv)
-    options = {name: value for name in _ENGINE_FLAGS if (value := getattr(args, name)) is not None}
     try:
+        options = engine_options(args.engine, args)
         sampling = Sampling(args.temperature, args.top_p, args.max_tokens, args.logprobs, args.reasoning_budget)
         if args.constrain:
             options["constrained"] = True
@@ -333,6 +382,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.limit is not None:
             puzzles = puzzles[: args.limit]
         with start_engine(args.engine, args.model, **options) as engine:
+            if engine.constraint == "candidates":
+                print("predict: this server can be held to the candidates, but may name a type twice", file=sys.stderr)
             done = predict(
                 engine,
                 puzzles,

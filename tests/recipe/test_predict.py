@@ -72,7 +72,7 @@ def test_records_hold_the_item_and_how_it_was_made(tmp_path):
     first = records[0]
     assert first["answer"] == first["assistant_msg"] == "B cell | NK cell | T cell"
     assert first["prediction"].endswith("<answer>B cell | NK cell | T cell</answer>")
-    assert first["sampling"] == Sampling(max_tokens=99).as_dict() | {"constrained": False, "seed": 0}
+    assert first["sampling"] == Sampling(max_tokens=99).as_dict() | {"constraint": "", "seed": 0}
     assert first["prompt_layout"] == "user"
     assert (first["tokens"], first["prompt_tokens"], first["finish_reason"]) == (7, 100, "stop")
     assert (first["engine"], first["model"], first["sample"]) == ("fake", "fake-model", 0)
@@ -201,6 +201,18 @@ def test_bad_options(tmp_path, options, match):
         run(FakeEngine(), tmp_path / "p.jsonl", **options)
 
 
+def test_constrained_requests_carry_the_candidates(tmp_path):
+    engine = FakeEngine()
+    run(engine, tmp_path / "p.jsonl", constrain=True)
+    assert {(request.candidates, request.n_answers) for request in engine.asked} == {(TYPES, 3)}
+    assert read_items(tmp_path / "p.jsonl")[0]["sampling"]["constraint"] == "exact"
+    engine.constraint = ""
+    with pytest.raises(ValueError, match="not started for constrained answers"):
+        run(engine, tmp_path / "q.jsonl", constrain=True)
+    with pytest.raises(ValueError, match="some puzzles have none"):
+        predict(engine, [Puzzle((("G",),), ())], tmp_path / "q.jsonl", variant="single_open", constrain=True)
+
+
 def test_out_must_be_jsonl(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.jsonl"):
         run(FakeEngine(), tmp_path / "p.json")
@@ -251,6 +263,9 @@ def test_command_says_what_failed(monkeypatch, tmp_path, capsys):
         (["--model", "/nowhere", "--data", "/nowhere.parquet"], "/nowhere.parquet does not exist"),
         (["--model", "/nowhere", "--data", "/nowhere.csv"], r"must end in .json, .jsonl or .parquet"),
         (["--model", "/nowhere", "--data", "DATA", "--temperature", "-1"], "temperature must be 0"),
+        (["--model", "m", "--data", "DATA", "--reasoning-budget", "9"], "--reasoning-budget needs --constrain"),
+        (["--model", "m", "--data", "DATA", "--base-url", "x"], "--base-url does not apply to the engine vllm"),
+        (["--model", "m", "--data", "DATA", "--engine", "openai", "--lora", "x"], "--lora does not apply"),
     ],
 )
 def test_command_refuses_in_one_line(tmp_path, capsys, arguments, match):

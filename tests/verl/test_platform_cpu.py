@@ -176,3 +176,35 @@ def test_weight_sync_patch_stays_out_of_serving():
             VERL_PLATFORM="",
         )
     )
+
+
+def test_the_log_probability_patch_is_still_needed():
+    """Fails once upstream computes log-probabilities in one piece: then delete torch_functional_cpu.py."""
+    assert_ok(
+        run(
+            """
+            import torch
+            from torch.utils._python_dispatch import TorchDispatchMode
+            from verl.utils.torch_functional import logprobs_from_logits
+            from cello1_verl.utils.torch_functional_cpu import apply
+
+            class Count(TorchDispatchMode):
+                operations = 0
+
+                def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+                    self.operations += 1
+                    return function(*arguments, **(keywords or {}))
+
+            def compute():
+                with Count() as count:
+                    return logprobs_from_logits(logits, labels), count.operations
+
+            logits, labels = torch.randn(200, 9), torch.randint(9, (200,))
+            before, many = compute()
+            apply()
+            after, few = compute()
+            assert many > 200 > 20 > few, (many, few)
+            assert torch.allclose(before, after, atol=1e-6)
+            """
+        )
+    )

@@ -244,9 +244,9 @@ class CellReader:
         for found, ids, counts in map_blocks(self.matrix, top, rows, self.threads):
             self.progress(len(found))
             # The last entry of the names is never listed: ids are -1 only beyond the count.
-            names = self._names[ids]
+            names = self._names[ids].tolist()
             for row, genes, count in zip(found.tolist(), names, counts.tolist(), strict=True):
-                yield row, tuple(genes[:count].tolist())
+                yield row, tuple(genes[:count])
 
 
 def _without_poor_cells(table: Table, reader: CellReader, settings: Settings) -> tuple[Table, list[str]]:

@@ -13,6 +13,8 @@ from verl.utils.torch_dtypes import PrecisionType
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 
+from ....utils import torch_functional_cpu
+
 
 class _HostMemoryMixin:
     """Build FSDP modules whose parameters stay where they are: in host memory."""
@@ -62,6 +64,7 @@ def register_engines() -> None:
 
     FSDP1 stays unregistered: torch's ``FullyShardedDataParallel`` refuses to run without an accelerator.
     """
+    torch_functional_cpu.apply()
     for model_type, engine in (
         ("language_model", FSDPCPUEngineWithLMHead),
         ("value_model", FSDPCPUEngineWithValueHead),
