@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipe" / "cello1"
 VERL_MODULES = ("reward_manager", "dataset", "replay_buffer")
+MODULES = sorted(RECIPE.rglob("*.py"))
 
 
 def run(code: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -50,13 +51,13 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", sorted(RECIPE.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(RECIPE).as_posix())
 def test_recipe_knows_neither_overlay_nor_plugin(path):
     roots = {name.partition(".")[0] for name in imports_of(path)}
     assert not roots & {"cello1_verl", "scverse_plugin"}
 
 
-@pytest.mark.parametrize("path", sorted(RECIPE.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(RECIPE).as_posix())
 def test_only_the_seams_import_verl_at_the_top(path):
     tops = {
         alias

@@ -18,31 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from scipy import stats
 
-from recipe.cello1.answer import Reason, parse_answer, split_types
+from recipe.cello1.answer import Reason, format_answer, parse_answer, split_types
+from recipe.cello1.intervals import LEVEL, Estimate, calibration, estimate, mcnemar, paired_difference, wilson
 from recipe.cello1.predict import read_dataset
+from recipe.cello1.prompt import parse_user
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import GOLD_KEYS, atomic_write, check_prediction, dumps, read_predictions
+from recipe.cello1.records import GOLD_KEYS, USER_KEYS, atomic_write, check_prediction, dumps, read_predictions
+from recipe.cello1.report import render, to_html, to_markdown
 from recipe.cello1.scoring import Score, score_answer
+from recipe.cello1.voting import consensus, likeliest, logprob_weights, majority, medoid, read_answers
 
-LEVEL = 0.95
-RESAMPLES = 2000
 SLICES = ("n_cells", "tissue", "dataset", "disease", "donor_id")
-
-# Of each metric: its heading, and whether it is a yes or no for one answer.
-METRICS = {
-    "cell_accuracy": ("cell accuracy", False),
-    "cell_accuracy_micro": ("cell accuracy (micro)", False),
-    "exact_match": ("exact match", True),
-    "format_valid": ("format validity", True),
-    "uniqueness": ("uniqueness", False),
-    "legal": ("legal answers", True),
-    "length": ("length", False),
-}
+NO_ANSWER = "(no legal answer)"
+_EXAMPLES = {"right": 3, "wrong": 3, "malformed": 2}
+_SHOWN = 4000  # characters of an example
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +49,8 @@ class Scored:
         The verdict.
     gold
         Types in cell order.
+    candidates
+        Candidate types, if known.
     length
         Length of the response: tokens, or words where the record does not say how many tokens.
     record
@@ -69,6 +61,7 @@ class Scored:
     sample: int
     score: Score
     gold: tuple[str, ...]
+    candidates: tuple[str, ...] | None
     length: float
     record: Mapping[str, Any]
 
@@ -140,7 +133,7 @@ def score_predictions(records: Iterable[Mapping[str, Any]], puzzles: Sequence[Pu
             msg = f"{where}: {error}"
             raise ValueError(msg) from None
         length = record["tokens"] if in_tokens else len(text.split())
-        answers.append(Scored(index, sample, score, gold, float(length), record))
+        answers.append(Scored(index, sample, score, gold, candidates, float(length), record))
     answers.sort(key=lambda answer: (answer.index, answer.sample))
     found = {index for index, _ in seen}
     missing = tuple(i for i in range(len(puzzles or ())) if i not in found)
@@ -171,7 +164,18 @@ def _gold(
     if own is None:
         msg = f"{where} has no gold: neither {' nor '.join(map(repr, GOLD_KEYS))} is among its keys {sorted(record)}"
         raise ValueError(msg)
-    return own, None
+    return own, _own_candidates(record)
+
+
+def _own_candidates(record: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Read the candidates from the question the record repeats; ``None`` if it is in no format we know."""
+    for key in USER_KEYS:
+        if isinstance(text := record.get(key), str):
+            try:
+                return parse_user(text).candidates or None
+            except ValueError:
+                return None
+    return None
 
 
 def _own_gold(record: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -180,101 +184,6 @@ def _own_gold(record: Mapping[str, Any]) -> tuple[str, ...] | None:
             parsed = parse_answer(text)
             return parsed.items if parsed.ok else split_types(text)
     return None
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A mean over puzzles and its interval.
-
-    Attributes
-    ----------
-    mean
-        The mean.
-    low, high
-        Ends of the 95% interval; NaN for fewer than two puzzles.
-    n
-        Number of puzzles.
-    method
-        How the interval was made: ``"bootstrap"`` (over puzzles) or ``"wilson"``.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-    method: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values; NaN becomes ``None``.
-
-        Returns
-        -------
-        The attributes.
-        """
-        low, high = (None if np.isnan(end) else float(end) for end in (self.low, self.high))
-        return {"mean": float(self.mean), "low": low, "high": high, "n": self.n, "method": self.method}
-
-
-def estimate(values: np.ndarray, *, seed: int, weights: np.ndarray | None = None) -> Estimate:
-    """Estimate a mean over puzzles with a 95% interval.
-
-    The bootstrap (BCa, Efron 1987) resamples puzzles. Where it cannot see any variation (all puzzles right, say) it
-    would give an interval of no width, and for shares of a yes or no it is poor in small samples: these get the Wilson
-    score interval.
-
-    Parameters
-    ----------
-    values
-        One value per puzzle, length n.
-    seed
-        Seed of the bootstrap.
-    weights
-        Weight of each puzzle, length n, for a weighted mean.
-
-    Returns
-    -------
-    The estimate.
-
-    Raises
-    ------
-    ValueError
-        If there are no values.
-    """
-    values = np.asarray(values, dtype=float)
-    n = len(values)
-    if n == 0:
-        msg = "values is empty; there is nothing to estimate"
-        raise ValueError(msg)
-    mean = float(np.average(values, weights=weights))
-    if np.isin(values, (0.0, 1.0)).all() and (weights is None or np.ptp(values) == 0):
-        low, high = stats.binomtest(int(values.sum()), n).proportion_ci(LEVEL, method="wilson")
-        return Estimate(mean, float(low), float(high), n, "wilson")
-    if n < 2:
-        return Estimate(mean, np.nan, np.nan, n, "bootstrap")
-    if np.ptp(values) == 0:
-        return Estimate(mean, mean, mean, n, "bootstrap")
-    rng = np.random.default_rng(seed)
-    sums = (values,) if weights is None else (values * weights, weights)
-
-    def statistic(*parts: np.ndarray, axis: int = -1) -> np.ndarray:
-        top = parts[0].mean(axis=axis)
-        return top if len(parts) == 1 else top / parts[1].mean(axis=axis)
-
-    found = stats.bootstrap(
-        sums,
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="BCa",
-        batch=max(1, 4_000_000 // n),
-        rng=rng,
-    )
-    low, high = found.confidence_interval
-    if not np.isfinite([low, high]).all():  # all resamples on one side of the mean: BCa is undefined
-        low, high = np.quantile(found.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(mean, float(low), float(high), n, "bootstrap")
 
 
 def summarise(answers: Sequence[Scored], *, seed: int = 0) -> dict[str, Estimate]:
@@ -293,25 +202,9 @@ def summarise(answers: Sequence[Scored], *, seed: int = 0) -> dict[str, Estimate
     cells; ``uniqueness`` is distinct types over types, as in the paper; ``legal`` is the share of answers with valid
     format, the right number of types and none twice.
     """
-    rows = np.array(
-        [
-            (
-                answer.score.cell_accuracy,
-                answer.score.exact_match,
-                answer.score.format_valid,
-                answer.score.uniqueness,
-                not answer.score.reason,
-                answer.length,
-                len(answer.gold),
-            )
-            for answer in answers
-        ],
-        dtype=float,
-    )
-    _, puzzle = np.unique([answer.index for answer in answers], return_inverse=True)
-    counts = np.bincount(puzzle)
-    means = np.stack([np.bincount(puzzle, column) / counts for column in rows.T])
-    cells, exact, valid, unique, legal, length, n_cells = means
+    puzzles = list(_per_puzzle(answers).values())
+    cells, exact, valid, unique, legal, length = np.array([_means(group) for group in puzzles]).T
+    n_cells = np.array([len(group[0].gold) for group in puzzles], dtype=float)
     return {
         "cell_accuracy": estimate(cells, seed=seed),
         "cell_accuracy_micro": estimate(cells, seed=seed, weights=n_cells),
@@ -339,10 +232,15 @@ def evaluate(
 
     Returns
     -------
-    Plain values for JSON: ``n`` (puzzles scored), ``n_answers``, ``n_errors``, ``n_missing``, ``metrics`` (name ->
-    mean, low, high, n, method), ``malformed`` (reason -> count), ``outside_candidates`` (answers that name a type not
-    offered; only with ``puzzles``), ``errors``, ``missing``, ``slices`` (key -> value -> metrics), ``length_unit``,
-    ``run`` (engine, model, sampling, layout).
+    Plain values for JSON:
+
+    - ``n`` (puzzles scored), ``n_answers``, ``n_errors``, ``n_missing``, ``errors``, ``missing``
+    - ``metrics`` (name -> mean, low, high, n, method), ``length_unit``, ``level``, ``seed``
+    - ``malformed`` (reason -> count), ``outside_candidates`` (answers naming a type not offered, where that is known)
+    - ``slices`` (key -> value -> metrics), ``types`` (type -> n, accuracy, low, high), ``confusion`` (gold, predicted,
+      count; most frequent first)
+    - with several answers to a puzzle: ``rules`` (rule -> metrics) and ``calibration`` of the consensus
+    - ``lengths`` (histogram: edges, counts), ``examples``, ``run`` (engine, model, sampling, layout)
 
     Raises
     ------
@@ -357,7 +255,8 @@ def evaluate(
         msg = f"there is no prediction to score, only {n_errors} failures of the machinery ({worst}); predict again"
         raise ValueError(msg)
     malformed = Counter(str(answer.score.reason) for answer in answers if answer.score.reason)
-    return {
+    types, confusion = _confusion(answers)
+    result = {
         "n": len({answer.index for answer in answers}),
         "n_answers": len(answers),
         "n_errors": n_errors,
@@ -372,7 +271,12 @@ def evaluate(
         "seed": seed,
         "run": _run_of(answers),
         "slices": {key: found for key in SLICES if (found := _slices(answers, key, puzzles, seed))},
+        "types": types,
+        "confusion": confusion,
+        "lengths": _histogram([answer.length for answer in answers]),
+        "examples": _examples(answers),
     }
+    return result | _voted(answers, seed)
 
 
 def _plain(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
@@ -381,7 +285,7 @@ def _plain(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
 
 def _run_of(answers: Sequence[Scored]) -> dict[str, Any]:
     """Return the settings that all records share."""
-    keys = ("engine", "model", "fingerprint", "sampling", "prompt_layout")
+    keys = ("engine", "model", "fingerprint", "sampling", "prompt_layout", "rule")
     first = answers[0].record
     return {key: first[key] for key in keys if key in first and all(a.record.get(key) == first[key] for a in answers)}
 
@@ -405,54 +309,194 @@ def _slices(
     return {str(value) or "(unknown)": _plain(summarise(groups[value], seed=seed)) for value in ordered}
 
 
-def render(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print an evaluation as tables.
+def _confusion(answers: Sequence[Scored]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Count for each type how often it was found, and what was named in its place."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for answer in answers:
+        known = {name.lower(): name for name in (*(answer.candidates or ()), *answer.gold)}
+        items = [NO_ANSWER] * len(answer.gold) if answer.score.reason else answer.score.items
+        for gold, item in zip(answer.gold, items, strict=True):
+            pairs[gold, known.get(item.lower(), item)] += 1
+    totals: Counter[str] = Counter()
+    for (gold, _), count in pairs.items():
+        totals[gold] += count
+    types = {}
+    for name in sorted(totals):
+        n, right = totals[name], pairs[name, name]
+        low, high = wilson(right, n)
+        types[name] = {"n": n, "accuracy": right / n, "low": low, "high": high}
+    ordered = sorted(pairs.items(), key=lambda entry: (-entry[1], entry[0]))
+    return types, [{"gold": gold, "predicted": item, "count": count} for (gold, item), count in ordered]
+
+
+def _examples(answers: Sequence[Scored]) -> list[dict[str, Any]]:
+    """Take the first answers of each kind, for reading."""
+    found = []
+    left = dict(_EXAMPLES)
+    for answer in answers:
+        kind = "malformed" if answer.score.reason else "right" if answer.score.exact_match else "wrong"
+        if left[kind]:
+            left[kind] -= 1
+            question = next((answer.record[key] for key in USER_KEYS if isinstance(answer.record.get(key), str)), "")
+            found.append(
+                {
+                    "kind": kind,
+                    "index": answer.index,
+                    "sample": answer.sample,
+                    "reason": str(answer.score.reason),
+                    "cell_accuracy": answer.score.cell_accuracy,
+                    "gold": list(answer.gold),
+                    "items": list(answer.score.items),
+                    "question": question[:_SHOWN],
+                    "prediction": answer.record["prediction"][:_SHOWN],
+                }
+            )
+    return sorted(found, key=lambda example: list(_EXAMPLES).index(example["kind"]))
+
+
+def _histogram(values: Sequence[float]) -> dict[str, Any]:
+    counts, edges = np.histogram(values, bins=20)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def _voted(answers: Sequence[Scored], seed: int) -> dict[str, Any]:
+    """Compare the rules that combine several answers; nothing where puzzles have one answer each."""
+    groups: dict[int, list[Scored]] = {}
+    for answer in answers:
+        groups.setdefault(answer.index, []).append(answer)
+    puzzles = [group for group in groups.values() if group[0].candidates]
+    if not any(len(group) > 1 for group in puzzles):
+        return {}
+    scores: dict[str, list[tuple[float, float, float]]] = {}
+    confidence: list[float] = []
+    right: list[bool] = []
+    for group in puzzles:
+        gold, candidates = group[0].gold, group[0].candidates or ()
+        given = read_answers([answer.record["prediction"] for answer in group], len(gold))
+        best = consensus(given, candidates, len(gold))
+        ruled = {
+            "majority": majority(given, candidates, len(gold)),
+            "medoid": medoid(given),
+            "consensus": best.types,
+        }
+        records = [answer.record for answer in group]
+        if all(isinstance(r.get("logprob"), float) and isinstance(r.get("tokens"), int) for r in records):
+            weights = logprob_weights([r["logprob"] for r in records], [r["tokens"] for r in records])
+            ruled["likeliest"] = likeliest(given, weights)
+            ruled["weighted consensus"] = consensus(given, candidates, len(gold), weights=weights).types
+        single = np.mean([_triple(answer.score) for answer in group], axis=0)
+        scores.setdefault("one sample", []).append(tuple(single))
+        for rule, types in ruled.items():
+            text = "" if types is None else _plain_answer(types)
+            scores.setdefault(rule, []).append(_triple(score_answer(text, gold)))
+        # Not a rule, since it needs the gold: what choosing well could reach at most.
+        scores.setdefault("best of all (needs the gold)", []).append(max(_triple(answer.score) for answer in group))
+        confidence += best.probability.tolist()
+        right += [name.lower() == wanted.lower() for name, wanted in zip(best.types, gold, strict=True)]
+    names = ("cell_accuracy", "exact_match", "legal")
+    rules = {
+        rule: {
+            name: estimate(np.array(column), seed=seed).as_dict()
+            for name, column in zip(names, zip(*rows, strict=True), strict=True)
+        }
+        for rule, rows in scores.items()
+        if len(rows) == len(puzzles)
+    }
+    return {"rules": rules, "calibration": calibration(np.array(confidence), np.array(right))}
+
+
+def _triple(score: Score) -> tuple[float, float, float]:
+    return score.cell_accuracy, float(score.exact_match), float(not score.reason)
+
+
+def _plain_answer(types: Sequence[str]) -> str:
+    """Write voted types as an answer; names of a sample that cannot stand in one make it malformed."""
+    try:
+        return format_answer(types)
+    except ValueError:
+        return ""
+
+
+def compare(
+    first: Iterable[Mapping[str, Any]],
+    second: Iterable[Mapping[str, Any]],
+    puzzles: Sequence[Puzzle] | None = None,
+    *,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare two runs on the puzzles both have answered.
 
     Parameters
     ----------
-    result
-        What :func:`evaluate` returned.
-    console
-        Where to; the terminal by default.
+    first, second
+        Prediction records of the runs.
+    puzzles
+        The data set; see :func:`score_predictions`.
+    seed
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    ``n`` (puzzles in both), ``n_first`` and ``n_second`` (puzzles in each), ``metrics`` (name -> estimate of second
+    minus first, over puzzles) and ``mcnemar`` (for exact match; only where each puzzle has one answer in each run).
+
+    Raises
+    ------
+    ValueError
+        If the runs have no puzzle in common, their gold differs, or a record cannot be scored.
     """
-    console = console or Console()
-    table = Table(title=f"{result['n']} puzzles, {result['n_answers']} answers", title_justify="left")
-    table.add_column("metric")
-    table.add_column("mean", justify="right")
-    table.add_column(f"{result['level']:.0%} interval", justify="right")
-    for name, found in result["metrics"].items():
-        heading = METRICS[name][0] + (f" ({result['length_unit']})" if name == "length" else "")
-        table.add_row(heading, _number(name, found["mean"]), _interval(name, found))
-    console.print(table)
-    for key, groups in result["slices"].items():
-        if len(groups) > 1:
-            table = Table(title=f"by {key}", title_justify="left")
-            table.add_column(key)
-            table.add_column("puzzles", justify="right")
-            shown = ("cell_accuracy", "exact_match", "format_valid")
-            for name in shown:
-                table.add_column(METRICS[name][0], justify="right")
-            for value, metrics in groups.items():
-                cells = [f"{_number(name, metrics[name]['mean'])} {_interval(name, metrics[name])}" for name in shown]
-                table.add_row(escape(value), str(metrics["cell_accuracy"]["n"]), *cells)
-            console.print(table)
-    if result["malformed"]:
-        share = ", ".join(f"{reason} {count}" for reason, count in result["malformed"].items())
-        console.print(f"malformed answers (scored 0): {share}", highlight=False)
-    if result["n_errors"]:
-        console.print(f"not scored, the machinery failed: {result['n_errors']} (run predict again)", highlight=False)
-    if result["n_missing"]:
-        console.print(f"not scored, no prediction: {result['n_missing']} items of the data set", highlight=False)
+    runs = [_per_puzzle(score_predictions(records, puzzles).answers) for records in (first, second)]
+    common = [index for index in runs[0] if index in runs[1]]
+    if not common:
+        msg = "the two runs have no answered puzzle in common; nothing can be compared"
+        raise ValueError(msg)
+    for index in common:
+        if runs[0][index][0].gold != runs[1][index][0].gold:
+            msg = f"item {index} has another gold answer in the other run; they are not of the same data set"
+            raise ValueError(msg)
+    values = [np.array([_means(run[index]) for index in common]) for run in runs]
+    metrics = {
+        name: paired_difference(values[0][:, j], values[1][:, j], seed=seed).as_dict()
+        for j, name in enumerate(_COMPARED)
+    }
+    result: dict[str, Any] = {
+        "n": len(common),
+        "n_first": len(runs[0]),
+        "n_second": len(runs[1]),
+        "metrics": metrics,
+        "level": LEVEL,
+        "seed": seed,
+    }
+    if all(len(run[index]) == 1 for run in runs for index in common):
+        j = _COMPARED.index("exact_match")
+        result["mcnemar"] = mcnemar(values[0][:, j], values[1][:, j])
+    return result
 
 
-def _number(name: str, value: float | None) -> str:
-    if value is None:
-        return "?"
-    return f"{value:.1f}" if name == "length" else f"{value:.3f}"
+_COMPARED = ("cell_accuracy", "exact_match", "format_valid", "uniqueness", "legal", "length")
 
 
-def _interval(name: str, found: Mapping[str, Any]) -> str:
-    return f"[{_number(name, found['low'])}, {_number(name, found['high'])}]".replace("[", "\\[")
+def _per_puzzle(answers: Sequence[Scored]) -> dict[int, list[Scored]]:
+    found: dict[int, list[Scored]] = {}
+    for answer in answers:
+        found.setdefault(answer.index, []).append(answer)
+    return found
+
+
+def _means(answers: Sequence[Scored]) -> list[float]:
+    """Return the means of ``_COMPARED`` over the answers to one puzzle."""
+    rows = [
+        (
+            answer.score.cell_accuracy,
+            answer.score.exact_match,
+            answer.score.format_valid,
+            answer.score.uniqueness,
+            not answer.score.reason,
+            answer.length,
+        )
+        for answer in answers
+    ]
+    return np.mean(np.array(rows, dtype=float), axis=0).tolist()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -462,7 +506,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("predictions", type=Path, help=".jsonl, .json, or a folder of <index>.json (published layout)")
     parser.add_argument("--data", type=Path, help="data set with the gold answers; default: those in the records")
     parser.add_argument("--variant", default="batch", help="task variant of the data set")
+    parser.add_argument("--compare", type=Path, help="predictions of another run on the same data to compare with")
     parser.add_argument("--out", type=Path, help="write everything as JSON here")
+    parser.add_argument("--markdown", type=Path, help="write the report as Markdown here")
+    parser.add_argument("--html", type=Path, help="write the report as one self-contained HTML page here")
     parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap")
     return parser
 
@@ -482,14 +529,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         puzzles = read_dataset(args.data, args.variant) if args.data else None
-        result = evaluate(read_predictions(args.predictions), puzzles, seed=args.seed)
+        records = read_predictions(args.predictions)
+        result = evaluate(records, puzzles, seed=args.seed)
+        if args.compare:
+            other = read_predictions(args.compare)
+            result["comparison"] = {"with": str(args.compare), **compare(other, records, puzzles, seed=args.seed)}
     except (ValueError, OSError) as error:
         print(f"evaluate: {error}", file=sys.stderr)
         return 2
     render(result)
-    if args.out:
-        atomic_write(args.out, dumps(result, 2) + "\n")
-        print(f"evaluate: written to {args.out}")
+    outputs = (
+        (args.out, lambda: dumps(result, 2) + "\n"),
+        (args.markdown, lambda: to_markdown(result)),
+        (args.html, lambda: to_html(result)),
+    )
+    for path, content in outputs:
+        if path:
+            atomic_write(path, content())
+            print(f"evaluate: written to {path}")
     return 0
 
 

@@ -1,14 +1,13 @@
-import io
 import json
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from recipe.cello1.answer import format_answer
-from recipe.cello1.evaluate import Estimate, estimate, evaluate, main, render, score_predictions
+from recipe.cello1.evaluate import NO_ANSWER, compare, evaluate, main, score_predictions
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import error_record, prediction_record, puzzle_to_item, write_items, write_puzzles
+from recipe.cello1.scoring import score_answer
 
 GOLD = ("B cell", "NK cell", "T cell")
 RUN = {"engine": "fake", "sampling": {"temperature": 0.0}}
@@ -134,99 +133,127 @@ def test_what_cannot_be_scored_is_refused(records, puzzles, match):
         score_predictions(records, puzzles)
 
 
-def test_interval_of_a_share_is_wilsons():
-    found = estimate(np.array([1.0] * 8 + [0.0] * 2), seed=0)
-    assert (found.mean, found.n, found.method) == (0.8, 10, "wilson")
-    assert (found.low, found.high) == pytest.approx((0.4902, 0.9433), abs=1e-4)  # Wilson (1927), 8 of 10
-
-
-def test_interval_of_a_sure_thing_is_not_empty():
-    found = estimate(np.ones(20), seed=0)
-    assert found.low < 0.9
-    assert found.high == 1.0
-
-
-def test_interval_by_bootstrap_is_seeded_and_sane():
-    values = np.random.default_rng(0).normal(5, 2, 400)
-    found = estimate(values, seed=1)
-    assert found == estimate(values, seed=1)
-    assert found != estimate(values, seed=2)
-    half = 1.96 * values.std(ddof=1) / 20
-    assert (found.low, found.high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.05)
-
-
-def test_interval_covers_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    hits = 0
-    for trial in range(200):
-        found = estimate(rng.choice([0, 1 / 3, 1.0], size=60), seed=trial)
-        hits += found.low <= 4 / 9 <= found.high
-    assert 180 <= hits <= 199
-
-
-def test_weighted_mean_and_its_interval():
-    rng = np.random.default_rng(0)
-    weights = rng.integers(2, 9, 300).astype(float)
-    values = rng.random(300)
-    found = estimate(values, seed=0, weights=weights)
-    assert found.mean == pytest.approx(np.average(values, weights=weights))
-    assert found.low < found.mean < found.high
-
-
-@pytest.mark.parametrize("values", [[0.5], [0.25, 0.25, 0.25], [0.1, 0.9], [1.0], [0.0, 0.0, 0.0, 0.3]])
-def test_small_samples_do_not_break(values):
-    found = estimate(np.array(values), seed=0)
-    assert found.mean == pytest.approx(np.mean(values))
-    assert np.isnan(found.low) or found.low <= found.mean <= found.high
-    json.dumps(found.as_dict(), allow_nan=False)
-
-
-def test_estimate_of_nothing():
-    with pytest.raises(ValueError, match="values is empty"):
-        estimate(np.array([]), seed=0)
-
-
-def test_unknown_interval_is_null():
-    assert Estimate(0.5, np.nan, np.nan, 1, "bootstrap").as_dict()["low"] is None
-
-
-def printed(result):
-    stream = io.StringIO()
-    render(result, Console(file=stream, width=160))
-    return stream.getvalue()
-
-
-def test_table():
-    other = record(format_answer(("a", "b")), 9, of=puzzle(9, ("a", "b")))
-    text = printed(
-        evaluate(
-            [record(RIGHT, 0), record("?", 1), failure(2), other],
-            [puzzle(i) for i in range(9)] + [puzzle(9, ("a", "b"))],
-        )
-    )
-    assert "3 puzzles, 3 answers" in text
-    for expected in (
-        "cell accuracy",
-        "0.667",
-        "by n_cells",
-        "missing_tag 1",
-        "machinery failed: 1",
-        "no prediction: 6",
-    ):
-        assert expected in text
-
-
-def test_table_shows_text_of_the_data_as_it_is():
-    of = puzzle(1, ("a", "b"), tissue="[red]liver[/red]")
-    assert "[red]liver[/red]" in printed(evaluate([record(RIGHT, 0), record(format_answer(("a", "b")), 1, of=of)]))
-
-
 def test_command_reads_jsonl_and_writes_json(tmp_path, capsys):
     write_items(tmp_path / "p.jsonl", [record(RIGHT, 0), record("?", 1)])
     assert main([str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "m" / "m.json")]) == 0
     assert "cell accuracy" in capsys.readouterr().out
     result = json.loads((tmp_path / "m" / "m.json").read_text())
     assert result["metrics"]["exact_match"]["mean"] == 0.5
+
+
+def many(texts, i=0, **more):
+    return [record(text, i, sample=s, **{k: v[s] for k, v in more.items()}) for s, text in enumerate(texts)]
+
+
+def test_types_and_confusion():
+    result = evaluate(
+        [record(RIGHT, 0), record(ONE_RIGHT, 1), record("?", 2), record(format_answer(("b CELL", "NK cell", "x")), 3)]
+    )
+    assert {name: (t["n"], t["accuracy"]) for name, t in result["types"].items()} == {
+        "B cell": (4, 0.75),
+        "NK cell": (4, 0.5),
+        "T cell": (4, 0.25),
+    }
+    pairs = {(pair["gold"], pair["predicted"]): pair["count"] for pair in result["confusion"]}
+    assert pairs["B cell", "B cell"] == 3
+    assert pairs["T cell", "NK cell"] == pairs["T cell", "x"] == pairs["T cell", NO_ANSWER] == 1
+    assert sum(pairs.values()) == 12
+    assert result["confusion"][0]["count"] == 3
+
+
+def test_rules_for_several_answers():
+    a, b = ("NK cell", "B cell", "T cell"), ("T cell", "NK cell", "B cell")
+    records = many([RIGHT, RIGHT, format_answer(a)], 0) + many([format_answer(b), format_answer(a), "?"], 1)
+    result = evaluate(records)
+    rules = {rule: metrics["cell_accuracy"]["mean"] for rule, metrics in result["rules"].items()}
+    assert rules["one sample"] == pytest.approx(((1 + 1 + 1 / 3) / 3 + (1 / 3 + 1 / 3 + 0) / 3) / 2)
+    assert rules["medoid"] == pytest.approx((1 + 1 / 3) / 2)
+    assert rules["best of all (needs the gold)"] == pytest.approx((1 + 1 / 3) / 2)
+    assert set(rules) == {"one sample", "majority", "medoid", "consensus", "best of all (needs the gold)"}
+    assert result["calibration"]["n"] == 6
+    assert 0 <= result["calibration"]["ece"] <= 1
+    assert "rules" not in evaluate([record(RIGHT, 0), record("?", 1)])
+
+
+def test_rules_that_use_logprobs():
+    sure = [-1.0, -90.0, -90.0]
+    result = evaluate(many([RIGHT, ONE_RIGHT, ONE_RIGHT], 0, logprob=sure))
+    rules = {rule: metrics["exact_match"]["mean"] for rule, metrics in result["rules"].items()}
+    assert (rules["consensus"], rules["likeliest"], rules["weighted consensus"]) == (0, 1, 1)
+
+
+def test_examples():
+    result = evaluate([record(text, i) for i, text in enumerate([RIGHT, "?", ONE_RIGHT, RIGHT, "x" * 9999])])
+    assert [(e["kind"], e["index"]) for e in result["examples"]] == [
+        ("right", 0),
+        ("right", 3),
+        ("wrong", 2),
+        ("malformed", 1),
+        ("malformed", 4),
+    ]
+    assert len(result["examples"][-1]["prediction"]) == 4000
+    assert result["examples"][0]["question"].startswith("Context: ")
+
+
+def test_compare():
+    first = [record(text, i) for i, text in enumerate([RIGHT, ONE_RIGHT, "?", "?"])]
+    second = [record(text, i) for i, text in enumerate([RIGHT, RIGHT, RIGHT])]
+    found = compare(first, second)
+    assert (found["n"], found["n_first"], found["n_second"]) == (3, 4, 3)
+    assert found["metrics"]["cell_accuracy"]["mean"] == pytest.approx((0 + 2 / 3 + 1) / 3)
+    assert found["mcnemar"] == {"only_first": 0, "only_second": 2, "p_value": 0.5}
+    assert "mcnemar" not in compare(first, many([RIGHT, "?"], 0))
+    with pytest.raises(ValueError, match="no answered puzzle in common"):
+        compare(first, [record(RIGHT, 9)])
+    with pytest.raises(ValueError, match="item 0 has another gold"):
+        compare(first, [record(RIGHT, 0, of=puzzle(0, GOLD[::-1]))])
+
+
+def test_a_run_does_not_differ_from_itself():
+    records = [record([RIGHT, ONE_RIGHT, "?"][i % 3], i) for i in range(30)]
+    found = compare(records, records)
+    assert all(metric["mean"] == 0 for metric in found["metrics"].values())
+    assert found["mcnemar"]["p_value"] == 1
+
+
+def test_evaluator_and_reward_agree_on_any_text():
+    rng = np.random.default_rng(0)
+    pieces = ["<think>", "</think>", "<answer>", "</answer>", "\n", " | ", "|", *GOLD, "x", "\u2028", "\x00", RIGHT]
+    texts = ["".join(pieces[j] for j in rng.integers(0, len(pieces), int(rng.integers(0, 12)))) for _ in range(9_900)]
+    texts += [RIGHT[: int(cut)] + pieces[int(j)] for cut, j in rng.integers(0, [len(RIGHT), len(pieces)], (100, 2))]
+    scores = score_predictions(
+        [{"index": i, "prediction": text, "answer": " | ".join(GOLD)} for i, text in enumerate(texts)]
+    )
+    assert len(scores.answers) == 10_000
+    rewards = [score_answer(text, " | ".join(GOLD)).score for text in texts]  # as the reward manager calls it
+    assert [answer.score.score for answer in scores.answers] == rewards
+    assert len(set(rewards)) > 2
+
+
+FLOODS = {
+    "tags": "<answer>" * 1_250_000,
+    "bars": "|" * 10_000_000,
+    "tail": RIGHT + "x" * 10_000_000,
+    "junk": "\x00\ufffd\ud800\x1b[31m",
+    "byte order mark": "\ufeff" + RIGHT,
+}
+
+
+@pytest.mark.parametrize("text", FLOODS.values(), ids=FLOODS)
+def test_floods_and_junk_are_scored_with_a_reason(text):
+    (answer,) = score_predictions([{"index": 0, "prediction": text, "answer": " | ".join(GOLD)}]).answers
+    assert answer.score.score == -1
+    assert answer.score.reason
+
+
+def test_command_writes_reports_and_compares(tmp_path, capsys):
+    write_items(tmp_path / "p.jsonl", [record(RIGHT, 0), record("?", 1)])
+    write_items(tmp_path / "q.jsonl", [record("?", 0), record("?", 1)])
+    reports = ["--markdown", str(tmp_path / "r.md"), "--html", str(tmp_path / "r.html")]
+    assert main([str(tmp_path / "p.jsonl"), "--compare", str(tmp_path / "q.jsonl"), *reports]) == 0
+    assert "change against" in capsys.readouterr().out
+    assert (tmp_path / "r.md").read_text().startswith("# Evaluation")
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
 
 
 def test_command_reads_a_published_folder_and_the_data_set(tmp_path):

@@ -1,0 +1,133 @@
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from recipe.cello1.answer import format_answer
+from recipe.cello1.evaluate import compare, evaluate
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import error_record, prediction_record, puzzle_to_item
+from recipe.cello1.report import render, to_html, to_markdown
+
+GOLD = ("B cell", "NK cell", "T cell")
+RIGHT = format_answer(GOLD)
+EVIL = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&[red]|`*_[x](http://evil)\ud800\x00\u202e</pre></details>"
+)
+
+
+def puzzle(i=0, gold=GOLD, tissue="blood"):
+    cells = tuple((f"G{i}", f"CELL{j}") for j in range(len(gold)))
+    return Puzzle(cells, tuple(sorted(gold)), gold, "Context.", {"tissue": tissue})
+
+
+def record(prediction, i=0, sample=0, of=None):
+    item = puzzle_to_item(of or puzzle(i))
+    run = {"engine": "fake", "sampling": {"temperature": 1.0}}
+    return prediction_record(item, prediction, index=i, finish_reason="stop", tokens=10 + i, sample=sample, **run)
+
+
+def whole_result():
+    two = puzzle(9, ("a", "b"), tissue="[red]liver[/red]")
+    records = [record(RIGHT, 0, s) for s in range(3)] + [record(EVIL, 1), record(format_answer(("b", "a")), 9, of=two)]
+    records += [record(format_answer(("B cell", "NK cell", EVIL[:26])), 3)]
+    failed = error_record(puzzle_to_item(puzzle(2)), EVIL, index=2, engine="fake", sampling={"temperature": 1.0})
+    puzzles = [puzzle(i) for i in range(9)] + [two]
+    result = evaluate([*records, failed], puzzles)
+    comparison = compare(
+        [record("?", 0), record("?", 1), record(format_answer(("b", "a")), 9, of=two)], records, puzzles
+    )
+    return result | {"comparison": {"with": EVIL[:30], **comparison}}
+
+
+def printed(result):
+    stream = io.StringIO()
+    render(result, Console(file=stream, width=200))
+    return stream.getvalue()
+
+
+def test_terminal_shows_everything_as_it_is():
+    text = printed(whole_result())
+    shown = (
+        "4 puzzles, 6 answers",
+        "cell accuracy",
+        "by n_cells",
+        "[red]liver[/red]",
+        "missing_tag 1",
+        "machinery failed: 1",
+        "no prediction: 5",
+        "consensus",
+        "change against <script>",
+        "calibration error",
+        "not among the candidates: 1",
+    )
+    assert [words for words in shown if words not in text] == []
+
+
+def test_small_results_need_no_extras():
+    text = printed(evaluate([record(RIGHT, 0)]))
+    assert "by n_cells" not in text
+    assert "machinery" not in text
+
+
+def test_markdown_tables_keep_their_columns():
+    text = to_markdown(whole_result())
+    blocks = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) >= 6
+    for block in blocks:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+class Checker(HTMLParser):
+    void = {"meta", "line", "circle", "rect"}
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open, self.text = set(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        assert not [name for name, _ in attrs if name.startswith("on") or name in ("src", "href")]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_html_is_whole_and_nothing_in_it_is_obeyed():
+    page = to_html(whole_result())
+    page.encode()
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert not checker.tags & {"script", "img", "a", "iframe", "link", "form"}
+    text = "".join(checker.text)
+    assert "<script>alert(1)</script>" in text  # shown as text
+    assert "<think></think>" in text
+    assert page.count("<svg") == 3
+    assert "http" not in re.sub(r"http://evil|http-equiv", "", page)  # loads nothing
+
+
+def test_html_without_optional_parts():
+    page = to_html(evaluate([{"index": 0, "prediction": "?", "answer": "a | b"}]))
+    assert page.count("<svg") == 2
+    assert "Confusion" in page
+
+
+@pytest.mark.parametrize("n_types", [1, 60])
+def test_confusion_picture_only_where_it_can_be_read(n_types):
+    gold = tuple(f"type {i}" for i in range(n_types))
+    item = puzzle(0, gold)
+    assert "Confusion" not in to_html(evaluate([record(format_answer(gold), 0, of=item)], [item]))
