@@ -80,7 +80,7 @@ class Settings:
     n_top: int = 12
     layout: Layout = "system"
     test_share: float = 0.2
-    gene_loss: tuple[float, float] = (0.3, 0.9)
+    gene_loss: tuple[float, float] = (0.1, 0.7)
     n_cited: int = 3
 
 

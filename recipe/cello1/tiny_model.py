@@ -143,10 +143,10 @@ def build_model(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int,
-    hidden_size: int = 160,
-    intermediate_size: int = 320,
-    n_layers: int = 3,
-    n_heads: int = 5,
+    hidden_size: int = 128,
+    intermediate_size: int = 384,
+    n_layers: int = 4,
+    n_heads: int = 4,
     max_positions: int = 2048,
 ) -> Qwen2ForCausalLM:
     """Make a randomly initialised Qwen2 model, float32.
