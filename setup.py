@@ -97,5 +97,7 @@ setup(
     entry_points={
         # verl imports what it finds here in every process; the module registers itself.
         "verl.plugins": ["cello1_cpu = cello1_verl.plugin.platform.platform_cpu"],
+        # vLLM calls it in every process; it acts only in those of a CPU training run.
+        "vllm.general_plugins": ["cello1_cpu = cello1_verl.workers.rollout.vllm_rollout.cpu_weight_sync:register"],
     },
 )

@@ -104,21 +104,28 @@ def test_namespace_folders_have_no_init(folder):
     assert not (ROOT / folder / "__init__.py").exists()
 
 
-def test_entry_point_names_a_file_of_the_overlay(metadata):
-    (line,) = metadata["entry_points"]["verl.plugins"]
-    name, _, module = line.partition(" = ")
+ENTRY_POINTS = ("verl.plugins", "vllm.general_plugins")
+
+
+@pytest.mark.parametrize("group", ENTRY_POINTS)
+def test_entry_point_names_a_file_of_the_overlay(metadata, group):
+    (line,) = metadata["entry_points"][group]
+    name, _, value = line.partition(" = ")
+    module, _, function = value.partition(":")
     assert name == "cello1_cpu"
     top, *parts = module.split(".")
-    assert (ROOT / metadata["package_dir"][top]).joinpath(*parts).with_suffix(".py").is_file()
+    file = (ROOT / metadata["package_dir"][top]).joinpath(*parts).with_suffix(".py")
+    assert not function or f"def {function}(" in file.read_text(encoding="utf-8")
 
 
-def test_installed_distribution_offers_the_entry_point():
+@pytest.mark.parametrize("group", ENTRY_POINTS)
+def test_installed_distribution_offers_the_entry_point(group):
     try:
         installed = distribution("cello1")
     except PackageNotFoundError:
         pytest.skip("cello1 is not installed, only imported from the tree")
-    (entry,) = installed.entry_points.select(group="verl.plugins")
-    assert find_spec(entry.value) is not None
+    (entry,) = installed.entry_points.select(group=group)
+    assert find_spec(entry.module) is not None
 
 
 def test_set_up_checks_the_packages_it_installs(extras):

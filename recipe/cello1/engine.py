@@ -237,6 +237,40 @@ def start_engine(name: str, model: str | Path, **options: Any) -> Engine:
     return getattr(import_module(module), cls)(str(model), **options)
 
 
+def start_engines(name: str, model: str | Path, number: int = 1, **options: Any) -> Engine:
+    """Start one engine, or several of the same kind side by side as Ray actors.
+
+    Parameters
+    ----------
+    name, model, **options
+        As for :func:`start_engine`.
+    number
+        How many.
+
+    Returns
+    -------
+    An engine that stands for all of them; close it after use.
+
+    Raises
+    ------
+    ValueError
+        If there is no such engine, or ``number`` is not positive.
+    FileNotFoundError
+        If ``model`` is a path and nothing is there.
+    EngineError
+        If an engine cannot be started.
+    """
+    if number < 1:
+        msg = f"number of engines must be at least 1, got {number}"
+        raise ValueError(msg)
+    if number == 1:
+        return start_engine(name, model, **options)
+    if name not in ENGINES:
+        msg = f"engine must be one of {', '.join(ENGINES)}, got {name!r}"
+        raise ValueError(msg)
+    return import_module("recipe.cello1.engine_ray").RayEngines(name, str(model), number, **options)
+
+
 def constraint_args(request: Request, sampling: Sampling) -> dict[str, Any]:
     """Return what tells our vLLM logits processor to constrain a request.
 

@@ -10,6 +10,7 @@ scored.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +33,8 @@ from recipe.cello1.voting import consensus, likeliest, logprob_weights, majority
 SLICES = ("n_cells", "tissue", "dataset", "disease", "donor_id")
 NO_ANSWER = "(no legal answer)"
 _EXAMPLES = {"right": 3, "wrong": 3, "malformed": 2}
+# The published script stores what an exception said as the prediction.
+_PUBLISHED_FAILURE = re.compile(r"[A-Za-z_]*(Error|Exception): ")
 _SHOWN = 4000  # characters of an example
 
 
@@ -127,6 +130,9 @@ def score_predictions(records: Iterable[Mapping[str, Any]], puzzles: Sequence[Pu
             errors[record["error"]] += 1
             continue
         text = record["prediction"]
+        if "engine" not in record and _PUBLISHED_FAILURE.match(text):
+            errors[" ".join(text.split())[:200]] += 1
+            continue
         try:
             score = score_answer(text, gold, candidates=candidates)
         except ValueError as error:

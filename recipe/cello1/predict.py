@@ -5,6 +5,10 @@ with the same arguments, the command goes on where it was: what is there stays, 
 done the file is put in order, so that it does not depend on how often the run was interrupted.
 
     python -m recipe.cello1.predict --model MODEL --data test.json --out predictions.jsonl
+
+The flags of the published script work too: item j goes to shard j mod n, into one JSON per item::
+
+    python -m recipe.cello1.predict --llm_name MODEL --dataset test.json --folder predictions --n 4 --i 0
 """
 
 from __future__ import annotations
@@ -19,26 +23,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from recipe.cello1.engine import ENGINES, Engine, EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.engine import ENGINES, Engine, EngineError, Failure, Request, Sampling, start_engines
+from recipe.cello1.prediction_files import prediction_files
 from recipe.cello1.prompt import LAYOUTS, VARIANTS, Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import (
-    append_jsonl,
-    check_prediction,
     error_record,
     prediction_record,
     puzzle_from_rl_row,
     puzzle_to_item,
-    read_items,
     read_puzzles,
-    write_items,
 )
 from recipe.cello1.rl_parquet import read_rl_parquet
-
-# A file made with other values of these is of another run.
-_RUN_KEYS = ("engine", "model", "fingerprint", "sampling", "prompt_layout")
-
-Key = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +125,7 @@ def predict(
     layout: Layout = "system",
     variant: Variant = "batch",
     constrain: bool = False,
+    shard: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> Progress:
     """Answer puzzles and keep the answers in a file, going on from what it already holds.
@@ -140,7 +137,7 @@ def predict(
     puzzles
         What to answer.
     out
-        The ``.jsonl`` file of records.
+        The ``.jsonl`` file of records, or a folder for one ``<index>.json`` per item (the published layout).
     sampling
         How to sample; the default is greedy.
     samples
@@ -153,6 +150,9 @@ def predict(
         Task variant.
     constrain
         Whether each answer must be a legal one-to-one matching; the engine must be started for that.
+    shard
+        ``(i, n)``: answer only the items j with j mod n = i. The others of the n may run elsewhere, each with an
+        ``out`` of its own, or all with the same folder.
     progress
         Whether to show a progress bar.
 
@@ -167,7 +167,6 @@ def predict(
         have no candidates, or ``out`` holds predictions of another model, data set or setting.
     """
     sampling = sampling or Sampling()
-    out = Path(out)
     if not puzzles:
         msg = "puzzles is empty; there is nothing to predict"
         raise ValueError(msg)
@@ -177,9 +176,11 @@ def predict(
     if samples > 1 and sampling.temperature == 0:
         msg = f"samples is {samples}, but at temperature 0 all samples are the same; set a temperature, 0.7 for example"
         raise ValueError(msg)
-    if out.suffix != ".jsonl":
-        msg = f"out: {out} must end in .jsonl"
+    part, parts = shard
+    if not 0 <= part < parts:
+        msg = f"shard must be (i, n) with 0 <= i < n, got {shard}"
         raise ValueError(msg)
+    files = prediction_files(out, samples)
     if constrain and not all(puzzle.candidates for puzzle in puzzles):
         msg = "constrain needs candidates, and some puzzles have none; answer those without it"
         raise ValueError(msg)
@@ -194,8 +195,10 @@ def predict(
         "sampling": sampling.as_dict() | {"seed": seed, "constraint": engine.constraint if constrain else ""},
         "prompt_layout": check_layout(layout),
     }
-    kept = _resume(out, items, samples, run)
-    todo = [(i, s) for i in range(len(items)) for s in range(samples) if (i, s) not in kept]
+    mine = [(i, s) for i in range(part, len(items), parts) for s in range(samples)]
+    there = files.resume(items, samples, run)
+    todo = [key for key in mine if key not in there]
+    kept = len(mine) - len(todo)
 
     def requests() -> Iterator[Request]:
         # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
@@ -207,20 +210,19 @@ def predict(
 
     errors: dict[str, int] = {}
     failed = 0
-    total = len(items) * samples
-    bar = tqdm(total=total, initial=len(kept), desc="predict", unit="item", disable=not progress, dynamic_ncols=True)
+    bar = tqdm(total=len(mine), initial=kept, desc="predict", unit="item", disable=not progress, dynamic_ncols=True)
     with bar:
         for position, result in engine.generate(requests(), sampling):
             index, sample = todo[position]
             record = _record(result, items[index], index, sample, run)
-            append_jsonl(out, record)
+            files.add(record)
             if isinstance(result, Failure):
                 failed += 1
                 errors[result.error] = errors.get(result.error, 0) + 1
                 bar.set_postfix(failed=failed)
             bar.update()
-    _put_in_order(out)
-    return Progress(total, len(kept), len(todo) - failed, failed, errors)
+    files.finish()
+    return Progress(len(mine), kept, len(todo) - failed, failed, errors)
 
 
 def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, run: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,50 +241,19 @@ def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, run: 
     )
 
 
-def _resume(out: Path, items: Sequence[Mapping[str, Any]], samples: int, run: Mapping[str, Any]) -> set[Key]:
-    """Check that the file is of this run, take failures out of it, and return what it holds."""
-    if not out.exists():
-        return set()
-    records = read_items(out, drop_partial_tail=True)
-    kept: dict[Key, dict[str, Any]] = {}
-    for number, record in enumerate(records, start=1):
-        where = f"{out}, record {number}"
-        answered = check_prediction(record, where)
-        if differ := [key for key in _RUN_KEYS if record.get(key) != run[key]]:
-            key = differ[0]
-            msg = (
-                f"{where}: made with {key} {record.get(key)!r}, this run has {run[key]!r}; "
-                "give another out, or remove the file to start anew"
-            )
-            raise ValueError(msg)
-        index, sample = record.get("index"), record.get("sample")
-        if not (isinstance(index, int) and 0 <= index < len(items)) or any(
-            record.get(name) != value for name, value in items[index].items()
-        ):
-            msg = f"{where}: its item {index} is not the one of this data set; give another out, or remove the file"
-            raise ValueError(msg)
-        if answered and isinstance(sample, int) and sample < samples:
-            kept[index, sample] = record
-    if len(kept) != len(records) or not out.read_bytes().endswith(b"\n"):  # a killed writer may leave half a line
-        write_items(out, kept.values())
-    return set(kept)
-
-
-def _put_in_order(out: Path) -> None:
-    records = read_items(out)
-    ordered = sorted(records, key=lambda record: (record["index"], record["sample"]))
-    if ordered != records:
-        write_items(out, ordered)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.predict", description="Answer puzzles with a model; resumes what was interrupted."
     )
-    parser.add_argument("--model", required=True, help="model folder or name")
-    parser.add_argument("--data", required=True, type=Path, help="puzzles: .json, .jsonl or .parquet")
-    parser.add_argument("--out", required=True, type=Path, help="prediction records, .jsonl")
+    parser.add_argument("--model", "--llm_name", required=True, help="model folder or name")
+    parser.add_argument("--data", "--dataset", required=True, type=Path, help="puzzles: .json, .jsonl or .parquet")
+    out = parser.add_mutually_exclusive_group(required=True)
+    out.add_argument("--out", type=Path, help="prediction records: .jsonl, or a folder for one JSON per item")
+    out.add_argument("--folder", type=Path, help="one JSON per item in FOLDER/MODEL (the published layout)")
+    parser.add_argument("--n", type=int, default=1, help="number of shards")
+    parser.add_argument("--i", type=int, default=0, help="this shard: items j with j mod N = I")
     parser.add_argument("--engine", default="vllm", choices=sorted(ENGINES))
+    parser.add_argument("--num-engines", type=int, default=1, help="engines side by side, as Ray actors (default 1)")
     parser.add_argument("--limit", type=int, help="answer only the first LIMIT puzzles")
     asking = parser.add_argument_group("prompt and sampling")
     asking.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
@@ -381,24 +352,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         puzzles = read_dataset(args.data, args.variant)
         if args.limit is not None:
             puzzles = puzzles[: args.limit]
-        with start_engine(args.engine, args.model, **options) as engine:
+        out = args.out or args.folder / args.model.replace("/", "_")
+        with start_engines(args.engine, args.model, args.num_engines, **options) as engine:
             if engine.constraint == "candidates":
                 print("predict: this server can be held to the candidates, but may name a type twice", file=sys.stderr)
             done = predict(
                 engine,
                 puzzles,
-                args.out,
+                out,
                 sampling=sampling,
                 samples=args.samples,
                 seed=args.seed,
                 layout=args.prompt_layout,
                 variant=args.variant,
                 constrain=args.constrain,
+                shard=(args.i, args.n),
             )
     except (ValueError, OSError, EngineError) as error:
         print(f"predict: {error}", file=sys.stderr)
         return 2
-    print(f"predict: {done.kept + done.answered} of {done.total} answers in {args.out}")
+    print(f"predict: {done.kept + done.answered} of {done.total} answers in {out}")
     if done.failed:
         worst, count = max(done.errors.items(), key=lambda entry: entry[1])
         print(

@@ -74,7 +74,7 @@ def check_platform() -> None:
     Raises
     ------
     ValueError
-        If a plugin cannot be loaded, or no plugin registers the platform.
+        If a plugin cannot be loaded, no plugin registers the platform, or vLLM would run without its part of it.
     """
     wanted = os.environ.get("VERL_PLATFORM", "").strip().lower()
     if not wanted:
@@ -91,6 +91,12 @@ def check_platform() -> None:
         msg = (
             f"VERL_PLATFORM={wanted}: no installed verl plugin registers it, only "
             f"{', '.join(PlatformRegistry.registered_names())} are; install the plugin, or unset VERL_PLATFORM"
+        )
+        raise ValueError(msg)
+    if wanted == "cpu" and not entry_points(group="vllm.general_plugins", name="cello1_cpu"):
+        msg = (
+            "VERL_PLATFORM=cpu: the installation lacks the vLLM plugin cello1_cpu, without which the first weight sync "
+            "fails; install the repository again: python -m pip install --no-deps --editable ."
         )
         raise ValueError(msg)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Any
 
@@ -76,12 +77,7 @@ class Puzzle:
                 msg = f"cell {number} has no genes; leave cells without expression out"
                 raise ValueError(msg)
             for gene in genes:
-                fault = text_fault(gene)
-                if not fault and gene != gene.strip():
-                    fault = "has white space around it"
-                if not fault and _GENE_SEPARATOR in gene:
-                    fault = f"contains {_GENE_SEPARATOR!r}, which separates the genes"
-                if fault:
+                if fault := _gene_fault(gene) if isinstance(gene, str) else text_fault(gene):
                     msg = f"cell {number}: the gene {gene!r} {fault}"
                     raise ValueError(msg)
 
@@ -103,6 +99,16 @@ class Puzzle:
     def n_cells(self) -> int:
         """Number of cells."""
         return len(self.cells)
+
+
+@lru_cache(maxsize=1 << 17)  # data sets name the same few ten thousand genes in millions of places
+def _gene_fault(gene: str) -> str:
+    fault = text_fault(gene)
+    if not fault and gene != gene.strip():
+        fault = "has white space around it"
+    if not fault and _GENE_SEPARATOR in gene:
+        fault = f"contains {_GENE_SEPARATOR!r}, which separates the genes"
+    return fault
 
 
 def _sequence(name: str, values: object) -> Sequence[Any]:

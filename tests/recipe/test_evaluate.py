@@ -246,6 +246,18 @@ def test_floods_and_junk_are_scored_with_a_reason(text):
     assert answer.score.reason
 
 
+def test_failures_the_published_script_stored_as_predictions_are_not_scored():
+    gold = {"answer": "a | b"}
+    stored = [
+        {"index": 0, "prediction": "OutOfMemoryError: CUDA out of memory. Tried"},
+        {"index": 1, "prediction": "?"},
+    ]
+    result = evaluate([record | gold for record in stored])
+    assert (result["n_errors"], result["n"]) == (1, 1)
+    ours = {"index": 0, "prediction": "ValueError: said the model", "engine": "vllm"} | gold
+    assert evaluate([ours])["n_errors"] == 0
+
+
 def test_command_writes_reports_and_compares(tmp_path, capsys):
     write_items(tmp_path / "p.jsonl", [record(RIGHT, 0), record("?", 1)])
     write_items(tmp_path / "q.jsonl", [record("?", 0), record("?", 1)])

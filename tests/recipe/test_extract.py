@@ -36,7 +36,7 @@ def adata():
     return toy_adata()
 
 
-# ----------------------------------------------------------------------------------------------- what a puzzle is made of
+# -------------------------------------------------------------------------------------------- what a puzzle is made of
 
 
 def test_puzzles_are_of_one_donor_with_true_genes_types_and_context(tmp_path, adata):
@@ -53,8 +53,8 @@ def test_puzzles_are_of_one_donor_with_true_genes_types_and_context(tmp_path, ad
         assert all(len(cell) == 50 for cell in puzzle.cells)
         number = int(puzzle.meta["donor_id"][-1])
         assert puzzle.context == (
-            f"The cell is from a {('male', 'female')[number % 2]} at the {40 + number}-year-old stage, originating from "
-            "the skin epidermis. The patient has been diagnosed with melanoma."
+            f"The cell is from a {('male', 'female')[number % 2]} at the {40 + number}-year-old stage, originating "
+            "from the skin epidermis. The patient has been diagnosed with melanoma."
         )
         assert (puzzle.meta["dataset"], puzzle.meta["tissue"], puzzle.meta["disease"]) == (
             "toy",
@@ -158,7 +158,7 @@ def test_single_cells_of_a_batch_have_the_candidates_of_the_batch(tmp_path):
         assert puzzle.candidates == tuple(sorted(set(adata.obs.loc[same, "cell_type"])))
 
 
-# ------------------------------------------------------------------------------------------------------- what is left out
+# ---------------------------------------------------------------------------------------------------- what is left out
 
 
 def test_only_cells_in_suspension(tmp_path, adata):
@@ -270,7 +270,7 @@ def test_ensembl_ids_are_remarked_upon(tmp_path, adata):
     assert "Ensembl ids" in notes_of(run(tmp_path, adata, gene_column="index"))
 
 
-# ------------------------------------------------------------------------------------------------------------- bad files
+# ----------------------------------------------------------------------------------------------------------- bad files
 
 
 def nan_in_x(adata):
@@ -350,7 +350,7 @@ def test_a_file_that_is_gone(tmp_path):
     assert result.remedy
 
 
-# ----------------------------------------------------------------------------------------------------------- specificity
+# --------------------------------------------------------------------------------------------------------- specificity
 
 
 def test_specificity_brings_markers_to_the_front(tmp_path):
@@ -374,7 +374,7 @@ def test_specificity_of_an_empty_matrix(tmp_path, adata):
     assert not run(tmp_path, adata, rank_by="specificity").reason
 
 
-# ------------------------------------------------------------------------------------------------------- reproducibility
+# ----------------------------------------------------------------------------------------------------- reproducibility
 
 
 def test_seed_and_name_decide_not_place_or_threads(tmp_path, adata):
@@ -413,7 +413,7 @@ def test_fingerprint_of_files_and_folders(tmp_path, adata, monkeypatch):
     assert fingerprint(store)["sha256_of_ends"] != first["sha256_of_ends"]
 
 
-# --------------------------------------------------------------------------------------------------------------- records
+# ------------------------------------------------------------------------------------------------------------- records
 
 
 def test_cell_records_in_the_published_form(tmp_path):
@@ -445,7 +445,7 @@ def test_backed_objects_are_what_is_on_disk(tmp_path, adata):
     backed.file.close()
 
 
-# -------------------------------------------------------------------------------------------------------------- settings
+# ------------------------------------------------------------------------------------------------------------ settings
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from recipe.cello1.engine import Completion, EngineBase, Failure, Sampling
 from recipe.cello1.predict import main, predict, read_dataset, sample_seed
 from recipe.cello1.prompt import messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import read_items, read_predictions, write_puzzles
+from recipe.cello1.records import puzzle_to_item, read_items, read_predictions, write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 
 TYPES = ("B cell", "NK cell", "T cell")
@@ -213,9 +213,52 @@ def test_constrained_requests_carry_the_candidates(tmp_path):
         predict(engine, [Puzzle((("G",),), ())], tmp_path / "q.jsonl", variant="single_open", constrain=True)
 
 
-def test_out_must_be_jsonl(tmp_path):
+def test_out_must_be_jsonl_or_a_folder(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.jsonl"):
         run(FakeEngine(), tmp_path / "p.json")
+    (tmp_path / "p").write_text("a file")
+    with pytest.raises(ValueError, match=r"must end in \.jsonl"):
+        run(FakeEngine(), tmp_path / "p")
+    with pytest.raises(ValueError, match="a folder holds one prediction for each item"):
+        run(FakeEngine(), tmp_path / "folder", samples=2, sampling=Sampling(temperature=1.0))
+
+
+def test_folder_is_the_published_layout(tmp_path):
+    out = tmp_path / "Qwen2.5-7B"
+    done = run(FakeEngine(fail=[1]), out)
+    assert (done.answered, done.failed) == (5, 1)
+    assert sorted(file.name for file in out.iterdir()) == [f"{i}.json" for i in range(6)]
+    item = json.loads((out / "3.json").read_text())
+    assert item["answer"] == "B cell | NK cell | T cell"
+    assert item["prediction"].startswith("<think>")
+    assert "prediction" not in json.loads((out / "1.json").read_text())
+    again = FakeEngine()
+    done = run(again, out)
+    assert (done.kept, done.answered, len(again.asked)) == (5, 1, 1)
+    run(FakeEngine(order=7), tmp_path / "p.jsonl")
+    assert read_predictions(out) == read_predictions(tmp_path / "p.jsonl")
+
+
+def test_folder_of_the_published_script_is_not_mixed_with_ours(tmp_path):
+    out = tmp_path / "folder"
+    out.mkdir()
+    (out / "0.json").write_text(json.dumps({**puzzle_to_item(puzzles()[0]), "prediction": "x"}))
+    with pytest.raises(ValueError, match=r"0\.json: made with engine None"):
+        run(FakeEngine(), out)
+
+
+@pytest.mark.parametrize("name", ["folder", "{i}.jsonl"])
+def test_shards_make_the_whole(tmp_path, name):
+    run(FakeEngine(), tmp_path / "whole.jsonl", n=7)
+    for i in range(3):
+        done = run(FakeEngine(order=i), tmp_path / name.format(i=i), n=7, shard=(i, 3))
+        assert done.total == len(range(i, 7, 3))
+    parts = [tmp_path / "folder"] if name == "folder" else [tmp_path / f"{i}.jsonl" for i in range(3)]
+    found = [record for part in parts for record in read_predictions(part)]
+    assert sorted(found, key=lambda r: r["index"]) == read_predictions(tmp_path / "whole.jsonl")
+    for shard in ((3, 3), (-1, 3), (0, 0)):
+        with pytest.raises(ValueError, match="shard must be"):
+            run(FakeEngine(), tmp_path / "x.jsonl", shard=shard)
 
 
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.parquet"])
@@ -237,7 +280,7 @@ def test_data_without_gold_can_be_predicted(tmp_path):
 
 
 def command(monkeypatch, tmp_path, engine, *more):
-    monkeypatch.setattr(predict_module, "start_engine", lambda name, model, **options: engine)
+    monkeypatch.setattr(predict_module, "start_engines", lambda name, model, number, **options: engine)
     write_puzzles(tmp_path / "d.json", puzzles())
     return main(["--model", "m", "--data", str(tmp_path / "d.json"), "--out", str(tmp_path / "o" / "p.jsonl"), *more])
 
@@ -248,6 +291,14 @@ def test_command(monkeypatch, tmp_path, capsys):
     assert engine.closed
     assert "4 of 4 answers" in capsys.readouterr().out
     assert [json.loads(line)["index"] for line in open(tmp_path / "o" / "p.jsonl")] == [0, 1, 2, 3]
+
+
+def test_command_takes_the_published_flags(monkeypatch, tmp_path):
+    monkeypatch.setattr(predict_module, "start_engines", lambda name, model, number, **options: FakeEngine())
+    write_puzzles(tmp_path / "d.json", puzzles())
+    flags = ["--llm_name", "org/model", "--dataset", str(tmp_path / "d.json"), "--folder", str(tmp_path / "out")]
+    assert main([*flags, "--n", "2", "--i", "1"]) == 0
+    assert sorted(file.name for file in (tmp_path / "out" / "org_model").iterdir()) == ["1.json", "3.json", "5.json"]
 
 
 def test_command_says_what_failed(monkeypatch, tmp_path, capsys):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from recipe.cello1 import preflight
 from recipe.cello1.preflight import check_model, main, rl_data
 from recipe.cello1.records import write_puzzles
 from recipe.cello1.rl_parquet import read_rl_parquet, write_rl_parquet
@@ -105,3 +106,12 @@ def test_broken_plugin_is_loud(tmp_path):
     assert result.returncode != 0
     assert "the verl plugin broken (broken_platform) cannot be loaded" in result.stderr
     assert "a_module_that_is_not_there" in result.stderr
+
+
+def test_cpu_training_without_the_vllm_plugin(monkeypatch):
+    pytest.importorskip("verl")
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    monkeypatch.setattr(preflight, "entry_points", lambda group, **_: [])
+    monkeypatch.setattr("verl.plugin.platform.PlatformRegistry.get", lambda name: object())
+    with pytest.raises(ValueError, match="lacks the vLLM plugin cello1_cpu"):
+        preflight.check_platform()

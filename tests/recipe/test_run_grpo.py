@@ -57,7 +57,7 @@ def test_bad_input_is_one_line_and_starts_nothing(tmp_path, variables, message):
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(2400)
+@pytest.mark.timeout(1500)
 def test_smoke_run_survives_a_kill_and_ends_with_the_table(tmp_path):
     output = tmp_path / "out"
     with open(tmp_path / "first.log", "wb") as log:

@@ -14,6 +14,7 @@ from recipe.cello1.data.store import BadFileError
 
 # A symbol that is not unique has the Ensembl id appended in CELLxGENE files: TBCE_ENSG00000285053.
 _SUFFIX = re.compile(r"_ENS[A-Z]*G\d.*$")
+_SEPARATOR = ", "  # of the genes in a prompt
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d+(\.\d+)?")
 
 HOUSEKEEPING = "housekeeping"
@@ -70,7 +71,8 @@ def clean_symbol(name: object) -> str:
     """
     if name is None or name != name:  # NaN is the one value that differs from itself
         return ""
-    return _SUFFIX.sub("", str(name)).strip()
+    text = str(name)
+    return (_SUFFIX.sub("", text) if "_ENS" in text else text).strip()
 
 
 def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern[str]]:
@@ -124,32 +126,34 @@ def gene_table(names: Sequence[Any], exclude: Iterable[str] = ()) -> GeneTable:
         If a pattern is wrong.
     """
     patterns = compile_patterns(exclude)
+    symbols = [clean_symbol(name) for name in names]
+    _check_names(symbols)
     position: dict[str, int] = {}
-    count: list[int] = []
     symbol = np.full(len(names), -1, dtype=np.int32)
-    n_excluded = n_unnamed = 0
-    for column, name in enumerate(names):
-        text = clean_symbol(name)
+    n_excluded = 0
+    for column, text in enumerate(symbols):
         if not text:
-            n_unnamed += 1
             continue
-        if any(pattern.search(text) for pattern in patterns):
+        if patterns and any(pattern.search(text) for pattern in patterns):
             n_excluded += 1
-            continue
-        if (place := position.get(text)) is None:
-            place = position[text] = len(position)
-            count.append(0)
-            fault = "contains ', ', which separates the genes" if ", " in text else text_fault(text)
-            if fault:
-                raise BadFileError(
-                    f"its gene name {text!r} {fault}", "rename the gene, or choose another --gene-column"
-                )
-        symbol[column] = place
-        count[place] += 1
+        else:
+            symbol[column] = position.setdefault(text, len(position))
     if not position:
         what = "all of its genes are left out" if n_excluded else "none of its genes has a name"
         raise BadFileError(what, "check --exclude-genes and --gene-column")
-    return GeneTable(tuple(position), symbol, np.array(count) > 1, n_excluded, n_unnamed)
+    repeated = np.bincount(symbol[symbol >= 0], minlength=len(position)) > 1
+    return GeneTable(tuple(position), symbol, repeated, n_excluded, symbols.count(""))
+
+
+def _check_names(symbols: Sequence[str]) -> None:
+    # All at once, since hardly ever anything is wrong.
+    everything = "".join(symbols)
+    if not everything or (_SEPARATOR not in everything and not text_fault(everything)):
+        return
+    for text in symbols:
+        fault = f"contains {_SEPARATOR!r}, which separates the genes" if _SEPARATOR in text else ""
+        if text and (fault := fault or text_fault(text)):
+            raise BadFileError(f"its gene name {text!r} {fault}", "rename it, or choose another --gene-column")
 
 
 def share_of_ensembl_ids(names: Sequence[str]) -> float:

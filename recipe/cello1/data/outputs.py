@@ -101,7 +101,7 @@ def copy_out(folder: str | Path, names: Iterable[str], url: str) -> list[str]:
     names
         Their paths below it, in the order in which they are copied.
     url
-        A folder in any form that fsspec knows: ``hdfs://host/data``, ``s3://bucket/data``, ``/mnt/share``...
+        A folder in any form that fsspec knows: ``hdfs://host/data``, ``s3://bucket/data``, or a plain path.
 
     Returns
     -------
