@@ -2,13 +2,15 @@
 
 ``python -m recipe.cello1.export RUN --out MODEL``
 
-RUN is the run's ``trainer.default_local_dir``; the sharded weights of any world size are merged by
-``verl.model_merger``.
+RUN is the run's ``trainer.default_local_dir``, or one checkpoint below it (``global_step_N/actor``). The sharded
+weights of any world size are merged by ``verl.model_merger``, adapters into the base; the result is loaded and its
+logits are compared with those of the sharded weights; a model card says where it comes from.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -16,9 +18,16 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from recipe.cello1.model_card import model_card
+from recipe.cello1.watch import read_metrics
 
 STEP_PREFIX = "global_step_"
 TRACKER = "latest_checkpointed_iteration.txt"  # written by verl once a checkpoint is complete
+ADAPTER = "lora_adapter"  # where verl's merger puts adapters
+# The merger writes bf16, which has 8 bits: the logits of a right model differ by about 0.01, of a wrong one by about 1.
+MAX_DIFFERENCE = 0.1
 
 
 def latest_step(run: str | Path) -> int:
@@ -45,17 +54,62 @@ def latest_step(run: str | Path) -> int:
     return int(tracker.read_text())
 
 
-def export(run: str | Path, out: str | Path, step: int | None = None) -> Path:
+def find_checkpoint(run: str | Path, step: int | None = None) -> tuple[Path, int]:
+    """Find the folder with the weights of a checkpoint.
+
+    Parameters
+    ----------
+    run
+        ``trainer.default_local_dir`` of a run, or ``global_step_N`` or ``global_step_N/actor`` below it.
+    step
+        Step to export, by default the last one.
+
+    Returns
+    -------
+    The ``actor`` folder and its step.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such checkpoint.
+    """
+    run = Path(run)
+    for folder in (run, run / "actor"):
+        if (folder / "fsdp_config.json").is_file():
+            name = folder.resolve().parent.name
+            return folder, int(name[len(STEP_PREFIX) :]) if name.startswith(STEP_PREFIX) else 0
+    step = latest_step(run) if step is None else step
+    actor = run / f"{STEP_PREFIX}{step}" / "actor"
+    if not actor.is_dir():
+        steps = sorted(int(path.name[len(STEP_PREFIX) :]) for path in run.glob(f"{STEP_PREFIX}*"))
+        msg = f"{run} has no checkpoint of step {step}; it has {steps}"
+        raise FileNotFoundError(msg)
+    return actor, step
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    step: int | None = None,
+    *,
+    keep_adapter: bool = False,
+    config: str | Path | None = None,
+    metrics: str | Path | None = None,
+) -> Path:
     """Merge the sharded weights of a checkpoint.
 
     Parameters
     ----------
     run
-        ``trainer.default_local_dir`` of the run.
+        ``trainer.default_local_dir`` of the run, or one checkpoint below it.
     out
         Folder of the model; must not exist. Appears whole or not at all.
     step
         Step to export, by default the last one.
+    keep_adapter
+        Whether LoRA adapters stay beside the base model, in ``lora_adapter``, instead of going into its weights.
+    config, metrics
+        The run's composed configuration (YAML) and metrics folder, for the model card.
 
     Returns
     -------
@@ -68,18 +122,13 @@ def export(run: str | Path, out: str | Path, step: int | None = None) -> Path:
     FileNotFoundError
         If there is no such checkpoint.
     RuntimeError
-        If the merger fails, with its last line.
+        If the merger fails, with its last line, or the model does not compute what the sharded weights do.
     """
     out = Path(out)
     if out.exists():
         msg = f"{out} exists; remove it or choose another --out"
         raise FileExistsError(msg)
-    step = latest_step(run) if step is None else step
-    actor = Path(run) / f"{STEP_PREFIX}{step}" / "actor"
-    if not actor.is_dir():
-        steps = sorted(int(path.name[len(STEP_PREFIX) :]) for path in Path(run).glob(f"{STEP_PREFIX}*"))
-        msg = f"{run} has no checkpoint of step {step}; it has {steps}"
-        raise FileNotFoundError(msg)
+    actor, step = find_checkpoint(run, step)
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
     command += ["--local_dir", str(actor), "--target_dir", str(temporary)]
@@ -89,22 +138,75 @@ def export(run: str | Path, out: str | Path, step: int | None = None) -> Path:
             last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
             msg = f"verl.model_merger failed on {actor}: {last}"
             raise RuntimeError(msg)
+        difference = _finish(temporary, actor, keep_adapter)
+        if not difference < MAX_DIFFERENCE:  # also if it is not a number
+            msg = f"the logits of the exported model differ from those of {actor} by {difference:.2f} of their norm"
+            raise RuntimeError(msg)
+        card = model_card(_read_config(config), read_metrics(metrics) if metrics else [], step, difference)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
+def _finish(model: Path, actor: Path, keep_adapter: bool) -> float:
+    """Merge the adapter, if there is one, and compare the logits."""
+    from recipe.cello1.sharded import compare_logits, load_shards, merge_adapters
+
+    weights = load_shards(actor)
+    adapter = model / ADAPTER
+    if not adapter.is_dir():
+        return compare_logits(model, weights)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    if keep_adapter:
+        return compare_logits(model, merge_adapters(weights, 0.0))
+    merged = merge_adapters(weights, settings["lora_alpha"] / settings["r"])
+    _merge_adapter(model, adapter)
+    return compare_logits(model, merged)
+
+
+def _merge_adapter(model: Path, adapter: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    merged.to(torch.bfloat16).save_pretrained(model)
+    shutil.rmtree(adapter)
+
+
+def _read_config(path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(prog="python -m recipe.cello1.export", description=__doc__.splitlines()[0])
-    parser.add_argument("run", help="trainer.default_local_dir of the run")
+    parser.add_argument("run", help="trainer.default_local_dir of the run, or one checkpoint (global_step_N/actor)")
     parser.add_argument("--out", required=True, help="folder of the model; must not exist")
     parser.add_argument("--step", type=int, help="step to export (default: the last complete one)")
+    parser.add_argument("--keep-adapter", action="store_true", help="leave LoRA adapters beside the base model")
+    parser.add_argument(
+        "--config", help="composed configuration of the run (HYDRA_DIR/.hydra/config.yaml), for the card"
+    )
+    parser.add_argument("--metrics", help="metrics folder of the run, for the card")
     arguments = parser.parse_args(argv)
     try:
-        out = export(arguments.run, arguments.out, arguments.step)
-    except (OSError, RuntimeError) as error:
+        out = export(
+            arguments.run,
+            arguments.out,
+            arguments.step,
+            keep_adapter=arguments.keep_adapter,
+            config=arguments.config,
+            metrics=arguments.metrics,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(out)

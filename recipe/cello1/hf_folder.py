@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,9 @@ def save_folder(target: str | Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def save_model(target: str | Path, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_model(
+    target: str | Path, model: Any, tokenizer: PreTrainedTokenizerBase, weights: Mapping[str, Any] | None = None
+) -> None:
     """Write a model and its tokenizer as a Hugging Face folder, atomically.
 
     Parameters
@@ -52,11 +54,13 @@ def save_model(target: str | Path, model: Any, tokenizer: PreTrainedTokenizerBas
         The model.
     tokenizer
         Its tokenizer. The chat template goes into ``tokenizer_config.json``, where every reader looks for it.
+    weights
+        Weights of the model, where they are not in ``model`` itself.
     """
     from transformers.utils import logging as hf_logging
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=weights)
         tokenizer.save_pretrained(folder, save_jinja_files=False)
 
     shown = hf_logging.is_progress_bar_enabled()

@@ -69,8 +69,8 @@ def make_replay_buffer(
     trainer_mode
         verl's ``trainer.v1.trainer_mode``.
     sampler_kwargs
-        ``trainer.v1.sampler.sampler_kwargs``: ``filter_groups_metric``, ``train_batch_size``, ``gen_batch_size`` and
-        ``max_inflight_gen_batches``, which verl works out for its own buffers only; needed for dynamic sampling.
+        ``trainer.v1.sampler.sampler_kwargs``: ``filter_groups`` (as ``algorithm.filter_groups``), ``train_batch_size``,
+        ``gen_batch_size`` and ``sync_refill_failed_groups``, which verl works out for its own buffers only.
     **kwargs
         Passed to the buffer.
 
@@ -78,6 +78,17 @@ def make_replay_buffer(
     -------
     The buffer.
     """
-    buffer = PuzzleReplayBuffer if trainer_mode == "sync" else PuzzleReplayBufferAsync
+    given = dict(sampler_kwargs)
+    filter_groups = given.pop("filter_groups", None) or {}
+    metric = filter_groups.get("metric") if filter_groups.get("enable") else None
+    refill = given.get("sync_refill_failed_groups", False)
+    options = {"filter_groups_metric": metric, "sync_refill_failed_groups": refill}
     kwargs.setdefault("poll_interval", POLL_INTERVAL_S)
-    return buffer(trainer_mode=trainer_mode, sampler_kwargs=sampler_kwargs, **{**kwargs, **sampler_kwargs})
+    if trainer_mode != "sync":
+        return PuzzleReplayBufferAsync(trainer_mode=trainer_mode, sampler_kwargs=sampler_kwargs, **kwargs, **options)
+    # As verl: what is evicted is replaced one prompt at a time.
+    exact = metric is not None or refill
+    options["train_batch_size"] = given["train_batch_size"]
+    options["gen_batch_size"] = 1 if exact else given.get("gen_batch_size") or given["train_batch_size"]
+    options["max_inflight_gen_batches"] = filter_groups.get("max_inflight_gen_batches", 1) if metric is not None else 1
+    return PuzzleReplayBuffer(trainer_mode=trainer_mode, sampler_kwargs=sampler_kwargs, **kwargs, **options)

@@ -373,6 +373,8 @@ def train(settings: Mapping[str, Any]) -> Path:
         checkpoint = find_checkpoint(output / _CHECKPOINTS)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.wait_for_everyone()
+    # Where the weights are sharded, all processes have to take part in gathering them.
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
         from recipe.cello1.hf_folder import save_model
 
@@ -380,7 +382,7 @@ def train(settings: Mapping[str, Any]) -> Path:
         if settings["lora"]:
             model = model.merge_and_unload()
         model.config.use_cache = True
-        save_model(target, model, trainer.processing_class)
+        save_model(target, model, trainer.processing_class, weights)
     trainer.accelerator.wait_for_everyone()
     return target
 

@@ -10,27 +10,38 @@ pytest.importorskip("hydra")
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
+from tests.recipe.toy_model import build_toy_model  # noqa: E402
+
 CONFIG = Path(__file__).parents[2] / "recipe" / "cello1" / "config"
-HARDWARE = sorted(path.stem for path in (CONFIG / "hardware").glob("*.yaml"))
+HARDWARE = sorted(path.stem for path in (CONFIG / "hardware").glob("[!_]*.yaml"))
 SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))
-TRAINERS = ["cello1_grpo"]
+VARIANTS = sorted(path.stem for path in (CONFIG / "variant").glob("*.yaml"))
+TRAINERS = ["cello1_grpo", "cello1_ppo"]
 
 
-def composed(name: str, *overrides: str) -> DictConfig:
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A model folder: verl reads that of the critic when it validates."""
+    return build_toy_model(tmp_path_factory.mktemp("model"))
+
+
+def composed(name: str, *overrides: str, model: Path | str = "m") -> DictConfig:
+    if "hardware=multinode" in overrides:
+        overrides = (*overrides, "trainer.nnodes=2")
     with initialize_config_dir(str(CONFIG), version_base=None):
         config = compose(name, overrides=[*overrides, "data.train_files=a", "data.val_files=b"])
-    config.actor_rollout_ref.model.path = "m"
+    config.actor_rollout_ref.model.path = str(model)
     OmegaConf.resolve(config)
     return config
 
 
 @pytest.mark.parametrize("hardware", HARDWARE)
 @pytest.mark.parametrize("name", TRAINERS)
-def test_composes_and_passes_verls_own_validation(name, hardware):
+def test_composes_and_passes_verls_own_validation(name, hardware, model):
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    config = composed(name, f"hardware={hardware}")
+    config = composed(name, f"hardware={hardware}", model=model)
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
 
 
@@ -44,10 +55,20 @@ def test_scales_compose_on_the_cpu(name, scale):
     assert rollout.max_model_len >= config.data.max_prompt_length + config.data.max_response_length
 
 
-def test_published_grpo_settings():
-    config = composed("cello1_grpo")
-    published = {
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_compose_and_pass_verls_own_validation(variant):
+    from verl.trainer.ppo.utils import need_critic, need_reference_policy
+    from verl.utils.config import validate_config
+
+    config = composed("cello1_grpo", f"+variant={variant}")
+    assert config != composed("cello1_grpo")
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+
+
+PUBLISHED = {
+    "cello1_grpo": {
         "algorithm.adv_estimator": "grpo",
+        "algorithm.use_kl_in_reward": False,
         "data.train_batch_size": 64,
         "data.max_prompt_length": 3072,
         "data.max_response_length": 3000,
@@ -56,18 +77,48 @@ def test_published_grpo_settings():
         "actor_rollout_ref.actor.optim.lr": 1e-6,
         "actor_rollout_ref.actor.ppo_mini_batch_size": 64,
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
+        "actor_rollout_ref.rollout.gpu_memory_utilization": 0.6,
+        "trainer.n_gpus_per_node": 8,
+        "trainer.save_freq": 100,
         "actor_rollout_ref.actor.use_kl_loss": True,
         "actor_rollout_ref.actor.kl_loss_coef": 0.001,
         "actor_rollout_ref.actor.kl_loss_type": "low_var_kl",
         "actor_rollout_ref.actor.entropy_coeff": 0,
         "actor_rollout_ref.rollout.n": 5,
         "actor_rollout_ref.rollout.tensor_model_parallel_size": 2,
+        "trainer.total_epochs": 20,
+    },
+    "cello1_ppo": {
+        "algorithm.adv_estimator": "gae",
+        "algorithm.use_kl_in_reward": True,
+        "algorithm.kl_ctrl.kl_coef": 0.001,
+        "data.train_batch_size": 64,
+        "data.max_prompt_length": 3072,
+        "data.max_response_length": 3000,
+        "data.filter_overlong_prompts": True,
+        "data.truncation": "error",
+        "actor_rollout_ref.actor.optim.lr": 1e-6,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 64,
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
         "actor_rollout_ref.rollout.gpu_memory_utilization": 0.6,
         "trainer.n_gpus_per_node": 8,
         "trainer.save_freq": 100,
-        "trainer.total_epochs": 20,
-    }
-    assert {key: OmegaConf.select(config, key) for key in published} == published
+        "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": 0.1,
+        "actor_rollout_ref.actor.use_kl_loss": False,
+        "actor_rollout_ref.actor.entropy_coeff": 0.001,
+        "actor_rollout_ref.rollout.n": 1,
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,
+        "critic.optim.lr": 1e-5,
+        "critic.optim.lr_warmup_steps_ratio": 0.05,
+        "trainer.total_epochs": 30,
+    },
+}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_published_settings(name):
+    config = composed(name)
+    assert {key: OmegaConf.select(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]
 
 
 def test_the_order_of_the_data_has_a_seed():

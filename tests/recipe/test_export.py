@@ -1,6 +1,11 @@
+import hashlib
+import json
+
 import pytest
 
-from recipe.cello1.export import export, latest_step, main
+from recipe.cello1.export import MAX_DIFFERENCE, export, find_checkpoint, latest_step, main
+from recipe.cello1.model_card import model_card
+from tests.recipe.toy_model import build_toy_model
 
 
 @pytest.fixture
@@ -38,3 +43,92 @@ def test_failure_of_the_merger_leaves_nothing(run, tmp_path, capsys):
     assert main([str(run), "--out", str(tmp_path / "out")]) == 1
     assert "error: verl.model_merger failed on" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def checkpoint(folder, world_size: int, weights: dict) -> None:
+    """Write weights as verl's FSDP checkpoints have them, split along the first dimension."""
+    torch = pytest.importorskip("torch")
+    folder.mkdir(parents=True)
+    (folder / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": world_size}))
+    for rank in range(world_size):
+        shard = {name: Shard(weight.chunk(world_size)[rank]) for name, weight in weights.items()}
+        torch.save(shard, folder / f"model_world_size_{world_size}_rank_{rank}.pt")
+
+
+class Shard:
+    """Stands in for a DTensor, which cannot be made without a process group."""
+
+    def __init__(self, local):
+        self._local_tensor = local
+        self.placements = (self,)
+        self.dim = 0
+
+    def is_shard(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_shards_become_the_model_again(tmp_path, monkeypatch, world_size):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from recipe.cello1.sharded import compare_logits, load_shards
+
+    monkeypatch.setattr("torch.distributed.tensor.DTensor", Shard)
+    build_toy_model(tmp_path / "model")
+    weights = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
+    checkpoint(tmp_path / "actor", world_size, weights)
+    loaded = load_shards(tmp_path / "actor")
+    assert loaded.keys() == weights.keys()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    assert compare_logits(tmp_path / "model", loaded) == 0
+
+    name = "model.layers.1.mlp.down_proj.weight"
+    loaded[name] = loaded[name].flip(0)
+    assert compare_logits(tmp_path / "model", loaded) > MAX_DIFFERENCE
+    with pytest.raises(ValueError, match=f"do not have the same weights: missing .*{name}"):
+        compare_logits(tmp_path / "model", {key: value for key, value in loaded.items() if key != name})
+
+
+def test_adapters_are_added_as_peft_does(tmp_path):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    from recipe.cello1.sharded import merge_adapters
+
+    build_toy_model(tmp_path / "model")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    model = peft.get_peft_model(base, settings)
+    merged = merge_adapters({name: weight.clone() for name, weight in model.state_dict().items()}, 2.0)
+    wanted = model.merge_and_unload().state_dict()
+    assert merged.keys() == wanted.keys()
+    assert all(torch.allclose(merged[name], wanted[name], atol=1e-6) for name in wanted)
+
+
+def test_one_checkpoint_may_be_named(tmp_path):
+    actor = tmp_path / "run" / "global_step_7" / "actor"
+    actor.mkdir(parents=True)
+    (actor / "fsdp_config.json").touch()
+    assert find_checkpoint(actor) == find_checkpoint(actor.parent) == (actor, 7)
+
+
+def test_card_says_where_the_model_comes_from(tmp_path):
+    data = tmp_path / "train.parquet"
+    data.write_bytes(b"x")
+    config = {
+        "actor_rollout_ref": {"model": {"path": str(tmp_path / "sft" / "model")}},
+        "algorithm": {"adv_estimator": "grpo"},
+        "cello1": {"reward": "dense"},
+        "data": {"seed": 3, "prompt_layout": None, "train_files": str(data)},
+    }
+    steps = [{"step": n, "critic/score/mean": float(n)} for n in range(1, 12)]
+    card = model_card(config, steps, step=10, difference=0.0123)
+    assert card.startswith("---\n") and "base_model: sft/model\n" in card
+    assert hashlib.sha256(b"x").hexdigest() in card
+    assert "| reward | 3.000 | 8.000 |" in card, "step 11 came after the checkpoint"
+    assert "by 1.2e-02 of their norm" in card
+    assert str(tmp_path) not in card, "a card is made to be shared"
+
+
+def test_card_of_an_unknown_run():
+    assert "base_model" not in model_card({}, [], 1, 0.0)

@@ -24,7 +24,8 @@ def test_nothing_to_average():
     assert mean_metrics([]) == {}
 
 
-def build(mode: str, **sampler_kwargs):
+def build(mode: str, train_batch_size: int = 4, **sampler_kwargs):
+    sampler_kwargs["train_batch_size"] = train_batch_size
     return make_replay_buffer(
         trainer_mode=mode,
         trainer_config={},
@@ -42,9 +43,24 @@ def test_buffer_fits_the_trainer_mode(mode, buffer):
     assert type(build(mode)) is buffer
 
 
-def test_dynamic_sampling_settings_reach_the_buffer():
-    buffer = build("sync", filter_groups_metric="score", train_batch_size=4, gen_batch_size=1)
-    assert (buffer.filter_groups_metric, buffer.train_batch_size) == ("score", 4)
+@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+def test_dynamic_sampling_settings_reach_the_buffer(mode):
+    filters = {"enable": True, "metric": "reward", "max_inflight_gen_batches": 2}
+    buffer = build(mode, filter_groups=filters, gen_batch_size=8)
+    assert buffer.filter_groups_metric == "reward"
+    if mode == "sync":
+        assert (buffer.train_batch_size, buffer.gen_batch_size, buffer.max_inflight_gen_batches) == (4, 1, 2)
+
+
+def test_no_dynamic_sampling_unless_enabled():
+    buffer = build("sync", filter_groups={"enable": False, "metric": "reward", "max_inflight_gen_batches": 2})
+    assert buffer.filter_groups_metric is None
+    assert (buffer.gen_batch_size, buffer.max_inflight_gen_batches) == (4, 1)
+
+
+def test_failed_groups_are_refilled_when_asked():
+    buffer = build("sync", sync_refill_failed_groups=True)
+    assert buffer.sync_refill_failed_groups and buffer.gen_batch_size == 1
 
 
 @pytest.mark.parametrize(("partition", "logged"), [("train", True), ("val", False)])

@@ -1,0 +1,107 @@
+#!/usr/bin/env bash
+# RL training of a Cell-o1 model with verl, from set-up to the table of what was gained. Called by run_grpo.sh, run_ppo.sh.
+#
+#   bash recipe/cello1/run_grpo.sh                        the embedded default: real PBMC puzzles, small model, CPU or GPU
+#   SMOKE=1 bash recipe/cello1/run_grpo.sh                the same in miniature
+#   MODEL=... TRAIN_DATA=... VAL_DATA=... bash recipe/cello1/run_grpo.sh       the published 7B configuration on your data
+#
+# Variables: MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle JSON), OUTPUT (folder), HARDWARE (a file
+# of config/hardware), NNODES, SEED. Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance.
+# Killed and started again with the same OUTPUT it goes on where it was.
+set -euo pipefail
+
+algorithm=$1 # grpo | ppo: config/cello1_$algorithm.yaml
+shift
+title=${algorithm^^}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+root=$(cd "$here/../.." && pwd)
+fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
+stage() { printf '\n== %s\n' "$1" >&2; }
+
+# shellcheck source=setup_env.sh
+source "$here/setup_env.sh" train
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+
+SEED=${SEED:-1}
+SMOKE=${SMOKE:-0}
+limits=()
+config=(--config-path "$here/config" --config-name "cello1_$algorithm")
+settings=("data.seed=$SEED" "actor_rollout_ref.actor.data_loader_seed=$SEED" "actor_rollout_ref.rollout.seed=$SEED")
+if [ "$CELLO1_DEVICE" = cpu ]; then
+  # shellcheck source=cpu_env.sh
+  source "$here/cpu_env.sh"
+  HARDWARE=${HARDWARE:-cpu}
+fi
+
+if [ -n "${MODEL:-}" ]; then
+  [ -n "${TRAIN_DATA:-}" ] || fail "MODEL is set but TRAIN_DATA is not; give RL parquet or puzzle JSON to train on"
+  [ -n "${VAL_DATA:-}" ] || fail "MODEL is set but VAL_DATA is not; give RL parquet or puzzle JSON to evaluate on"
+  OUTPUT=${OUTPUT:-$root/outputs/$algorithm}
+  [ "${NNODES:-1}" = 1 ] && HARDWARE=${HARDWARE:-8x80gb} || HARDWARE=${HARDWARE:-multinode}
+  before=("before $title=$MODEL")
+else
+  [ -z "${TRAIN_DATA:-}${VAL_DATA:-}" ] || fail "TRAIN_DATA or VAL_DATA is set but MODEL is not; give the model to train"
+  name=embedded
+  [ "$SMOKE" = 1 ] && name=smoke
+  [ "$algorithm" = grpo ] || name+=-$algorithm
+  OUTPUT=${OUTPUT:-$root/outputs/$name}
+  HARDWARE=${HARDWARE:-1x80gb}
+  settings+=("+scale=embedded")
+fi
+[ -f "$here/config/hardware/$HARDWARE.yaml" ] ||
+  fail "HARDWARE=$HARDWARE is unknown; it is one of $(cd "$here/config/hardware" && echo [!_]*.yaml | sed 's/\.yaml//g')"
+[ "$HARDWARE" != multinode ] || [ -n "${NNODES:-}" ] || fail "HARDWARE=multinode needs NNODES, the number of Ray nodes"
+settings+=("hardware=$HARDWARE")
+[ -z "${NNODES:-}" ] || settings+=("trainer.nnodes=$NNODES")
+
+mkdir -p "$OUTPUT"
+OUTPUT=$(cd "$OUTPUT" && pwd)
+if command -v flock >/dev/null; then
+  exec 9>"$OUTPUT/.lock"
+  flock -w 60 9 || fail "another run is using OUTPUT=$OUTPUT; wait for it, stop it, or choose another OUTPUT"
+fi
+
+if [ -z "${MODEL:-}" ]; then
+  size=()
+  sft=()
+  if [ "$SMOKE" = 1 ]; then
+    size=(--smoke)
+    sft=(max_steps=8)
+    settings+=(trainer.total_training_steps=2 trainer.save_freq=1 data.train_batch_size=6
+      actor_rollout_ref.actor.ppo_mini_batch_size=6 actor_rollout_ref.rollout.n=4
+      actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24
+      actor_rollout_ref.{ref,rollout}.log_prob_micro_batch_size_per_gpu=24)
+  fi
+  stage "puzzles, tokenizer and model from the PBMC cells that come with scanpy"
+  "$PYTHON" -m recipe.cello1.embedded --out "$OUTPUT/data" --seed "$SEED" "${size[@]}"
+  stage "cold start: supervised fine-tuning on expert-style traces"
+  "$PYTHON" -m recipe.cello1.sft --config embedded "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
+    "output=$OUTPUT/sft" "seed=$SEED" "${sft[@]}"
+  before=("before SFT=$OUTPUT/data/model" "after SFT=$OUTPUT/sft/model")
+  limits=(--max-tokens 56 --max-model-len 256) # as in config/scale/embedded.yaml
+  MODEL=$OUTPUT/sft/model
+  TRAIN_DATA=$OUTPUT/data/train.parquet
+  VAL_DATA=$OUTPUT/data/test.parquet
+fi
+
+[ -z "${WANDB_API_KEY:-}" ] || settings+=("trainer.logger=[console,file,tensorboard,wandb]")
+export TENSORBOARD_DIR="${TENSORBOARD_DIR:-$OUTPUT/tensorboard}"
+
+files=$("$PYTHON" -m recipe.cello1.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --out "$OUTPUT/data")
+train_file=$(sed -n 1p <<<"$files")
+val_file=$(sed -n 2p <<<"$files")
+
+stage "$title with verl (HARDWARE=$HARDWARE; log: $OUTPUT/$algorithm.log)"
+if [ ! -e "$OUTPUT/model" ]; then
+  "$PYTHON" -m recipe.cello1.watch --log "$OUTPUT/$algorithm.log" --metrics "$OUTPUT/metrics" --description "$title" -- \
+    "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${settings[@]}" \
+    "data.train_files=$train_file" "data.val_files=$val_file" "actor_rollout_ref.model.path=$MODEL" \
+    "trainer.default_local_dir=$OUTPUT/$algorithm" "hydra.run.dir=$OUTPUT/hydra" "$@"
+  stage "checkpoint to Hugging Face format"
+  "$PYTHON" -m recipe.cello1.export "$OUTPUT/$algorithm" --out "$OUTPUT/model" \
+    --config "$OUTPUT/hydra/.hydra/config.yaml" --metrics "$OUTPUT/metrics"
+fi
+
+stage "held-out puzzles, before and after"
+"$PYTHON" -m recipe.cello1.summary --data "$val_file" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
+  "${limits[@]}" "${before[@]}" "after $title=$OUTPUT/model"

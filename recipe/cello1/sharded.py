@@ -1,0 +1,132 @@
+"""Read the sharded weights of a verl checkpoint without verl, to check what was made of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+N_TOKENS = 64  # of the text that models are compared on
+
+
+def load_shards(actor: str | Path) -> dict[str, torch.Tensor]:
+    """Put the weights of all ranks together.
+
+    Parameters
+    ----------
+    actor
+        ``global_step_N/actor`` of a checkpoint of FSDP, of any world size.
+
+    Returns
+    -------
+    Weights by name, float32, on the CPU.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a rank's file is missing.
+    """
+    from torch.distributed.tensor import DTensor
+
+    world_size = json.loads((Path(actor) / "fsdp_config.json").read_text())["world_size"]
+    weights: dict[str, torch.Tensor] = {}
+    parts: dict[str, list[torch.Tensor]] = {}
+    for rank in range(world_size):
+        # Checkpoints of one's own run: DTensor, and with it pickle, is how verl writes them.
+        file = Path(actor) / f"model_world_size_{world_size}_rank_{rank}.pt"
+        shard = torch.load(file, map_location="cpu", weights_only=False)
+        for name in list(shard):
+            weight = shard.pop(name)
+            placement = weight.placements[-1] if isinstance(weight, DTensor) else None
+            local = (weight._local_tensor if isinstance(weight, DTensor) else weight).float()
+            if placement is not None and placement.is_shard():
+                parts.setdefault(name, []).append(local)
+                if rank == world_size - 1:
+                    weights[name] = torch.cat(parts.pop(name), dim=placement.dim)
+            else:  # the same on every rank
+                weights[name] = local
+    return weights
+
+
+def merge_adapters(weights: Mapping[str, torch.Tensor], scaling: float) -> dict[str, torch.Tensor]:
+    """Add LoRA adapters to the weights they belong to.
+
+    Parameters
+    ----------
+    weights
+        Weights by the names that PEFT gives them.
+    scaling
+        ``lora_alpha / r``.
+
+    Returns
+    -------
+    Weights by the names of the base model; without adapters, the weights as they are.
+    """
+    merged = {}
+    for name, weight in weights.items():
+        if ".lora_" in name:
+            continue
+        clean = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        stem = name.removesuffix(".base_layer.weight")
+        if (down := weights.get(f"{stem}.lora_A.default.weight")) is not None and stem != name:
+            weight = weight + scaling * weights[f"{stem}.lora_B.default.weight"] @ down
+        merged[clean] = weight
+    return merged
+
+
+def logits(model: Any, seed: int = 0) -> torch.Tensor:
+    """Run a model on random tokens.
+
+    Parameters
+    ----------
+    model
+        A causal language model of Transformers.
+    seed
+        Seed of the tokens.
+
+    Returns
+    -------
+    Logits, float32, ``(64, vocabulary)``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(model.config.vocab_size, (1, N_TOKENS), generator=generator)
+    with torch.inference_mode():
+        return model.eval()(input_ids=tokens).logits[0].float()
+
+
+def compare_logits(model: str | Path, weights: Mapping[str, torch.Tensor]) -> float:
+    """Compare a model folder with weights that it should hold.
+
+    Parameters
+    ----------
+    model
+        Folder in Hugging Face format.
+    weights
+        Weights by the names of the model.
+
+    Returns
+    -------
+    Norm of the difference of the logits over the norm of the logits.
+
+    Raises
+    ------
+    ValueError
+        If the names are not those of the model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    found = logits(loaded)
+    result = loaded.load_state_dict(dict(weights), strict=False)
+    tied = set(getattr(loaded, "_tied_weights_keys", None) or ()) if loaded.config.tie_word_embeddings else set()
+    if result.unexpected_keys or set(result.missing_keys) - tied:
+        msg = (
+            f"{model} and the checkpoint do not have the same weights: missing {result.missing_keys[:3]}, "
+            f"unexpected {result.unexpected_keys[:3]}"
+        )
+        raise ValueError(msg)
+    wanted = logits(loaded)
+    return float((found - wanted).norm() / wanted.norm())
