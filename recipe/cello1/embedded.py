@@ -11,8 +11,8 @@ Files in DIR: ``sft.json`` (puzzles with traces), ``train.json`` and ``test.json
 The same seed gives the same bytes.
 
 With 560 training cells a model soon knows each by heart and nothing of their types: it gave a legal answer to 95% of
-the training puzzles and to 24% of the test puzzles. Therefore each cell of an ``sft.json`` puzzle has lost a random
-part of its expressed genes, as in a shallower sequencing run; its list still is the true top of what is left.
+the training puzzles and to 24% of the test puzzles. Therefore each cell of an SFT or RL puzzle has lost a random part
+of its expressed genes, as in a shallower sequencing run; its list still is the true top of what is left.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ def build(out: str | Path, settings: Settings) -> dict[str, Any]:
     evidence = marker_evidence([cells[row][: 2 * settings.n_top] for row in kept], [labels[row] for row in kept])
     puzzles = {
         "sft": add_traces(draw("sft", settings.n_sft, settings.gene_loss), evidence, settings.n_cited),
-        "train": draw("train", settings.n_train),
+        "train": draw("train", settings.n_train, settings.gene_loss),
         "test": draw("test", settings.n_test),
     }
     steps.update()

@@ -6,7 +6,8 @@
 #   MODEL=... TRAIN_DATA=... VAL_DATA=... bash recipe/cello1/run_grpo.sh       the published 7B configuration on your data
 #
 # Variables: MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle JSON), OUTPUT (folder), HARDWARE (a file
-# of config/hardware), NNODES, SEED. Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance.
+# of config/hardware), NNODES, RAY_ADDRESS (a running Ray cluster, for several nodes), SEED. Arguments are Hydra overrides,
+# passed to verl as they are: +variant=dapo, for instance.
 # Killed and started again with the same OUTPUT it goes on where it was.
 set -euo pipefail
 
@@ -53,6 +54,9 @@ fi
 [ "$HARDWARE" != multinode ] || [ -n "${NNODES:-}" ] || fail "HARDWARE=multinode needs NNODES, the number of Ray nodes"
 settings+=("hardware=$HARDWARE")
 [ -z "${NNODES:-}" ] || settings+=("trainer.nnodes=$NNODES")
+# A Ray cluster that is there already says itself what its nodes have.
+[ "$HARDWARE" != cpu ] || [ -z "${RAY_ADDRESS:-}" ] ||
+  settings+=(ray_kwargs.ray_init.num_cpus=null ray_kwargs.ray_init.num_gpus=null ray_kwargs.ray_init.object_store_memory=null)
 
 mkdir -p "$OUTPUT"
 OUTPUT=$(cd "$OUTPUT" && pwd)
