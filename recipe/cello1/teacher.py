@@ -364,9 +364,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
     parser.add_argument("--temperature", type=float, default=default.temperature, help="(default %(default)s)")
     parser.add_argument("--top-p", type=float, default=default.top_p, help="(default %(default)s)")
-    parser.add_argument(
-        "--max-tokens", type=int, default=default.max_tokens, help="of a response (default %(default)s)"
-    )
+    parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, help="longest response (default %(default)s)")
     parser.add_argument("--concurrency", type=int, help="requests under way at a time (default 32)")
     parser.add_argument("--timeout", type=float, help="seconds to wait for one response (default 1200)")
     parser.add_argument("--retries", type=int, help="how often to try a failed request again (default 6)")

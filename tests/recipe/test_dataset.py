@@ -194,6 +194,7 @@ def test_bad_order_settings(data, tokenizer, tmp_path, options, match):
 def test_augmentation_needs_prompts_that_belong_to_their_questions(data, tokenizer, tmp_path):
     rows = read_rl_parquet(data)
     rows[2]["prompt"] = [{"role": "user", "content": "Which types?"}]
+    rows[2]["extra_info"]["prompt_layout"] = None  # not of our making
     pq.write_table(pa.Table.from_pylist(rows), data)
     with pytest.raises(ValueError, match=r"row 2, column 'prompt': .* set data\.prompt_layout"):
         dataset(data, tokenizer, tmp_path, augmented_epochs=2, seed=1)
