@@ -163,13 +163,14 @@ def test_credit_needs_the_question():
         score("", shaping={"candidates": {"credit": 0.5}})
 
 
-def test_the_shipped_config_has_no_shaping_and_takes_it_as_an_override():
+@pytest.mark.parametrize("name", ["cello1_grpo", "cello1_ppo"])
+def test_the_shipped_configs_have_no_shaping_and_take_it_as_an_override(name):
     from hydra import compose, initialize_config_dir
 
     folder = Path(__file__).parents[2] / "recipe" / "cello1" / "config"
     with initialize_config_dir(str(folder), version_base=None):
-        plain = compose("cello1_grpo")
-        shaped = compose("cello1_grpo", ["cello1.shaping={overlong: {buffer: 600}, candidates: {credit: 0.1}}"])
+        plain = compose(name)
+        shaped = compose(name, ["cello1.shaping={overlong: {buffer: 600}, candidates: {credit: 0.1}}"])
     assert not PuzzleRewardManager(plain, ByteTokenizer()).shaping
     shaping = PuzzleRewardManager(shaped, ByteTokenizer()).shaping
     assert (shaping.max_tokens, shaping.overlong.buffer, shaping.candidates.credit) == (3000, 600, 0.1)
