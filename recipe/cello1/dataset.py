@@ -6,36 +6,129 @@ Selected by ``data.custom_cls.{path=pkg://recipe.cello1.dataset, name=PuzzleData
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from typing import Any
 
 import datasets
 
+from recipe.cello1.curriculum import ORDERS, augmented_row, pass_order
 from recipe.cello1.prompt import chat, check_layout
 from recipe.cello1.rl_parquet import read_rl_parquet
+from recipe.cello1.scoring import gold_types
 from verl.utils.dataset.rl_dataset import RLHFDataset
+from verl.utils.tokenizer import normalize_token_ids
 
 logger = logging.getLogger(__name__)
 
 LAYOUT_KEY = "data.prompt_layout"
+CURRICULUM_KEY = "data.curriculum"
+EPOCHS_KEY = "data.augmented_epochs"
+_OWN_TOKENIZER_OPTIONS = ("tokenize", "return_dict", "return_tensors")
 
 
 class PuzzleDataset(RLHFDataset):
     """verl's RL dataset over puzzles.
 
-    Takes verl's arguments. ``data.prompt_layout`` is ``system``, ``user`` or null (as written in the file).
+    Takes verl's arguments, and in ``data`` these settings; the last two concern the training data only.
+
+    ``prompt_layout``
+        ``system``, ``user`` or null (as written in the file).
+    ``curriculum``
+        null, or the order of the puzzles by number of cells, see :func:`recipe.cello1.curriculum.order_by_size`.
+    ``augmented_epochs``
+        null, or the number of passes over the puzzles that this dataset holds one after the other: the first as
+        written, each further one with cells and candidates of every puzzle in an order that is drawn from
+        ``data.seed``, the puzzle and the pass. A row depends on its position alone, so that a resumed run sees the same
+        ones. One epoch of the trainer is all these passes.
 
     Raises
     ------
     FileNotFoundError
         If a data file does not exist.
     ValueError
-        If a file lacks a column, a row cannot be trained on, the layout is unknown or cannot be applied, or no prompt
+        If a file lacks a column, a row cannot be trained on, a setting is unknown or cannot be applied, or no prompt
         is within ``data.max_prompt_length``.
     """
 
     def _read_files_and_tokenize(self) -> None:
+        self._n_passes, self._orders = 1, None
+        curriculum, n_passes = self._checked_settings()
         for path in self.data_files:
             read_rl_parquet(path)
         super()._read_files_and_tokenize()
+        if n_passes > 1:
+            for index, row in enumerate(self.dataframe):
+                augmented_row(row, seed=0, index=index, copy=0)  # raises now, not in the middle of the training
+            logger.warning(
+                "%s=%d: one epoch holds %d passes over %d puzzles; set trainer.total_epochs=1",
+                EPOCHS_KEY,
+                n_passes,
+                n_passes,
+                len(self.dataframe),
+            )
+        if curriculum is not None:
+            sizes = [len(gold_types(reward["ground_truth"])) for reward in self.dataframe["reward_model"]]
+            self._orders = [pass_order(sizes, curriculum, seed=self.seed, epoch=i) for i in range(n_passes)]
+        self._n_passes = n_passes
+
+    def _checked_settings(self) -> tuple[str | None, int]:
+        """Return the curriculum and the number of passes of these data."""
+        curriculum, n_passes = self.config.get("curriculum"), self.config.get("augmented_epochs")
+        if curriculum is None and n_passes is None:
+            return None, 1
+        if curriculum is not None and curriculum not in ORDERS:
+            msg = f"{CURRICULUM_KEY} must be null or one of {', '.join(ORDERS)}, got {curriculum!r}"
+            raise ValueError(msg)
+        if n_passes is not None and (isinstance(n_passes, bool) or not isinstance(n_passes, int) or n_passes < 1):
+            msg = f"{EPOCHS_KEY} must be null or a positive whole number, got {n_passes!r}"
+            raise ValueError(msg)
+        # verl builds training and validation data alike; only the files tell which these are.
+        mine, train, val = (
+            _names(files)
+            for files in (self.original_data_files, self.config.get("train_files"), self.config.get("val_files"))
+        )
+        if train == val != []:
+            msg = (
+                f"data.train_files and data.val_files are the same ({train}), so that {CURRICULUM_KEY} and "
+                f"{EPOCHS_KEY} would change the validation, too; set these to null, or validate on other files"
+            )
+            raise ValueError(msg)
+        if mine == val:
+            return None, 1
+        if curriculum is not None and self.config.get("shuffle", False):
+            msg = f"{CURRICULUM_KEY}={curriculum} needs data.shuffle=false: the sampler would undo the order"
+            raise ValueError(msg)
+        if self.seed is None:
+            msg = f"{CURRICULUM_KEY} and {EPOCHS_KEY} need data.seed; set it, to 1 for example"
+            raise ValueError(msg)
+        return curriculum, n_passes or 1
+
+    def __len__(self) -> int:
+        return len(self.dataframe) * self._n_passes
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        if self._n_passes == 1 and self._orders is None:
+            return super().__getitem__(item)
+        if not -len(self) <= item < len(self):
+            msg = f"index {item} is out of range for {len(self)} rows"
+            raise IndexError(msg)
+        copy, position = divmod(int(item) % len(self), len(self.dataframe))
+        index = position if self._orders is None else self._orders[copy][position]
+        row = super().__getitem__(index)
+        if self._n_passes == 1:
+            return row
+        changed = augmented_row(row, seed=self.seed, index=index, copy=copy)
+        if copy and self.filter_overlong_prompts and self._n_tokens(changed["prompt"]) > self.max_prompt_length:
+            # Another order may be a few tokens longer, and verl would cut the prompt: this one is as in the file.
+            changed = augmented_row(row, seed=self.seed, index=index, copy=0)
+        return {**changed, "raw_prompt": self._build_messages(changed, key=self.prompt_key)}
+
+    def _n_tokens(self, prompt: list[dict[str, str]]) -> int:
+        options = {k: v for k, v in self.apply_chat_template_kwargs.items() if k not in _OWN_TOKENIZER_OPTIONS}
+        if self.tool_schemas is not None:
+            options["tools"] = self.tool_schemas
+        ids = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, **options)
+        return len(normalize_token_ids(ids))
 
     def maybe_filter_out_long_prompts(self, dataframe: datasets.Dataset) -> datasets.Dataset:
         """Apply the prompt layout, then let verl leave out prompts that are too long, and say how many.
@@ -68,6 +161,12 @@ class PuzzleDataset(RLHFDataset):
                 self.max_prompt_length,
             )
         return kept
+
+
+def _names(files: Any) -> list[str]:
+    if files is None:
+        return []
+    return [str(file) for file in files] if isinstance(files, Iterable) and not isinstance(files, str) else [str(files)]
 
 
 def _relayout(row: dict, index: int, layout: str) -> list[dict[str, str]]:

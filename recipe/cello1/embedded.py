@@ -23,7 +23,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,10 @@ from tqdm import tqdm
 from recipe.cello1.answer import format_answer
 from recipe.cello1.cells import expression, top_genes
 from recipe.cello1.context import build_context
+from recipe.cello1.curriculum import order_by_size
 from recipe.cello1.hf_folder import save_model
 from recipe.cello1.prompt import LAYOUTS, Layout, messages
-from recipe.cello1.puzzle import Puzzle, PuzzleIndex, sample_puzzles
+from recipe.cello1.puzzle import Puzzle, sample_puzzles
 from recipe.cello1.records import REASONING_KEY, atomic_write, dumps, write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 from recipe.cello1.tiny_model import build_model, build_tokenizer
@@ -151,19 +151,6 @@ def lose_genes(
     return tuple(genes[i] for i in kept[:n_top].tolist())
 
 
-def _mixed(drawn: Sequence[PuzzleIndex], rng: np.random.Generator) -> list[PuzzleIndex]:
-    """Shuffle the puzzles of each size, then take the sizes in turn.
-
-    Batches read in this order hold the same mix of sizes; otherwise the reward of a step says more about how many
-    small, easy puzzles it happened to get than about the model.
-    """
-    by_size: dict[int, list[PuzzleIndex]] = {}
-    for i in rng.permutation(len(drawn)).tolist():
-        by_size.setdefault(len(drawn[i].rows), []).append(drawn[i])
-    turns = zip_longest(*[by_size[size] for size in sorted(by_size)])
-    return [index for turn in turns for index in turn if index is not None]
-
-
 def build(out: str | Path, settings: Settings) -> dict[str, Any]:
     """Build all files.
 
@@ -200,7 +187,8 @@ def build(out: str | Path, settings: Settings) -> dict[str, Any]:
         per_size = -(-count // len(settings.sizes))
         drawn = sample_puzzles(own, None, sizes=settings.sizes, n_per_size=per_size, rng=rng[split])
         puzzles = []
-        for index in _mixed(drawn, rng[split]):
+        for position in order_by_size([len(index.rows) for index in drawn], "mixed", rng[split]):
+            index = drawn[position]
             genes = [cells[row] for row in index.rows]
             if loss is not None:
                 genes = [lose_genes(cell, loss, settings.n_top, rng[split]) for cell in genes]

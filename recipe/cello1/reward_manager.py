@@ -1,5 +1,7 @@
 """verl reward manager: the scorer of :mod:`recipe.cello1.scoring` as the reward of each response.
 
+The terms of :mod:`recipe.cello1.shaping` that ``cello1.shaping`` turns on are added to it; by default there are none.
+
 Selected by ``reward.reward_manager.{source=importlib, name=PuzzleRewardManager, module.path=pkg://recipe.cello1.reward_manager}``.
 """
 
@@ -7,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from recipe.cello1.scoring import MODES, score_answer
+from recipe.cello1.shaping import read_shaping
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
@@ -22,7 +25,8 @@ class PuzzleRewardManager(RewardManagerBase):
     Parameters
     ----------
     config
-        The training configuration; ``cello1.reward`` is ``dense`` (default) or ``sparse``.
+        The training configuration; ``cello1.reward`` is ``dense`` (default) or ``sparse``, ``cello1.shaping`` null
+        (default) or the options of :func:`recipe.cello1.shaping.read_shaping`.
     tokenizer
         Tokenizer of the policy.
     compute_score
@@ -33,7 +37,8 @@ class PuzzleRewardManager(RewardManagerBase):
     Raises
     ------
     ValueError
-        If the reward is unknown, or a custom reward function is configured beside this manager.
+        If the reward is unknown, a shaping option is bad, or a custom reward function is configured beside this
+        manager.
     """
 
     def __init__(
@@ -49,6 +54,11 @@ class PuzzleRewardManager(RewardManagerBase):
         if self.mode not in MODES:
             msg = f"{MODE_KEY} must be one of {', '.join(MODES)}, got {self.mode!r}"
             raise ValueError(msg)
+        shaping = config.get("cello1", {}).get("shaping")
+        self.shaping = read_shaping(
+            OmegaConf.to_container(shaping, resolve=True) if OmegaConf.is_config(shaping) else shaping,
+            config.get("data", {}).get("max_response_length"),
+        )
         if config.reward.get("custom_reward_function", {}).get("path"):
             msg = (
                 "reward.custom_reward_function.path is set, but PuzzleRewardManager scores by itself; "
@@ -63,17 +73,20 @@ class PuzzleRewardManager(RewardManagerBase):
         ----------
         data
             The sequences of one rollout; the last one holds the answer. Reads ``responses`` (token ids, int64,
-            ``(1, response_length)``), ``attention_mask`` and ``reward_model["ground_truth"]``.
+            ``(1, response_length)``), ``attention_mask`` and ``reward_model["ground_truth"]``; for credit of the
+            candidate set also ``extra_info["question"]``.
 
         Returns
         -------
-        ``reward_score``, and ``reward_extra_info`` with one float a metric (verl logs them for validation,
+        ``reward_score``: the score and the shaped terms together. ``reward_extra_info``: one float a metric, among
+        them ``score`` without the terms, and each term (verl logs them for validation,
         :mod:`recipe.cello1.replay_buffer` for training).
 
         Raises
         ------
         ValueError
-            If the gold answer is unusable: an error of the data, never a score.
+            If the gold answer, or the question that a shaped term needs, is unusable: an error of the data, never a
+            score.
         """
         item = data[-1:][0]
         response = item.batch["responses"]
@@ -82,7 +95,12 @@ class PuzzleRewardManager(RewardManagerBase):
             None, lambda: self.tokenizer.decode(response[:length], skip_special_tokens=True)
         )
         score = score_answer(text, item.non_tensor_batch["reward_model"]["ground_truth"], self.mode)
+        terms: dict[str, float] = {}
+        if self.shaping:
+            extra = item.non_tensor_batch.get("extra_info") or {}
+            terms = self.shaping.terms(score, text, length, extra.get("question"), extra.get("variant") or "batch")
         return {
-            "reward_score": score.score,
-            "reward_extra_info": {**score.metrics(), "acc": score.cell_accuracy},  # verl calls its core metric "acc"
+            "reward_score": score.score + sum(terms.values()),
+            # verl calls its core metric "acc"
+            "reward_extra_info": {**score.metrics(), "acc": score.cell_accuracy, **terms},
         }

@@ -9,8 +9,10 @@ from omegaconf import OmegaConf  # noqa: E402
 from recipe.cello1.dataset import PuzzleDataset  # noqa: E402
 from recipe.cello1.prompt import instruction, messages  # noqa: E402
 from recipe.cello1.puzzle import Puzzle  # noqa: E402
+from recipe.cello1.records import puzzle_from_rl_row  # noqa: E402
 from recipe.cello1.rl_parquet import read_rl_parquet, write_rl_parquet  # noqa: E402
 from tests.recipe.toy_model import build_toy_tokenizer, toy_puzzles  # noqa: E402
+from verl.utils.dataset.rl_dataset import collate_fn  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +85,127 @@ def test_missing_column(data, tokenizer, tmp_path):
     pq.write_table(pq.read_table(data).drop_columns(["reward_model"]), data)
     with pytest.raises(ValueError, match="has no column 'reward_model'"):
         dataset(data, tokenizer, tmp_path)
+
+
+@pytest.fixture
+def sizes(tmp_path):
+    """Eight puzzles of 2, 3 and 4 cells."""
+    path = tmp_path / "sizes.parquet"
+    mixture = [4, 2, 2, 3, 4, 2, 3, 2]
+    write_rl_parquet(path, [toy_puzzles(i + 1, n)[i] for i, n in enumerate(mixture)], "train")
+    return path
+
+
+def n_cells(rows) -> list[int]:
+    return [rows[i]["extra_info"]["n_cells"] for i in range(len(rows))]
+
+
+def pairs(row) -> dict:
+    puzzle = puzzle_from_rl_row(row)
+    assert row["raw_prompt"] == row["prompt"] == messages(puzzle)
+    return {cell[1]: name for cell, name in zip(puzzle.cells, puzzle.answer, strict=True)}
+
+
+def test_curriculum(sizes, tokenizer, tmp_path):
+    assert n_cells(dataset(sizes, tokenizer, tmp_path)) == [4, 2, 2, 3, 4, 2, 3, 2]
+    up = dataset(sizes, tokenizer, tmp_path, curriculum="ascending", seed=1)
+    assert n_cells(up) == [2, 2, 2, 2, 3, 3, 4, 4]
+    assert n_cells(dataset(sizes, tokenizer, tmp_path, curriculum="descending", seed=1)) == [4, 4, 3, 3, 2, 2, 2, 2]
+    mixed = n_cells(dataset(sizes, tokenizer, tmp_path, curriculum="mixed", seed=1))
+    assert sorted(mixed[:4]) == sorted(mixed[4:]) == [2, 2, 3, 4]
+    assert sorted(up[i]["index"] for i in range(8)) == list(range(8))
+
+
+def test_augmented_passes(sizes, tokenizer, tmp_path, caplog):
+    plain = dataset(sizes, tokenizer, tmp_path)
+    rows = dataset(sizes, tokenizer, tmp_path, augmented_epochs=3, seed=1)
+    assert len(rows) == 24
+    assert "one epoch holds 3 passes over 8 puzzles; set trainer.total_epochs=1" in caplog.text
+    moved = 0
+    for i in range(24):
+        row, original = rows[i], plain[i % 8]
+        assert row["extra_info"]["copy"] == i // 8
+        assert row["index"] == original["index"]
+        assert pairs(row) == pairs(original)
+        moved += row["prompt"] != original["prompt"]
+        assert i >= 8 or row["prompt"] == original["prompt"]
+    assert moved > 10
+    again = dataset(sizes, tokenizer, tmp_path, augmented_epochs=3, seed=1)
+    assert [again[i]["prompt"] for i in range(24)] == [rows[i]["prompt"] for i in range(24)]
+    other = dataset(sizes, tokenizer, tmp_path, augmented_epochs=3, seed=2)
+    assert [other[i]["prompt"] for i in range(24)] != [rows[i]["prompt"] for i in range(24)]
+    with pytest.raises(IndexError, match="index 24 is out of range"):
+        rows[24]
+
+
+def test_each_pass_goes_through_the_sizes_anew_in_the_layout_of_the_run(sizes, tokenizer, tmp_path):
+    options = {"augmented_epochs": 2, "curriculum": "ascending", "seed": 1, "prompt_layout": "user"}
+    rows = dataset(sizes, tokenizer, tmp_path, **options)
+    assert n_cells(rows) == [2, 2, 2, 2, 3, 3, 4, 4] * 2
+    assert sorted(rows[i]["index"] for i in range(8, 16)) == list(range(8))
+    for i in range(16):
+        assert rows[i]["raw_prompt"] == messages(puzzle_from_rl_row(rows[i]), "user")
+
+
+def test_resumed_data_are_the_same(sizes, tokenizer, tmp_path):
+    from torch.utils.data import SequentialSampler
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def loader():
+        rows = dataset(sizes, tokenizer, tmp_path, augmented_epochs=2, curriculum="mixed", seed=1)
+        return StatefulDataLoader(rows, batch_size=4, collate_fn=collate_fn, sampler=SequentialSampler(rows))
+
+    whole = [batch["raw_prompt"].tolist() for batch in loader()]
+    first = loader()
+    iterator = iter(first)
+    next(iterator), next(iterator)
+    second = loader()
+    second.load_state_dict(first.state_dict())
+    assert [batch["raw_prompt"].tolist() for batch in second] == whole[2:]
+    assert len(whole) == 4
+
+
+def test_validation_data_stay_as_they_are(sizes, data, tokenizer, tmp_path):
+    options = {"augmented_epochs": 2, "curriculum": "ascending", "seed": 1, "shuffle": False}
+    files = {"train_files": [str(data)], "val_files": str(sizes)}
+    rows = dataset(sizes, tokenizer, tmp_path, **options, **files)
+    assert n_cells(rows) == [4, 2, 2, 3, 4, 2, 3, 2]
+    assert len(dataset(data, tokenizer, tmp_path, **options, **files)) == 8
+    with pytest.raises(ValueError, match=r"data\.train_files and data\.val_files are the same"):
+        dataset(data, tokenizer, tmp_path, **options, train_files=str(data), val_files=[str(data)])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"curriculum": "mixed", "shuffle": True, "seed": 1}, r"data\.curriculum=mixed needs data\.shuffle=false"),
+        ({"curriculum": "random", "seed": 1}, r"data\.curriculum must be null or one of ascending, .* got 'random'"),
+        ({"curriculum": "mixed"}, r"need data\.seed"),
+        ({"augmented_epochs": 2}, r"need data\.seed"),
+        ({"augmented_epochs": 0, "seed": 1}, r"data\.augmented_epochs must be null or a positive whole number, got 0"),
+        ({"augmented_epochs": 1.5, "seed": 1}, r"data\.augmented_epochs must be null or a positive whole number"),
+    ],
+)
+def test_bad_order_settings(data, tokenizer, tmp_path, options, match):
+    with pytest.raises(ValueError, match=match):
+        dataset(data, tokenizer, tmp_path, **options)
+
+
+def test_augmentation_needs_prompts_that_belong_to_their_questions(data, tokenizer, tmp_path):
+    rows = read_rl_parquet(data)
+    rows[2]["prompt"] = [{"role": "user", "content": "Which types?"}]
+    rows[2]["extra_info"]["prompt_layout"] = None  # not of our making
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    with pytest.raises(ValueError, match=r"row 2, column 'prompt': .* set data\.prompt_layout"):
+        dataset(data, tokenizer, tmp_path, augmented_epochs=2, seed=1)
+    assert len(dataset(data, tokenizer, tmp_path, augmented_epochs=2, seed=1, prompt_layout="system")) == 8
+
+
+def test_an_order_that_makes_the_prompt_too_long_is_not_used(sizes, tokenizer, tmp_path, monkeypatch):
+    rows = dataset(sizes, tokenizer, tmp_path, augmented_epochs=2, seed=1)
+    changed = [i for i in range(8) if rows[i + 8]["prompt"] != rows[i]["prompt"]]
+    assert changed
+    monkeypatch.setattr(rows, "max_prompt_length", 3)
+    for i in range(8):
+        assert rows[i + 8]["raw_prompt"] == rows[i]["raw_prompt"]
+        assert rows[i + 8]["reward_model"] == rows[i]["reward_model"]

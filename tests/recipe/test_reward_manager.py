@@ -1,4 +1,5 @@
 import asyncio
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ pytest.importorskip("verl")
 
 from omegaconf import OmegaConf  # noqa: E402
 
+from recipe.cello1.prompt import render_user  # noqa: E402
+from recipe.cello1.puzzle import Puzzle  # noqa: E402
 from recipe.cello1.reward_manager import PuzzleRewardManager  # noqa: E402
 from verl import DataProto  # noqa: E402
 
@@ -23,11 +26,17 @@ class ByteTokenizer:
         return bytes(int(i) for i in ids if i < EOS).decode()
 
 
-def config(reward: object = "dense", custom: str | None = None):
-    return OmegaConf.create({"cello1": {"reward": reward}, "reward": {"custom_reward_function": {"path": custom}}})
+def config(reward: object = "dense", custom: str | None = None, shaping: object = None):
+    return OmegaConf.create(
+        {
+            "cello1": {"reward": reward, "shaping": shaping},
+            "reward": {"custom_reward_function": {"path": custom}},
+            "data": {"max_response_length": 100},
+        }
+    )
 
 
-def rollout(text: str, gold: str = GOLD, width: int = 120) -> DataProto:
+def rollout(text: str, gold: str = GOLD, width: int = 120, **columns: object) -> DataProto:
     response = [*text.encode(), EOS]
     prompt = [1, 2, 3]
     padding = width - len(response)
@@ -36,13 +45,17 @@ def rollout(text: str, gold: str = GOLD, width: int = 120) -> DataProto:
             "responses": torch.tensor([response + [PAD] * padding]),
             "attention_mask": torch.tensor([[1] * (len(prompt) + len(response)) + [0] * padding]),
         },
-        non_tensors={"reward_model": np.array([{"style": "rule", "ground_truth": gold}], dtype=object)},
+        non_tensors={
+            "reward_model": np.array([{"style": "rule", "ground_truth": gold}], dtype=object),
+            **{name: np.array([value], dtype=object) for name, value in columns.items()},
+        },
     )
 
 
-def score(text: str, **options) -> dict:
+def score(text: str, extra_info: object = None, **options) -> dict:
     async def run() -> dict:
-        return await PuzzleRewardManager(config(**options), ByteTokenizer()).run_single(rollout(text))
+        columns = {} if extra_info is None else {"extra_info": extra_info}
+        return await PuzzleRewardManager(config(**options), ByteTokenizer()).run_single(rollout(text, **columns))
 
     return asyncio.run(run())
 
@@ -102,3 +115,62 @@ def test_unusable_gold_is_an_error_not_a_score():
 
     with pytest.raises(ValueError, match="gold is empty"):
         asyncio.run(run())
+
+
+SHAPING = {"overlong": {"buffer": 60, "factor": 1.0}, "reasoning": {"min_words": 2}, "candidates": {"credit": 0.1}}
+EXTRA = {"question": render_user(Puzzle((("MS4A1",), ("CD3E",)), ("B cell", "T cell")))}
+
+
+def test_shaped_terms_are_added_and_logged_beside_the_score():
+    text = f"<think>x</think>\n<answer>{GOLD}</answer>"
+    result = score(text, EXTRA, shaping=SHAPING)
+    plain = score(text)["reward_extra_info"]
+    terms = {
+        "shaping_overlong": pytest.approx((100 - 60 - (len(text) + 1)) / 60),  # bytes and the end of turn
+        "shaping_reasoning": -0.25,
+        "shaping_candidates": 0.1,
+    }
+    assert result["reward_extra_info"] == {**plain, **terms}
+    assert result["reward_score"] == pytest.approx(1.0 + sum(result["reward_extra_info"][name] for name in terms))
+    assert terms["shaping_overlong"].expected < 0
+
+
+def test_malformed_answers_report_the_same_terms():
+    right, wrong = (score(text, EXTRA, shaping=SHAPING) for text in (f"<think></think>\n<answer>{GOLD}</answer>", ""))
+    assert list(wrong["reward_extra_info"]) == list(right["reward_extra_info"])
+    assert wrong["reward_score"] == -1.0
+
+
+def test_the_variant_of_the_question_is_that_of_the_row():
+    one = Puzzle((("MS4A1",),), ("B cell", "T cell"))
+    extra = {"question": render_user(one, "single"), "variant": "single"}
+
+    async def run():
+        manager = PuzzleRewardManager(config(shaping={"candidates": {"credit": 0.5}}), ByteTokenizer())
+        answer = "<think></think>\n<answer>T cell</answer>"
+        return await manager.run_single(rollout(answer, gold="B cell", extra_info=extra))
+
+    assert asyncio.run(run())["reward_score"] == 0.5
+
+
+def test_bad_shaping_is_refused_before_training():
+    with pytest.raises(ValueError, match=r"cello1\.shaping\.overlong\.buffer is 200 tokens"):
+        score("", shaping={"overlong": {"buffer": 200}})
+
+
+def test_credit_needs_the_question():
+    with pytest.raises(ValueError, match=r"cello1\.shaping\.candidates reads the candidates"):
+        score("", shaping={"candidates": {"credit": 0.5}})
+
+
+@pytest.mark.parametrize("name", ["cello1_grpo", "cello1_ppo"])
+def test_the_shipped_configs_have_no_shaping_and_take_it_as_an_override(name):
+    from hydra import compose, initialize_config_dir
+
+    folder = Path(__file__).parents[2] / "recipe" / "cello1" / "config"
+    with initialize_config_dir(str(folder), version_base=None):
+        plain = compose(name)
+        shaped = compose(name, ["cello1.shaping={overlong: {buffer: 600}, candidates: {credit: 0.1}}"])
+    assert not PuzzleRewardManager(plain, ByteTokenizer()).shaping
+    shaping = PuzzleRewardManager(shaped, ByteTokenizer()).shaping
+    assert (shaping.max_tokens, shaping.overlong.buffer, shaping.candidates.credit) == (3000, 600, 0.1)
