@@ -21,7 +21,7 @@ def inputs(tmp_path_factory) -> Path:
     pytest.importorskip("verl")
     pytest.importorskip("vllm")
     folder = tmp_path_factory.mktemp("inputs")
-    build_toy_model(folder / "model")
+    build_toy_model(folder / "model", ends=True)
     write_rl_parquet(folder / "data.parquet", toy_puzzles(8), "train")
     return folder
 
@@ -87,8 +87,10 @@ def test_dr_grpo_with_adapters(train, tmp_path, inputs):
 
 def test_dapo_with_balanced_micro_batches(train):
     """Groups whose rewards are all alike are sampled anew: every group that is trained on teaches something."""
-    steps = train("grpo", "+variant=[dapo,balanced]")
-    assert all(step["critic/advantages/max"] > 0 > step["critic/advantages/min"] for step in steps)
+    steps = train("grpo", "+variant=[dapo,balanced]", "cello1.shaping={overlong:{buffer:8}}")
+    for step in steps:
+        assert step["critic/advantages/max"] > 0 > step["critic/advantages/min"]
+        assert -1 <= step["training/reward/shaping_overlong"] < 0
 
 
 def test_gspo_in_the_asynchronous_mode(train):

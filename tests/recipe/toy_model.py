@@ -45,8 +45,8 @@ def build_toy_tokenizer(extra: tuple[str, ...] = ()):
     return tokenizer
 
 
-def build_toy_model(folder: Path, *, seed: int = 0, context: int = 1024) -> Path:
-    """Write model and tokenizer into ``folder``."""
+def build_toy_model(folder: Path, *, seed: int = 0, context: int = 1024, ends: bool = False) -> Path:
+    """Write model and tokenizer into ``folder``; with ``ends`` about every tenth token that is sampled ends the turn."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -66,6 +66,12 @@ def build_toy_model(folder: Path, *, seed: int = 0, context: int = 1024) -> Path
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        Qwen2ForCausalLM(config).save_pretrained(folder)
+        model = Qwen2ForCausalLM(config)
+    if ends:  # the first feature is the same large number everywhere, and only the end of turn listens to it
+        with torch.no_grad():
+            model.model.embed_tokens.weight[:, 0] = 1.0
+            model.lm_head.weight[:, 0] = 0.0
+            model.lm_head.weight[tokenizer.eos_token_id, 0] = 0.6
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
