@@ -236,7 +236,7 @@ def load_ontology() -> CellOntology:
     try:
         from cellxgene_ontology_guide.ontology_parser import OntologyParser
     except ImportError as error:
-        msg = f"the Cell Ontology cannot be read ({error}); install it with pip install cellxgene-ontology-guide (extra [ontology])"
+        msg = f"the Cell Ontology cannot be read ({error}); install it with pip install cellxgene-ontology-guide"
         raise ImportError(msg) from error
     schema = OntologyParser().cxg_schema
     version = schema.supported_ontologies["CL"]["version"]
