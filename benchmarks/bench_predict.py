@@ -99,7 +99,9 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def published(model: str, puzzles: Sequence[Puzzle], max_tokens: int) -> Row:
     """Answer with a transformers pipeline, one puzzle after the other."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging, pipeline
+
+    logging.set_verbosity_error()  # it warns about the published arguments, once a puzzle
 
     def start() -> Any:
         # bfloat16 as published where the processor has it; emulated it would only be slower.

@@ -203,17 +203,45 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     """
     parts = ["# Evaluation", *(_run_lines(result))]
     for table in [*_tables(result), _type_table(result), _mistakes(result)]:
-        if not table.rows:
-            continue
-        lines = [
+        if table.rows:
+            parts.append(f"## {_cell(table.title[:1].upper() + table.title[1:])}\n\n" + _markdown(table))
+    if notes := _notes(result):
+        parts.append("\n".join(f"- {_cell(note)}" for note in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def rules_markdown(result: Mapping[str, Any]) -> str:
+    """Write only the table of the rules that combine several answers, and the notes, as Markdown.
+
+    Parameters
+    ----------
+    result
+        What :func:`recipe.cello1.evaluate.evaluate` returned.
+
+    Returns
+    -------
+    Table and notes.
+
+    Raises
+    ------
+    ValueError
+        If no puzzle has several answers.
+    """
+    if not result.get("rules"):
+        msg = "no puzzle has several answers, so that there is nothing to combine; predict with --samples"
+        raise ValueError(msg)
+    notes = "\n".join(f"- {_cell(note)}" for note in _notes(result))
+    return _markdown(_rule_table(result["rules"])) + (f"\n\n{notes}" if notes else "")
+
+
+def _markdown(table: _Table) -> str:
+    return "\n".join(
+        [
             "| " + " | ".join(map(_cell, table.columns)) + " |",
             "| " + " | ".join(["---"] + ["---:"] * (len(table.columns) - 1)) + " |",
             *("| " + " | ".join(map(_cell, row)) + " |" for row in table.rows),
         ]
-        parts.append(f"## {_cell(table.title[:1].upper() + table.title[1:])}\n\n" + "\n".join(lines))
-    if notes := _notes(result):
-        parts.append("\n".join(f"- {_cell(note)}" for note in notes))
-    return "\n\n".join(parts) + "\n"
+    )
 
 
 def _cell(text: str) -> str:
