@@ -312,11 +312,23 @@ def test_same_predictions_same_bytes(tmp_path):
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", '{"index": 0}\n', '{"index": 0, "prediction": "x"}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"[1]",
+        b'{"index": 0}\n',
+        b'{"index": 0, "prediction": "x"}\n',
+        b'{"index": 0, "prediction": ["x"], "answer": "a | b"}\n',
+        bytes(range(256)) * 100,
+        b"\x89PNG\r\n\x1a\n\x00",
+    ],
+)
 def test_command_refuses_in_one_line(tmp_path, capsys, content):
     path = tmp_path / "p.jsonl"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     assert main([str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("evaluate: ")
