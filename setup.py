@@ -24,6 +24,7 @@ ANNOTATE = [
 
 # What both training sets share, at the versions that were seen to resolve and to run together.
 TRAIN = [
+    "rich>=13",  # the tables of the commands
     "ray==2.60.0",
     "tensordict==0.10.0",  # the newest that verl 0.9.1 takes
     "TransferQueue==0.1.11",  # verl 0.9.1 imports it at the top of its trainer, but names it in an extra only
@@ -55,7 +56,11 @@ GPU = [
     "flash-linear-attention==0.5.2",
 ]
 
+# Open-ended answers are scored by the Cell Ontology, which comes inside this package (94 MB with all its ontologies).
+ONTOLOGY = ["cellxgene-ontology-guide>=1.9"]
+
 TEST = [
+    *ONTOLOGY,
     "pytest>=8.2",
     "pytest-timeout>=2.3",  # a Ray or vLLM that hangs must fail its test, not hold CI
     "hypothesis>=6.100",
@@ -92,6 +97,7 @@ setup(
         "cpu": [*CPU, *ANNOTATE],
         "gpu": [*GPU, *ANNOTATE],
         "annotate": ANNOTATE,
+        "ontology": ONTOLOGY,
         "test": TEST,
     },
     entry_points={

@@ -73,13 +73,26 @@ class RayEngines(EngineBase):
             raise EngineError(msg) from error
         self._ray = ray
         if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-            self._started_ray = True
+            self._start_ray()
         try:
             self.fingerprint, self.constraint = self._start(engine, model, number, options)
         except BaseException:
             self.close()
             raise
+
+    def _start_ray(self) -> None:
+        """Join or start a cluster; twice, since Ray gives a busy machine no more than half a minute to start."""
+        for last in (False, True):
+            try:
+                self._ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+            except Exception as error:  # Ray raises all kinds, and leaves processes behind
+                self._ray.shutdown()
+                if last:
+                    msg = f"Ray cannot be started: {_say(error)}"
+                    raise EngineError(msg) from error
+            else:
+                self._started_ray = True
+                return
 
     def _start(self, engine: str, model: str, number: int, options: dict[str, Any]) -> tuple[str, str]:
         ray = self._ray

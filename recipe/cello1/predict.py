@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from recipe.cello1.engine import ENGINES, Engine, EngineError, Failure, Request, Sampling, start_engines
+from recipe.cello1.asking import add_asking, add_engines, engine_options, sampling_of
+from recipe.cello1.engine import Engine, EngineError, Failure, Request, Sampling, start_engines
 from recipe.cello1.prediction_files import prediction_files
-from recipe.cello1.prompt import LAYOUTS, VARIANTS, Layout, Variant, check_layout, messages
+from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import (
     error_record,
@@ -245,87 +246,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.predict", description="Answer puzzles with a model; resumes what was interrupted."
     )
-    parser.add_argument("--model", "--llm_name", required=True, help="model folder or name")
     parser.add_argument("--data", "--dataset", required=True, type=Path, help="puzzles: .json, .jsonl or .parquet")
     out = parser.add_mutually_exclusive_group(required=True)
     out.add_argument("--out", type=Path, help="prediction records: .jsonl, or a folder for one JSON per item")
     out.add_argument("--folder", type=Path, help="one JSON per item in FOLDER/MODEL (the published layout)")
     parser.add_argument("--n", type=int, default=1, help="number of shards")
     parser.add_argument("--i", type=int, default=0, help="this shard: items j with j mod N = I")
-    parser.add_argument("--engine", default="vllm", choices=sorted(ENGINES))
-    parser.add_argument("--num-engines", type=int, default=1, help="engines side by side, as Ray actors (default 1)")
     parser.add_argument("--limit", type=int, help="answer only the first LIMIT puzzles")
-    asking = parser.add_argument_group("prompt and sampling")
-    asking.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
-    asking.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
-    asking.add_argument("--samples", type=int, default=1, help="answers for each puzzle (default 1)")
-    asking.add_argument("--temperature", type=float, default=0.0, help="default 0: greedy")
-    asking.add_argument("--top-p", type=float, default=1.0)
-    asking.add_argument("--max-tokens", type=int, default=2048, help="longest answer (default 2048)")
-    asking.add_argument("--seed", type=int, default=0)
-    asking.add_argument("--logprobs", action="store_true", help="record the log-probability of each answer")
-    asking.add_argument("--constrain", action="store_true", help="only legal one-to-one matchings can be answered")
-    asking.add_argument("--reasoning-budget", type=int, help="with --constrain: most tokens of reasoning")
-    for engine, flags in _ENGINE_FLAGS.items():
-        group = parser.add_argument_group(f"engine {engine}")
-        for flag, kind, text in flags:
-            if not any(flag in action.option_strings for action in parser._actions):
-                group.add_argument(flag, type=kind, help=text)
+    add_asking(parser)
+    add_engines(parser)
     return parser
-
-
-_LORA = ("--lora", str, "folder of a LoRA adapter")
-_DTYPE = ("--dtype", str, "number format; default: the model's own, float32 on CPUs without bfloat16")
-_MAX_LEN = ("--max-model-len", int, "longest prompt and answer together, in tokens")
-# Options of each engine, under the names its class has for them.
-_ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
-    "vllm": (
-        _MAX_LEN,
-        ("--tensor-parallel-size", int, "GPUs that share each layer"),
-        ("--max-num-seqs", int, "most answers in work at a time"),
-        ("--gpu-memory-utilization", float, "share of the GPU's memory to use"),
-        _DTYPE,
-        _LORA,
-    ),
-    "openai": (
-        ("--base-url", str, "address of the API (default: OPENAI_BASE_URL); the key comes from OPENAI_API_KEY"),
-        ("--concurrency", int, "requests under way at a time (default 32)"),
-        ("--timeout", float, "seconds to wait for one answer (default 1200)"),
-        ("--retries", int, "how often to try again (default 6)"),
-    ),
-    "transformers": (_MAX_LEN, _DTYPE, _LORA, ("--batch-size", int, "answers made together (default 16)")),
-}
-
-
-def engine_options(engine: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Collect the options given for an engine.
-
-    Parameters
-    ----------
-    engine
-        The engine.
-    args
-        Parsed arguments.
-
-    Returns
-    -------
-    Keyword arguments of :func:`recipe.cello1.engine.start_engine`.
-
-    Raises
-    ------
-    ValueError
-        If an option of another engine was given.
-    """
-    own = {flag for flag, *_ in _ENGINE_FLAGS[engine]}
-    options = {}
-    for flag in dict.fromkeys(flag for flags in _ENGINE_FLAGS.values() for flag, *_ in flags):
-        name = flag[2:].replace("-", "_")
-        if (value := getattr(args, name)) is not None:
-            if flag not in own:
-                msg = f"{flag} does not apply to the engine {engine}"
-                raise ValueError(msg)
-            options[name] = value
-    return options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -342,13 +272,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(argv)
     try:
-        options = engine_options(args.engine, args)
-        sampling = Sampling(args.temperature, args.top_p, args.max_tokens, args.logprobs, args.reasoning_budget)
-        if args.constrain:
-            options["constrained"] = True
-        elif args.reasoning_budget is not None:
-            msg = "--reasoning-budget needs --constrain"
-            raise ValueError(msg)
+        sampling, options = sampling_of(args), engine_options(args)
         puzzles = read_dataset(args.data, args.variant)
         if args.limit is not None:
             puzzles = puzzles[: args.limit]

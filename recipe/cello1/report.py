@@ -7,6 +7,7 @@ escaped: a response is shown, never obeyed.
 from __future__ import annotations
 
 import html
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ METRICS = {
 }
 _SLICED = ("cell_accuracy", "exact_match", "format_valid")
 _RULED = ("cell_accuracy", "exact_match", "legal")
+_MEANINGS = {"ontology": "what the types mean, by ontology", "judge": "what the types mean, by a language model"}
 _MOST_PAIRS = 15  # confusions listed in text
 _MOST_TYPES = 40  # types in the confusion picture
 
@@ -70,13 +72,8 @@ def _tables(result: Mapping[str, Any]) -> list[_Table]:
         )
     ]
     if rules := result.get("rules"):
-        tables.append(
-            _Table(
-                "several answers to each puzzle, combined",
-                ["rule", *(METRICS[name] for name in _RULED)],
-                [[rule, *(_both(name, metrics[name]) for name in _RULED)] for rule, metrics in rules.items()],
-            )
-        )
+        tables.append(_rule_table(rules))
+    tables += [_relation_table(result[key], title) for key, title in _MEANINGS.items() if result.get(key)]
     if comparison := result.get("comparison"):
         tables.append(_comparison_table(comparison))
     for key, groups in result["slices"].items():
@@ -87,6 +84,27 @@ def _tables(result: Mapping[str, Any]) -> list[_Table]:
             ]
             tables.append(_Table(f"by {key}", [key, "puzzles", *(METRICS[name] for name in _SLICED)], rows))
     return tables
+
+
+def _rule_table(rules: Mapping[str, Any]) -> _Table:
+    rows = []
+    for rule, metrics in rules.items():
+        behind = metrics.get("behind")
+        rows.append([rule, *(_both(name, metrics[name]) for name in _RULED), _change(behind) if behind else ""])
+    columns = ["rule", *(METRICS[name] for name in _RULED), "consensus minus rule (cell accuracy)"]
+    return _Table("several answers to each puzzle, combined", columns, rows)
+
+
+def _change(found: Mapping[str, Any]) -> str:
+    if found["low"] is None:  # the same on every puzzle
+        return f"{found['mean']:+.3f}"
+    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+
+
+def _relation_table(found: Mapping[str, Any], title: str) -> _Table:
+    by = found.get("version") or found.get("model")
+    rows = [[name, _both("", metric)] for name, metric in found["relations"].items()]
+    return _Table(f"{title} ({by})", ["answer is", "share of cells"], rows)
 
 
 def _comparison_table(comparison: Mapping[str, Any]) -> _Table:
@@ -129,6 +147,14 @@ def _notes(result: Mapping[str, Any]) -> list[str]:
             f"exact match, McNemar: only the other run {test['only_first']}, only this one {test['only_second']}, "
             f"p = {test['p_value']:.3g}"
         )
+    if (found := result.get("ontology")) and found["unknown"]:
+        names = ", ".join(f"{name} {count}" for name, count in found["unknown"].items())
+        notes.append(f"names that the ontology has not: {names}")
+    if (found := result.get("ontology")) and found["distance"]:
+        notes.append(f"distance in the ontology: {_both('', found['distance'])} edges")
+    if (found := result.get("judge")) and found["n_failed"]:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in found["failures"].items())
+        notes.append(f"cells the judge gave no verdict on: {found['n_failed']}: {reasons}")
     if result["n_errors"]:
         notes.append(f"not scored, the machinery failed: {result['n_errors']} (run predict again)")
     if result["n_missing"]:
@@ -150,7 +176,8 @@ def render(result: Mapping[str, Any], console: Console | None = None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    console = console or Console()
+    # A log has no width of its own, and tables are not to be squeezed into 80 columns there.
+    console = console or (Console() if sys.stdout.isatty() else Console(width=140))
     for table in _tables(result):
         shown = Table(title=escape(table.title), title_justify="left")
         for i, column in enumerate(table.columns):
@@ -176,17 +203,45 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     """
     parts = ["# Evaluation", *(_run_lines(result))]
     for table in [*_tables(result), _type_table(result), _mistakes(result)]:
-        if not table.rows:
-            continue
-        lines = [
+        if table.rows:
+            parts.append(f"## {_cell(table.title[:1].upper() + table.title[1:])}\n\n" + _markdown(table))
+    if notes := _notes(result):
+        parts.append("\n".join(f"- {_cell(note)}" for note in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def rules_markdown(result: Mapping[str, Any]) -> str:
+    """Write only the table of the rules that combine several answers, and the notes, as Markdown.
+
+    Parameters
+    ----------
+    result
+        What :func:`recipe.cello1.evaluate.evaluate` returned.
+
+    Returns
+    -------
+    Table and notes.
+
+    Raises
+    ------
+    ValueError
+        If no puzzle has several answers.
+    """
+    if not result.get("rules"):
+        msg = "no puzzle has several answers, so that there is nothing to combine; predict with --samples"
+        raise ValueError(msg)
+    notes = "\n".join(f"- {_cell(note)}" for note in _notes(result))
+    return _markdown(_rule_table(result["rules"])) + (f"\n\n{notes}" if notes else "")
+
+
+def _markdown(table: _Table) -> str:
+    return "\n".join(
+        [
             "| " + " | ".join(map(_cell, table.columns)) + " |",
             "| " + " | ".join(["---"] + ["---:"] * (len(table.columns) - 1)) + " |",
             *("| " + " | ".join(map(_cell, row)) + " |" for row in table.rows),
         ]
-        parts.append(f"## {_cell(table.title[:1].upper() + table.title[1:])}\n\n" + "\n".join(lines))
-    if notes := _notes(result):
-        parts.append("\n".join(f"- {_cell(note)}" for note in notes))
-    return "\n\n".join(parts) + "\n"
+    )
 
 
 def _cell(text: str) -> str:

@@ -9,7 +9,7 @@ from recipe.cello1.predict import predict
 from recipe.cello1.prompt import messages
 from recipe.cello1.records import read_items
 from recipe.cello1.scoring import score_answer
-from tests.recipe.toy_model import build_toy_model, toy_puzzles
+from tests.recipe.toy_model import build_toy_model, odd_puzzles, toy_puzzles
 
 PUZZLES = toy_puzzles(6)
 GREEDY = Sampling(max_tokens=10)
@@ -109,6 +109,16 @@ def test_constrained_answers_are_legal(engine):
         score = score_answer(result.text, puzzle.answer, candidates=puzzle.candidates)
         assert (score.reason, score.in_candidates) == ("", True)
         assert result.finish_reason == "stop"
+
+
+@pytest.mark.integration
+def test_a_thousand_constrained_answers_are_legal(engine, monkeypatch):
+    monkeypatch.setattr(engine, "batch_size", 250)
+    puzzles = odd_puzzles(1000)
+    sampling = Sampling(temperature=1.0, max_tokens=300, reasoning_budget=2)
+    for result, puzzle in zip(answers(engine, asked(puzzles, range(1000), True), sampling), puzzles, strict=True):
+        score = score_answer(result.text, puzzle.answer, candidates=puzzle.candidates)
+        assert (score.reason, score.in_candidates) == ("", True), result.text
 
 
 def test_free_and_constrained_in_one_batch(engine):

@@ -3,14 +3,12 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from recipe.cello1.answer import parse_answer
-from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import read_items, write_puzzles
 from recipe.cello1.scoring import score_answer
-from tests.recipe.toy_model import build_toy_model, toy_puzzles
+from tests.recipe.toy_model import build_toy_model, odd_puzzles, toy_puzzles
 
 # One process for all of it: importing vLLM takes longest.
 SCENARIO = r"""
@@ -161,31 +159,11 @@ def test_real_vllm(tmp_path):
     assert "vLLM cannot start" in found["refused"]
 
 
-ODD = (
-    "CD4+/CD45RO+ Memory",
-    "T cell",
-    "T cell, CD8-positive",
-    "T cell, CD8-positive, alpha-beta",
-    "γδ T cell",
-    "naïve B cell",
-    "B",
-    "B <mature>",
-    "</x>",
-    "浆细胞",
-)
-
-
 @pytest.mark.integration
 def test_a_thousand_constrained_answers_of_a_random_model_are_legal(tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     build_toy_model(tmp_path / "a")
-    rng = np.random.default_rng(0)
-    puzzles = []
-    for i in range(1000):
-        n = len(ODD) if i % 100 == 0 else int(rng.integers(2, 5))
-        types = [ODD[j] for j in rng.permutation(len(ODD))[:n]]
-        cells = tuple((f"GENE{i}", f"G{j}") for j in range(n))
-        puzzles.append(Puzzle(cells, tuple(sorted(types)), tuple(types), "From blood."))
+    puzzles = odd_puzzles(1000)
     write_puzzles(tmp_path / "data.json", puzzles)
     found = run_scenario(CONSTRAINED, tmp_path)
 

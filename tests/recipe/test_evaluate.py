@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from recipe.cello1.answer import format_answer
-from recipe.cello1.evaluate import NO_ANSWER, compare, evaluate, main, score_predictions
+from recipe.cello1.evaluate import NO_ANSWER, compare, evaluate, main
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import error_record, prediction_record, puzzle_to_item, write_items, write_puzzles
+from recipe.cello1.scored import score_predictions
 from recipe.cello1.scoring import score_answer
 
 GOLD = ("B cell", "NK cell", "T cell")
@@ -182,6 +183,22 @@ def test_rules_that_use_logprobs():
     assert (rules["consensus"], rules["likeliest"], rules["weighted consensus"]) == (0, 1, 1)
 
 
+def test_greedy_stands_beside_the_rules():
+    other = format_answer(("T cell", "NK cell", "B cell"))
+    records = many([RIGHT, RIGHT, other], 0) + many([other, ONE_RIGHT, "?"], 1) + many([RIGHT, RIGHT], 2)
+    found = evaluate(records, greedy=[record(ONE_RIGHT, 0), record(RIGHT, 1)])["rules"]
+    assert next(iter(found)) == "greedy"
+    assert {rule: metrics["cell_accuracy"]["n"] for rule, metrics in found.items()} == dict.fromkeys(found, 2)
+    assert found["greedy"]["cell_accuracy"]["mean"] == pytest.approx((1 / 3 + 1) / 2)
+    behind = found["consensus"]["cell_accuracy"]["mean"] - found["greedy"]["cell_accuracy"]["mean"]
+    assert found["greedy"]["behind"]["mean"] == pytest.approx(behind)
+    assert "behind" not in found["consensus"]
+    with pytest.raises(ValueError, match="to other puzzles"):
+        evaluate(records, greedy=[record(RIGHT, 7)])
+    with pytest.raises(ValueError, match="item 0 has another gold"):
+        evaluate(records, greedy=[record(RIGHT, 0, of=puzzle(0, GOLD[::-1]))])
+
+
 def test_examples():
     result = evaluate([record(text, i) for i, text in enumerate([RIGHT, "?", ONE_RIGHT, RIGHT, "x" * 9999])])
     assert [(e["kind"], e["index"]) for e in result["examples"]] == [
@@ -268,6 +285,14 @@ def test_command_writes_reports_and_compares(tmp_path, capsys):
     assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
 
 
+def test_command_sets_greedy_beside_samples(tmp_path, capsys):
+    write_items(tmp_path / "s.jsonl", many([RIGHT, RIGHT, ONE_RIGHT], 0) + many(["?", RIGHT, RIGHT], 1))
+    write_items(tmp_path / "g.jsonl", [record(ONE_RIGHT, 0), record(RIGHT, 1)])
+    assert main([str(tmp_path / "s.jsonl"), "--greedy", str(tmp_path / "g.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert [rule for rule in ("greedy", "majority", "medoid", "consensus") if rule not in out] == []
+
+
 def test_command_reads_a_published_folder_and_the_data_set(tmp_path):
     folder = tmp_path / "published"
     folder.mkdir()
@@ -287,11 +312,23 @@ def test_same_predictions_same_bytes(tmp_path):
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", '{"index": 0}\n', '{"index": 0, "prediction": "x"}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"[1]",
+        b'{"index": 0}\n',
+        b'{"index": 0, "prediction": "x"}\n',
+        b'{"index": 0, "prediction": ["x"], "answer": "a | b"}\n',
+        bytes(range(256)) * 100,
+        b"\x89PNG\r\n\x1a\n\x00",
+    ],
+)
 def test_command_refuses_in_one_line(tmp_path, capsys, content):
     path = tmp_path / "p.jsonl"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content)
     assert main([str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("evaluate: ")

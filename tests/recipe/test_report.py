@@ -9,7 +9,7 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.evaluate import compare, evaluate
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import error_record, prediction_record, puzzle_to_item
-from recipe.cello1.report import render, to_html, to_markdown
+from recipe.cello1.report import render, rules_markdown, to_html, to_markdown
 
 GOLD = ("B cell", "NK cell", "T cell")
 RIGHT = format_answer(GOLD)
@@ -81,6 +81,20 @@ def test_markdown_tables_keep_their_columns():
         assert len(widths) == 1, block
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
+
+
+def test_table_of_the_rules_alone():
+    lines = rules_markdown(whole_result()).splitlines()
+    assert lines[0].startswith("| rule | cell accuracy | exact match |")
+    assert [line.split(" | ")[0] for line in lines[2:7]] == [
+        "| one sample",
+        "| majority",
+        "| medoid",
+        "| consensus",
+        "| best of all (needs the gold)",
+    ]
+    with pytest.raises(ValueError, match="predict with --samples"):
+        rules_markdown(evaluate([record(RIGHT, 0)]))
 
 
 class Checker(HTMLParser):

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from recipe.cello1.prompt import messages
 from recipe.cello1.puzzle import Puzzle
 
@@ -21,6 +23,33 @@ def toy_puzzles(n: int, n_cells: int = 3) -> list[Puzzle]:
         puzzles.append(
             Puzzle(cells, tuple(sorted(types)), tuple(types), "The cell is from blood.", {"tissue": "blood"})
         )
+    return puzzles
+
+
+# Labels that tokenizers cut in odd places, and that begin like one another.
+ODD_TYPES = (
+    "CD4+/CD45RO+ Memory",
+    "T cell",
+    "T cell, CD8-positive",
+    "T cell, CD8-positive, alpha-beta",
+    "γδ T cell",
+    "naïve B cell",
+    "B",
+    "B <mature>",
+    "</x>",
+    "浆细胞",
+)
+
+
+def odd_puzzles(n: int) -> list[Puzzle]:
+    """Puzzles with odd types: mostly 2 to 4 of them, sometimes all."""
+    rng = np.random.default_rng(0)
+    puzzles = []
+    for i in range(n):
+        size = len(ODD_TYPES) if i % 100 == 0 else int(rng.integers(2, 5))
+        types = [ODD_TYPES[j] for j in rng.permutation(len(ODD_TYPES))[:size]]
+        cells = tuple((f"GENE{i}", f"G{j}") for j in range(size))
+        puzzles.append(Puzzle(cells, tuple(sorted(types)), tuple(types), "From blood."))
     return puzzles
 
 

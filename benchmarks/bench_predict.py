@@ -1,0 +1,215 @@
+"""How fast puzzles are answered: this project's vLLM path against the published way, and what the constraint costs.
+
+``python benchmarks/bench_predict.py`` makes a model of the embedded default's size with random weights and 64 puzzles
+(``--model`` and ``--data`` take others), and answers them in one process
+
+- as published: a transformers text-generation pipeline, one puzzle after the other;
+- with :func:`recipe.cello1.predict.predict` on vLLM, free and constrained, into a prediction file.
+
+All of them greedy and with the same limit of tokens, after a first puzzle each that is not timed; engine starts are
+timed apart. Random weights never end a turn, so that free answers have as many tokens everywhere. The constrained ones
+stop where the answer ends; the constraint is therefore judged by the time its logits processor takes of each step
+("constraint" is that time over the rest), not by comparing two runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from recipe.cello1.engine import Engine, Sampling, start_engine
+from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.prompt import messages
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import read_predictions
+from recipe.cello1.scoring import score_answer
+from recipe.cello1.tiny_model import build_model, build_tokenizer
+
+PACKAGES = ("torch", "transformers", "vllm")
+COLUMNS = ("path", "puzzles", "tokens", "start [s]", "run [s]", "puzzles/s", "tokens/s", "times as fast", "legal")
+
+
+def make_puzzles(n: int) -> list[Puzzle]:
+    """Draw puzzles like those of the embedded default: 3 to 5 cells with 12 genes each."""
+    rng = np.random.default_rng(0)
+    types = [f"{name} cell" for name in ("B", "NK", "T helper", "T killer", "dendritic", "plasma", "stem", "mast")]
+    puzzles = []
+    for _ in range(n):
+        size = int(rng.integers(3, 6))
+        chosen = tuple(types[i] for i in rng.permutation(len(types))[:size])
+        cells = tuple(tuple(f"GENE{g}" for g in rng.permutation(300)[:12]) for _ in chosen)
+        puzzles.append(Puzzle(cells, tuple(sorted(chosen)), chosen, "The cells are from blood."))
+    return puzzles
+
+
+def make_model(folder: Path, puzzles: Sequence[Puzzle], hidden_size: int, n_layers: int) -> str:
+    """Write a model with random weights and a tokenizer for the puzzles."""
+    tokenizer = build_tokenizer(puzzles)
+    sizes = {"hidden_size": hidden_size, "intermediate_size": 3 * hidden_size, "n_layers": n_layers}
+    build_model(tokenizer, seed=0, n_heads=hidden_size // 32, **sizes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+class Row:
+    """One line of the table."""
+
+    def __init__(self, path: str, puzzles: Sequence[Puzzle], start: float, run: float, found: Sequence[Any]) -> None:
+        texts, tokens = [text for text, _ in found], sum(count for _, count in found)
+        legal = [
+            not score_answer(text, p.answer or p.candidates).reason for text, p in zip(texts, puzzles, strict=True)
+        ]
+        self.path, self.start, self.run, self.tokens = path, start, run, tokens
+        self.n, self.legal, self.texts = len(puzzles), sum(legal), texts
+
+    def cells(self, base: Row) -> list[str]:
+        """Return the columns; ``base`` is what the speed is measured by."""
+        speed = self.n / self.run
+        return [
+            self.path,
+            str(self.n),
+            str(self.tokens),
+            f"{self.start:.1f}",
+            f"{self.run:.2f}",
+            f"{speed:.2f}",
+            f"{self.tokens / self.run:.0f}",
+            f"{speed / (base.n / base.run):.1f}",
+            f"{self.legal}/{self.n}",
+        ]
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds something takes, and what it returns."""
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def published(model: str, puzzles: Sequence[Puzzle], max_tokens: int) -> Row:
+    """Answer with a transformers pipeline, one puzzle after the other."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging, pipeline
+
+    logging.set_verbosity_error()  # it warns about the published arguments, once a puzzle
+
+    def start() -> Any:
+        # bfloat16 as published where the processor has it; emulated it would only be slower.
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        return pipeline("text-generation", model=loaded, tokenizer=AutoTokenizer.from_pretrained(model))
+
+    seconds, pipe = timed(start)
+    pad = pipe.tokenizer.eos_token_id
+    generate = pipe.model.generate
+    counts: list[int] = []
+
+    def counted(input_ids: Any, **options: Any) -> Any:
+        ids = generate(input_ids=input_ids, **options)
+        counts.append(ids.shape[1] - input_ids.shape[1])
+        return ids
+
+    pipe.model.generate = counted
+
+    def answer(puzzle: Puzzle) -> tuple[str, int]:
+        found = pipe(messages(puzzle), max_new_tokens=max_tokens, do_sample=False, pad_token_id=pad)
+        return found[0]["generated_text"][-1]["content"], counts[-1]
+
+    with torch.inference_mode():
+        answer(puzzles[0])
+        run, found = timed(lambda: [answer(puzzle) for puzzle in tqdm(puzzles, desc="as published", unit="item")])
+    return Row("transformers pipeline, one at a time (as published)", puzzles, seconds, run, found)
+
+
+def ours(
+    name: str, engine: Engine, start: float, puzzles: Sequence[Puzzle], out: Path, max_tokens: int, watch: Watch | None
+) -> Row:
+    """Answer with ``predict``, constrained if there is a watch for it."""
+    constrain = watch is not None
+    sampling = Sampling(max_tokens=max_tokens)
+    first = out / f"first-{constrain}.jsonl"
+    predict(engine, puzzles[:1], first, sampling=sampling, constrain=constrain, progress=False)
+    target = out / f"all-{constrain}.jsonl"
+    if watch is not None:
+        watch.seconds = 0.0
+    run, done = timed(lambda: predict(engine, puzzles, target, sampling=sampling, constrain=constrain))
+    if done.failed:
+        raise RuntimeError(f"{done.failed} puzzles failed: {dict(done.errors)}")
+    records = read_predictions(target)
+    return Row(name, puzzles, start, run, [(record["prediction"], record["tokens"]) for record in records])
+
+
+class Watch:
+    """Measures the time spent in the logits processor."""
+
+    def __init__(self) -> None:
+        from recipe.cello1.constrained_vllm import MatchingLogitsProcessor
+
+        self.seconds = 0.0
+        for name in ("apply", "update_state"):
+            setattr(MatchingLogitsProcessor, name, self._timed(getattr(MatchingLogitsProcessor, name)))
+
+    def _timed(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return method(*args)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return wrapped
+
+
+def versions() -> str:
+    """Say what was measured on."""
+    parts = [f"Python {platform.python_version()}"]
+    parts += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    return ", ".join([*parts, f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/bench_predict.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="model folder; default: one with random weights is made")
+    parser.add_argument("--data", type=Path, help="puzzles; default: some are made")
+    parser.add_argument("--n", type=int, default=64, help="puzzles (default 64)")
+    parser.add_argument("--max-tokens", type=int, default=160, help="longest answer (default 160)")
+    parser.add_argument("--hidden-size", type=int, default=128, help="of the random model (default 128)")
+    parser.add_argument("--layers", type=int, default=4, help="of the random model (default 4)")
+    args = parser.parse_args(argv)
+    puzzles = (read_dataset(args.data) if args.data else make_puzzles(args.n))[: args.n]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = args.model or make_model(folder / "model", puzzles, args.hidden_size, args.layers)
+        rows = [published(model, puzzles, args.max_tokens)]
+        options = {"max_num_seqs": max(64, args.n)}
+        start, engine = timed(lambda: start_engine("vllm", model, **options))
+        with engine:
+            rows.append(ours("vLLM, `predict`", engine, start, puzzles, folder, args.max_tokens, None))
+        watch = Watch()
+        start, engine = timed(lambda: start_engine("vllm", model, constrained=True, **options))
+        with engine:
+            rows.append(ours("vLLM, `predict --constrain`", engine, start, puzzles, folder, args.max_tokens, watch))
+    table = [COLUMNS, ["---"] + ["---:"] * (len(COLUMNS) - 1), *(row.cells(rows[0]) for row in rows)]
+    print("\n" + "\n".join("| " + " | ".join(line) + " |" for line in table))
+    same = sum(a == b for a, b in zip(rows[0].texts, rows[1].texts, strict=True))
+    constrained, spent = rows[-1], watch.seconds
+    print(
+        f"\nThe free answers of both are the same for {same} of {len(puzzles)} puzzles. The constraint took "
+        f"{spent / constrained.tokens * 1e6:.0f} us per token, {spent / (constrained.run - spent):.1%} of the rest.\n"
+        f"{versions()}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Command-line options of everything that asks a model: which engine, how to ask and how to sample."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from recipe.cello1.engine import ENGINES, Sampling
+from recipe.cello1.prompt import LAYOUTS, VARIANTS
+
+_LORA = ("--lora", str, "folder of a LoRA adapter")
+_DTYPE = ("--dtype", str, "number format; default: the model's own, float32 on CPUs without bfloat16")
+_MAX_LEN = ("--max-model-len", int, "longest prompt and answer together, in tokens")
+# Options of each engine, under the names its class has for them.
+_ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
+    "vllm": (
+        _MAX_LEN,
+        ("--tensor-parallel-size", int, "GPUs that share each layer"),
+        ("--max-num-seqs", int, "most answers in work at a time"),
+        ("--gpu-memory-utilization", float, "share of the GPU's memory to use"),
+        _DTYPE,
+        _LORA,
+    ),
+    "openai": (
+        ("--base-url", str, "address of the API (default: OPENAI_BASE_URL); the key comes from OPENAI_API_KEY"),
+        ("--concurrency", int, "requests under way at a time (default 32)"),
+        ("--timeout", float, "seconds to wait for one answer (default 1200)"),
+        ("--retries", int, "how often to try again (default 6)"),
+    ),
+    "transformers": (_MAX_LEN, _DTYPE, _LORA, ("--batch-size", int, "answers made together (default 16)")),
+}
+
+
+def add_asking(parser: argparse.ArgumentParser, *, samples: int = 1, temperature: float = 0.0) -> None:
+    """Add the options of prompt and sampling.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    samples, temperature
+        Defaults.
+    """
+    group = parser.add_argument_group("prompt and sampling")
+    group.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
+    group.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
+    group.add_argument("--samples", type=int, default=samples, help="answers for each puzzle (default %(default)s)")
+    group.add_argument("--temperature", type=float, default=temperature, help="default %(default)s; 0 is greedy")
+    group.add_argument("--top-p", type=float, default=1.0)
+    group.add_argument("--max-tokens", type=int, default=2048, help="longest answer (default 2048)")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--logprobs", action="store_true", help="record the log-probability of each answer")
+    group.add_argument("--constrain", action="store_true", help="only legal one-to-one matchings can be answered")
+    group.add_argument("--reasoning-budget", type=int, help="with --constrain: most tokens of reasoning")
+
+
+def add_engines(parser: argparse.ArgumentParser) -> None:
+    """Add model, engine and the options of every engine.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    """
+    parser.add_argument("--model", "--llm_name", required=True, help="model folder or name")
+    parser.add_argument("--engine", default="vllm", choices=sorted(ENGINES))
+    parser.add_argument("--num-engines", type=int, default=1, help="engines side by side, as Ray actors (default 1)")
+    known: set[str] = set()
+    for engine, flags in _ENGINE_FLAGS.items():
+        group = parser.add_argument_group(f"engine {engine}")
+        for flag, kind, text in flags:
+            if flag not in known:  # shared by several engines: shown with the first
+                known.add(flag)
+                group.add_argument(flag, type=kind, help=text)
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """Collect the options of sampling.
+
+    Parameters
+    ----------
+    args
+        Parsed arguments.
+
+    Returns
+    -------
+    How to sample.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    """
+    if args.reasoning_budget is not None and not args.constrain:
+        msg = "--reasoning-budget needs --constrain"
+        raise ValueError(msg)
+    return Sampling(args.temperature, args.top_p, args.max_tokens, args.logprobs, args.reasoning_budget)
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Collect the options of the engine.
+
+    Parameters
+    ----------
+    args
+        Parsed arguments.
+
+    Returns
+    -------
+    Keyword arguments of :func:`recipe.cello1.engine.start_engine`.
+
+    Raises
+    ------
+    ValueError
+        If an option of another engine was given.
+    """
+    own = {flag for flag, *_ in _ENGINE_FLAGS[args.engine]}
+    options: dict[str, Any] = {"constrained": True} if args.constrain else {}
+    for flag in dict.fromkeys(flag for flags in _ENGINE_FLAGS.values() for flag, *_ in flags):
+        name = flag[2:].replace("-", "_")
+        if (value := getattr(args, name)) is not None:
+            if flag not in own:
+                msg = f"{flag} does not apply to the engine {args.engine}"
+                raise ValueError(msg)
+            options[name] = value
+    return options

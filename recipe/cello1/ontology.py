@@ -1,0 +1,244 @@
+"""Cell types as terms of the Cell Ontology: what a free-text name means, and how near two names are.
+
+Names are brought to a common form (:func:`normalise`) and looked up among the labels of the terms, then among their
+synonyms; an id (``CL:0000084``) stands for itself. Two terms are
+
+- ``equivalent``: the same term;
+- ``broader`` or ``narrower``: the answer is an ancestor or a descendant of the gold, within a lineage;
+- ``lineage``: both are of the same one of ``LINEAGES``;
+- ``different``: none of this. An ancestor of no lineage ("cell", "motile cell") says nothing and counts as this.
+
+The terms come with the package ``cellxgene-ontology-guide``, without a download.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Any
+
+# Terms whose descendants make a lineage. "hematopoietic" is what is left of it without the two before; dendritic cells
+# are no myeloid cells in the Cell Ontology, though most of them are by descent.
+LINEAGES = {
+    "lymphoid": ("CL:0000542", "CL:0000838"),  # lymphocyte, lymphoid lineage restricted progenitor cell
+    "myeloid": ("CL:0000763", "CL:0000451"),  # myeloid cell, dendritic cell
+    "hematopoietic": ("CL:0000988",),
+    "epithelial": ("CL:0000066",),
+    "endothelial": ("CL:0000115",),
+    "connective tissue": ("CL:0002320",),
+    "muscle": ("CL:0000187",),
+    "neural": ("CL:0002319",),
+    "germ line": ("CL:0000039",),
+}
+
+_GREEK = {"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "epsilon", "κ": "kappa", "μ": "mu"}
+# "CD4+", "CD8-" and "CD4pos": a sign is a word only right after a marker and before the end of a word.
+_SIGNS = (
+    (re.compile(r"(?<=\w)(?:\+|\b pos\b|\bpos\b)(?=[\s,;/)]|$)"), " positive "),
+    (re.compile(r"(?<=[0-9a-z])[-\u2212](?=[\s,;/)]|$)"), " negative "),
+)
+_ID = re.compile(r"CL[:_](\d{7})", re.IGNORECASE)
+_WORD = re.compile(r"[^\W_]+")
+_SAME = {"cells": "cell", "nk": "natural killer", "dc": "dendritic cell", "treg": "regulatory t cell"}
+_NOT_PLURAL = ("ss", "us", "is")
+# Everyday names, in normal form, that the ontology has neither as label nor as synonym.
+_EVERYDAY = {
+    "cd4 positive t cell": "CL:0000624",
+    "cd4 t cell": "CL:0000624",
+    "cd8 positive t cell": "CL:0000625",
+    "cd8 t cell": "CL:0000625",
+    "cd14 monocyte": "CL:0001054",
+    "microglia": "CL:0000129",
+}
+
+
+class Relation(StrEnum):
+    """How an answer relates to the gold."""
+
+    EQUIVALENT = "equivalent"
+    BROADER = "broader"
+    NARROWER = "narrower"
+    LINEAGE = "lineage"
+    DIFFERENT = "different"
+    UNKNOWN = "unknown"  # one of the two is no name that the ontology has
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How an answer relates to the gold.
+
+    Attributes
+    ----------
+    relation
+        See the module.
+    distance
+        Edges between the two terms, through their nearest common ancestor; ``None`` where one is unknown.
+    answer, gold
+        Ids of the terms; empty where unknown.
+    """
+
+    relation: Relation
+    distance: int | None
+    answer: str
+    gold: str
+
+
+def normalise(name: str) -> str:
+    """Bring a name to the form in which names are compared.
+
+    Parameters
+    ----------
+    name
+        A cell type in any usual spelling.
+
+    Returns
+    -------
+    Lower-case words in ASCII as far as may be: ``"CD4+ αβ T-cells"`` becomes ``"cd4 positive alpha beta t cell"``.
+    """
+    text = unicodedata.normalize("NFKD", name.lower())
+    text = "".join(character for character in text if not unicodedata.combining(character))
+    for letter, word in _GREEK.items():
+        text = text.replace(letter, f" {word} ")
+    for pattern, word in _SIGNS:
+        text = pattern.sub(word, text)
+    words = [_SAME.get(word, word) for word in _WORD.findall(text)]
+    if words and len(words[-1]) > 3 and words[-1].endswith("s") and not words[-1].endswith(_NOT_PLURAL):
+        words[-1] = words[-1][:-1]
+    return " ".join(words)
+
+
+class CellOntology:
+    """The terms, and what can be asked of them.
+
+    Parameters
+    ----------
+    terms
+        Id -> ``label``, and as far as there are any ``synonyms`` (list), ``ancestors`` (id -> edges), ``deprecated``
+        and ``replaced_by``.
+    version
+        Name of the release, for reports.
+    """
+
+    def __init__(self, terms: Mapping[str, Mapping[str, Any]], version: str = "") -> None:
+        self.version = version
+        self._terms = terms
+        self._labels: dict[str, str] = {}
+        synonyms: dict[str, set[str]] = {}
+        for term, entry in terms.items():
+            if entry.get("deprecated"):
+                continue
+            self._labels.setdefault(normalise(entry["label"]), term)
+            for synonym in entry.get("synonyms") or ():
+                synonyms.setdefault(normalise(synonym), set()).add(term)
+        # A synonym of several terms names none of them.
+        self._synonyms = {name: next(iter(found)) for name, found in synonyms.items() if len(found) == 1}
+        self._synonyms |= {name: term for name, term in _EVERYDAY.items() if term in terms}
+        self.find = lru_cache(maxsize=1 << 16)(self._find)
+
+    def _find(self, name: str) -> str:
+        """Find the term that a name stands for.
+
+        Parameters
+        ----------
+        name
+            Label, synonym or id.
+
+        Returns
+        -------
+        The id; empty if there is none.
+        """
+        form = normalise(name)
+        if found := self._labels.get(form) or self._synonyms.get(form):
+            return found
+        # Names often leave out "cell", or add it: "natural killer", "monocyte cell".
+        other = form.removesuffix(" cell") if form.endswith(" cell") else f"{form} cell"
+        if found := self._labels.get(other) or self._synonyms.get(other):
+            return found
+        ids = {f"CL:{digits}" for digits in _ID.findall(name)}
+        if len(ids) != 1:
+            return ""
+        term = ids.pop()
+        entry = self._terms.get(term, {})
+        if entry.get("deprecated"):
+            return entry.get("replaced_by") or ""
+        return term if entry else ""
+
+    def label(self, term: str) -> str:
+        """Return the label of a term.
+
+        Parameters
+        ----------
+        term
+            Its id.
+
+        Returns
+        -------
+        The label.
+        """
+        return self._terms[term]["label"]
+
+    def compare(self, answer: str, gold: str) -> Match:
+        """Tell how an answer relates to the gold.
+
+        Parameters
+        ----------
+        answer, gold
+            Names of cell types.
+
+        Returns
+        -------
+        The relation. Names that are the same in normal form are equivalent even if the ontology has none of them.
+        """
+        first, second = self.find(answer), self.find(gold)
+        if not (first and second):
+            same = normalise(answer) == normalise(gold) != ""
+            return Match(Relation.EQUIVALENT if same else Relation.UNKNOWN, 0 if same else None, first, second)
+        above, below = self._upward(first), self._upward(second)
+        common = [above[term] + below[term] for term in above if term in below]
+        distance = min(common) if common else None
+        if first == second:
+            relation = Relation.EQUIVALENT
+        elif first in below and self._lineages(first):
+            relation = Relation.BROADER
+        elif second in above and self._lineages(second):
+            relation = Relation.NARROWER
+        elif self._lineages(first) & self._lineages(second):
+            relation = Relation.LINEAGE
+        else:
+            relation = Relation.DIFFERENT
+        return Match(relation, distance, first, second)
+
+    def _upward(self, term: str) -> dict[str, int]:
+        return {term: 0, **(self._terms[term].get("ancestors") or {})}
+
+    def _lineages(self, term: str) -> set[str]:
+        above = self._upward(term)
+        found = {name for name, roots in LINEAGES.items() if any(root in above for root in roots)}
+        return found - {"hematopoietic"} if found & {"lymphoid", "myeloid"} else found
+
+
+def load_ontology() -> CellOntology:
+    """Load the Cell Ontology that comes with ``cellxgene-ontology-guide``.
+
+    Returns
+    -------
+    The ontology.
+
+    Raises
+    ------
+    ImportError
+        If that package is missing.
+    """
+    try:
+        from cellxgene_ontology_guide.ontology_parser import OntologyParser
+    except ImportError as error:
+        msg = f"the Cell Ontology cannot be read ({error}); install it with pip install cellxgene-ontology-guide"
+        raise ImportError(msg) from error
+    schema = OntologyParser().cxg_schema
+    version = schema.supported_ontologies["CL"]["version"]
+    terms = {term: entry for term, entry in schema.ontology("CL").items() if term.startswith("CL:")}
+    return CellOntology(terms, f"Cell Ontology {version}")

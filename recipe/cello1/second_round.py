@@ -1,0 +1,207 @@
+"""Ask again where the answers to a puzzle disagree: the settled cells are fixed, only the open ones are left.
+
+Takes predictions with several samples for each item, votes, and makes of the cells with little support a smaller puzzle
+without the types that the others have taken. Its answers are kept beside the result, so that an interrupted command
+goes on. Off unless called::
+
+    python -m recipe.cello1.second_round samples.jsonl --data test.json --model MODEL --out voted.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from recipe.cello1.answer import format_answer
+from recipe.cello1.asking import add_asking, add_engines, engine_options, sampling_of
+from recipe.cello1.engine import EngineError, start_engines
+from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import read_predictions, write_items
+from recipe.cello1.voting import (
+    Consensus,
+    consensus,
+    merge_rounds,
+    open_cells,
+    read_answers,
+    second_puzzle,
+    vote_records,
+)
+
+
+class OpenPuzzle:
+    """A puzzle with cells that the votes leave open.
+
+    Parameters
+    ----------
+    index
+        Position of the puzzle in its data set.
+    puzzle
+        The puzzle.
+    found
+        The consensus of the first round.
+    cells
+        The open cells.
+    """
+
+    def __init__(self, index: int, puzzle: Puzzle, found: Consensus, cells: Sequence[int]) -> None:
+        self.index = index
+        self.found = found
+        self.cells = tuple(cells)
+        self.smaller = second_puzzle(puzzle, found, cells)
+
+    def settled(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Close the open cells.
+
+        Parameters
+        ----------
+        texts
+            Answers to the smaller puzzle, at least one.
+
+        Returns
+        -------
+        Keys of a voted record (see :func:`recipe.cello1.voting.vote_records`) that change; nothing if no answer can be
+        used, so that the first round stands.
+        """
+        second = consensus(read_answers(texts, self.smaller.n_cells), self.smaller.candidates, self.smaller.n_cells)
+        if not second.n_used:
+            return {}
+        types = merge_rounds(self.found, self.cells, second.types)
+        details = self.found.cells()
+        for i, cell in zip(self.cells, second.cells(), strict=True):
+            details[i] = cell
+        return {"prediction": format_answer(types), "cells": details, "open_cells": list(self.cells)}
+
+
+def find_open(voted: Sequence[Mapping[str, Any]], puzzles: Sequence[Puzzle], min_support: float) -> list[OpenPuzzle]:
+    """Find the puzzles to ask again.
+
+    Parameters
+    ----------
+    voted
+        What :func:`recipe.cello1.voting.vote_records` returned, rule ``"consensus"``.
+    puzzles
+        The data set.
+    min_support
+        Cells with less support than this are open, 0 to 1.
+
+    Returns
+    -------
+    The puzzles with open cells.
+
+    Raises
+    ------
+    ValueError
+        If ``min_support`` is out of range, or a record is not of the data set.
+    """
+    if not 0 <= min_support <= 1:
+        msg = f"min_support must be between 0 and 1, got {min_support!r}"
+        raise ValueError(msg)
+    found = []
+    for record in voted:
+        if "voted" not in record:  # failures only
+            continue
+        index = record["index"]
+        if not 0 <= index < len(puzzles) or len(record["cells"]) != puzzles[index].n_cells:
+            msg = f"prediction {index} is not of this data set, which has {len(puzzles)} items"
+            raise ValueError(msg)
+        puzzle = puzzles[index]
+        answers = [None if answer is None else tuple(answer) for answer in record["voted"]]
+        first = consensus(answers, puzzle.candidates, puzzle.n_cells)
+        if first.n_used and (cells := open_cells(first, min_support)):
+            found.append(OpenPuzzle(index, puzzle, first, cells))
+    return found
+
+
+def merge(
+    voted: Sequence[Mapping[str, Any]], again: Sequence[OpenPuzzle], records: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Put the answers of the second round in their places.
+
+    Parameters
+    ----------
+    voted
+        The first round.
+    again
+        The puzzles asked again.
+    records
+        Prediction records for their smaller puzzles; error records leave the first round as it was.
+
+    Returns
+    -------
+    The voted records; those that the second round has decided have ``open_cells``.
+    """
+    texts: dict[int, list[str]] = {}
+    for record in records:
+        if "prediction" in record:
+            texts.setdefault(record["index"], []).append(record["prediction"])
+    changes = {puzzle.index: puzzle.settled(texts[i]) for i, puzzle in enumerate(again) if i in texts}
+    return [{**record, **changes.get(record["index"], {})} for record in voted]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe.cello1.second_round", description="Ask again where the answers to a puzzle disagree."
+    )
+    parser.add_argument("predictions", type=Path, help="predictions with several samples for each item")
+    parser.add_argument("--data", required=True, type=Path, help="the puzzles they answer")
+    parser.add_argument("--out", required=True, type=Path, help="voted predictions, .jsonl")
+    parser.add_argument("--min-support", type=float, default=0.75, help="cells with less are open (default 0.75)")
+    add_asking(parser, samples=8, temperature=1.0)
+    add_engines(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments, ``sys.argv`` by default.
+
+    Returns
+    -------
+    0, 1 if some puzzles could not be asked again, 2 if the run could not start.
+    """
+    args = _parser().parse_args(argv)
+    failed = 0
+    try:
+        sampling, options = sampling_of(args), engine_options(args)
+        puzzles = read_dataset(args.data, args.variant)
+        voted = vote_records(read_predictions(args.predictions), variant=args.variant)
+        again = find_open(voted, puzzles, args.min_support)
+        records: list[dict[str, Any]] = []
+        if again:
+            kept = args.out.with_suffix(".round2.jsonl")
+            with start_engines(args.engine, args.model, args.num_engines, **options) as engine:
+                failed = predict(
+                    engine,
+                    [puzzle.smaller for puzzle in again],
+                    kept,
+                    sampling=sampling,
+                    samples=args.samples,
+                    seed=args.seed,
+                    layout=args.prompt_layout,
+                    variant=args.variant,
+                    constrain=args.constrain,
+                ).failed
+            records = read_predictions(kept)
+        merged = merge(voted, again, records)
+        write_items(args.out, merged)
+    except (ValueError, OSError, EngineError) as error:
+        print(f"second_round: {error}", file=sys.stderr)
+        return 2
+    changed = sum("open_cells" in record for record in merged)
+    print(f"second_round: {len(again)} of {len(voted)} puzzles asked again, {changed} settled, in {args.out}")
+    if failed:
+        print(f"second_round: {failed} answers failed; the same command tries them again", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,117 @@
+import pytest
+
+from recipe.cello1.ontology import CellOntology, Relation, load_ontology, normalise
+
+BLOOD, LYMPHOCYTE, T, CD4, B, MYELOID, MONO = (f"CL:000000{i}" for i in range(1, 8))
+ABOVE = {"CL:0000988": 2, "CL:0000000": 3}
+TERMS = {
+    "CL:0000000": {"label": "cell"},
+    "CL:0000988": {"label": "hematopoietic cell", "ancestors": {"CL:0000000": 1}},
+    "CL:0000542": {"label": "lymphocyte", "ancestors": {"CL:0000988": 1, "CL:0000000": 2}},
+    "CL:0000763": {"label": "myeloid cell", "ancestors": {"CL:0000988": 1, "CL:0000000": 2}},
+    "CL:0000084": {
+        "label": "T cell",
+        "synonyms": ["T-lymphocyte", "mature cell"],
+        "ancestors": {"CL:0000542": 1, **ABOVE},
+    },
+    "CL:0000624": {
+        "label": "CD4-positive, alpha-beta T cell",
+        "ancestors": {"CL:0000084": 2, "CL:0000542": 3, "CL:0000988": 4, "CL:0000000": 5},
+    },
+    "CL:0000236": {"label": "B cell", "synonyms": ["mature cell"], "ancestors": {"CL:0000542": 1, **ABOVE}},
+    "CL:0000576": {"label": "monocyte", "ancestors": {"CL:0000763": 1, **ABOVE}},
+    "CL:0000066": {"label": "epithelial cell", "ancestors": {"CL:0000000": 1}},
+    "CL:0000999": {"label": "OBSOLETE monocyte", "deprecated": True, "replaced_by": "CL:0000576"},
+    "CL:0000998": {"label": "OBSOLETE thing", "deprecated": True},
+}
+
+
+@pytest.fixture(scope="module")
+def ontology():
+    return CellOntology(TERMS, "made up")
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        ("CD4+ αβ T-cells", "cd4 positive alpha beta t cell"),
+        ("CD4-positive, alpha-beta T cell", "cd4 positive alpha beta t cell"),
+        ("CD8- T cell", "cd8 negative t cell"),
+        ("  **Naïve** B_cell.", "naive b cell"),
+        ("NK cells", "natural killer cell"),
+        ("Monocytes", "monocyte"),
+        ("thymus", "thymus"),
+        ("B-1a", "b 1a"),
+        ("", ""),
+        ("浆细胞", "浆细胞"),
+    ],
+)
+def test_normal_form(name, form):
+    assert normalise(name) == form
+    assert normalise(form) == form
+
+
+@pytest.mark.parametrize(
+    ("name", "term"),
+    [
+        ("T cell", "CL:0000084"),
+        ("t-lymphocytes", "CL:0000084"),
+        ("T", "CL:0000084"),
+        ("monocyte cell", "CL:0000576"),
+        ("CD4+ T cells", "CL:0000624"),
+        ("CL:0000576", "CL:0000576"),
+        ("the cell is cl_0000576", "CL:0000576"),
+        ("CL:0000999", "CL:0000576"),  # replaced
+        ("CL:0000998", ""),  # withdrawn
+        ("OBSOLETE thing", ""),
+        ("mature cell", ""),  # a synonym of two
+        ("CL:0000576 or CL:0000084", ""),
+        ("CL:9999999", ""),
+        ("gibberish", ""),
+        ("", ""),
+    ],
+)
+def test_find(ontology, name, term):
+    assert ontology.find(name) == term
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "relation", "distance"),
+    [
+        ("T lymphocyte", "T cell", Relation.EQUIVALENT, 0),
+        ("T cell", "CD4+ T cell", Relation.BROADER, 2),
+        ("CD4+ T cell", "T cell", Relation.NARROWER, 2),
+        ("hematopoietic cell", "T cell", Relation.BROADER, 2),
+        ("cell", "T cell", Relation.DIFFERENT, 3),  # true of every cell
+        ("B cell", "T cell", Relation.LINEAGE, 2),
+        ("monocyte", "T cell", Relation.DIFFERENT, 4),
+        ("epithelial cell", "T cell", Relation.DIFFERENT, 4),
+        ("gibberish", "T cell", Relation.UNKNOWN, None),
+        ("T cell", "gibberish", Relation.UNKNOWN, None),
+        ("Gibberish", "gibberish", Relation.EQUIVALENT, 0),
+        ("?", "!", Relation.UNKNOWN, None),
+    ],
+)
+def test_compare(ontology, answer, gold, relation, distance):
+    found = ontology.compare(answer, gold)
+    assert (found.relation, found.distance) == (relation, distance)
+
+
+def test_real_ontology():
+    pytest.importorskip("cellxgene_ontology_guide", reason="cellxgene-ontology-guide is not installed")
+    ontology = load_ontology()
+    assert ontology.version.startswith("Cell Ontology v")
+    assert ontology.label(ontology.find("NK cells")) == "natural killer cell"
+    assert ontology.compare("CD14+ monocyte", "monocyte").relation == Relation.NARROWER
+    assert ontology.compare("monocyte", "dendritic cell").relation == Relation.LINEAGE
+    assert ontology.compare("motile cell", "T cell").relation == Relation.DIFFERENT
+    # Every label of the ontology that is no other term's finds its own term.
+    terms = {term: entry["label"] for term, entry in ontology._terms.items() if not entry.get("deprecated")}
+    lost = [label for term, label in terms.items() if ontology.label(ontology.find(label)) != label]
+    assert len(lost) < 0.02 * len(terms), lost[:20]
+
+
+def test_missing_package(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "cellxgene_ontology_guide.ontology_parser", None)
+    with pytest.raises(ImportError, match="pip install cellxgene-ontology-guide"):
+        load_ontology()

@@ -1,0 +1,128 @@
+import pytest
+
+from recipe.cello1 import second_round as command
+from recipe.cello1.answer import format_answer
+from recipe.cello1.engine import Completion, EngineBase, Failure
+from recipe.cello1.evaluate import evaluate
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import prediction_record, puzzle_to_item, read_items, write_items, write_puzzles
+from recipe.cello1.second_round import find_open, main
+from recipe.cello1.voting import vote_records
+
+ABC = ("a", "b", "c")
+
+
+def puzzle(i):
+    return Puzzle((("G1", f"X{i}"), ("G2",), ("G3",)), ABC, ABC, "Context.", {"tissue": "blood"})
+
+
+PUZZLES = [puzzle(i) for i in range(4)]
+FIRST = {
+    0: [ABC, ABC, ABC],  # settled
+    1: [("a", "c", "b"), ("a", "c", "b"), ABC],  # two cells open, the votes for the wrong way round
+    2: [("b", "a", "c"), ("c", "a", "b"), ("b", "c", "a")],  # wide open
+    3: [None, None, None],  # nothing usable
+}
+
+
+class Engine(EngineBase):
+    """Answers smaller puzzles rightly; those of three cells fail."""
+
+    name, model, fingerprint, constraint = "fake", "m", "", ""
+
+    def __init__(self):
+        self.asked = []
+
+    def generate(self, requests, sampling):
+        for position, request in enumerate(requests):
+            question = request.messages[-1]["content"]
+            self.asked.append(question)
+            if "Cell 3" in question:
+                yield position, Failure("out of memory")
+            else:
+                yield position, Completion(format_answer(("b", "c")), "stop", 5, 5)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    records = [
+        prediction_record(
+            puzzle_to_item(PUZZLES[i]),
+            "?" if types is None else format_answer(types, "because"),
+            index=i,
+            sample=s,
+            finish_reason="stop",
+            tokens=9,
+            engine="fake",
+            sampling={"temperature": 1.0},
+        )
+        for i, answers in FIRST.items()
+        for s, types in enumerate(answers)
+    ]
+    write_items(tmp_path / "samples.jsonl", records)
+    write_puzzles(tmp_path / "data.json", PUZZLES)
+    engine = Engine()
+    monkeypatch.setattr(command, "start_engines", lambda *args, **options: engine)
+
+    def call(*more):
+        flags = ["--data", str(tmp_path / "data.json"), "--model", "m", "--out", str(tmp_path / "voted.jsonl")]
+        return main([str(tmp_path / "samples.jsonl"), *flags, "--samples", "3", *more])
+
+    call.engine, call.folder, call.records = engine, tmp_path, records
+    return call
+
+
+def test_only_open_cells_are_asked_again_and_the_rest_stays(run, capsys):
+    assert run() == 1  # puzzle 2 failed
+    assert "3 answers failed" in capsys.readouterr().err
+    assert len(run.engine.asked) == 6
+    small = run.engine.asked[0]
+    assert "Cell 2: G3" in small
+    assert "Cell 3" not in small
+    assert small.rstrip().splitlines()[-2:] == ["b", "c"]
+    voted = read_items(run.folder / "voted.jsonl")
+    first = vote_records(run.records)
+    assert [record["index"] for record in voted] == [0, 1, 2, 3]
+    assert voted[1]["prediction"] == format_answer(ABC)
+    assert voted[1]["open_cells"] == [1, 2]
+    assert [cell["support"] for cell in voted[1]["cells"]] == [1.0, 1.0, 1.0]
+    assert [voted[i] for i in (0, 2, 3)] == [first[i] for i in (0, 2, 3)]  # untouched
+    exact = [evaluate([r], PUZZLES)["metrics"]["exact_match"]["mean"] for r in (first[1], voted[1])]
+    assert exact == [0, 1]
+
+
+def test_goes_on_where_it_was(run):
+    run()
+    before = len(run.engine.asked)
+    run()
+    assert len(run.engine.asked) == before + 3  # only what failed
+
+
+def test_nothing_open_asks_nobody(run, capsys):
+    assert run("--min-support", "0") == 0
+    assert run.engine.asked == []
+    assert "0 of 4 puzzles asked again" in capsys.readouterr().out
+
+
+def test_find_open():
+    voted = [{"index": 0, "error": "down"}]
+    assert find_open(voted, PUZZLES, 0.5) == []
+    with pytest.raises(ValueError, match="min_support must be between 0 and 1"):
+        find_open(voted, PUZZLES, 2)
+    with pytest.raises(ValueError, match="prediction 9 is not of this data set"):
+        find_open([{"index": 9, "voted": [], "cells": []}], PUZZLES, 0.5)
+
+
+def test_answers_nobody_can_use_leave_the_first_round(run):
+    run.engine.generate = lambda requests, sampling: (
+        (i, Completion("?", "stop", 1, 1)) for i, _ in enumerate(requests)
+    )
+    assert run() == 0
+    assert read_items(run.folder / "voted.jsonl") == vote_records(run.records)
+
+
+def test_bad_options_in_one_line(run, capsys):
+    assert run("--min-support", "7") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("second_round: min_support")
+    assert error.count("\n") == 1
