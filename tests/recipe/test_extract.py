@@ -453,7 +453,7 @@ def test_backed_objects_are_what_is_on_disk(tmp_path, adata):
     [
         ({"variant": "double"}, "variant must be one of"),
         ({"rank_by": "name"}, "--rank-by must be one of"),
-        ({"n_top": 0}, "--n-top must be at least 1"),
+        ({"n_top": 0}, "--top-genes must be at least 1"),
         ({"max_cells": -1}, "--max-cells must be at least 0"),
         ({"min_genes": 60}, "must not be larger than --top-genes"),
         ({"sizes": ()}, "--sizes must be different positive"),

@@ -3,6 +3,7 @@
 ======================  ================================================================================
 ``store``               one h5ad or zarr file: its tables, and where its matrix lies
 ``matrix``              rows of a stored matrix, chosen ones or all, in blocks of bounded size
+``vectors``             the stored arrays that a sparse matrix is made of
 ``gene_filters``        gene names: symbols, excluded genes
 ``selection``           which genes of a cell are listed (top k)
 ``compiled``            how the two before are made fast
