@@ -350,6 +350,16 @@ def test_a_file_that_is_gone(tmp_path):
     assert result.remedy
 
 
+def test_a_failure_that_nobody_foresaw_is_a_bad_file_too(tmp_path, adata, monkeypatch):
+    def fail(*arguments):
+        raise IndexError("17")
+
+    monkeypatch.setattr(extract, "draw", fail)
+    result = run(tmp_path, adata)
+    assert re.fullmatch(r"IndexError in test_extract\.py, line \d+: 17", result.reason)
+    assert "report the error" in result.remedy
+
+
 # --------------------------------------------------------------------------------------------------------- specificity
 
 

@@ -16,8 +16,10 @@
 ``imports``             puzzles that others made: Hub, JSON, JSONL, parquet
 ``identity``            when two cells, donors or puzzles are the same
 ``splits``              train and test sets without leaks, stratified by the number of cells
+``sides``               which side each puzzle goes to
 ``audit``               what train and test share
 ``build``               puzzles to a data set: split, merged and per-file JSON, parquet, manifest
+``options``             the options of the command
 ``outputs``             long lists written to disk, hashes, remote copy
 ======================  ================================================================================
 """
