@@ -795,9 +795,7 @@ def test_audit_needs_every_puzzle(made, tmp_path, capsys):
 # -------------------------------------------------------------------------------------------------------- real puzzles
 
 
-@pytest.mark.skipif(
-    not REAL.exists(), reason=f"third-party {REAL.name} is not here; set CELLO1_SHARED_DATA to its folder"
-)
+@pytest.mark.skipif(not REAL.exists(), reason=f"{REAL.name} is not here; set CELLO1_SHARED_DATA to its folder")
 def test_real_puzzles_come_out_byte_identical_when_their_cells_and_metadata_go_in(tmp_path):
     for number, item in enumerate(json.loads(REAL.read_bytes())):
         real = item_to_puzzle(item)

@@ -1,6 +1,6 @@
-import anndata as ad
 import sys
 
+import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
