@@ -9,8 +9,8 @@ types, 8 donors; log-normalised float32 in CSR form, chunked as anndata has it) 
 - peak memory of a process that makes the puzzles, or lists the genes of every cell, of the first file and of one of
   fifty times the cells.
 
-Each time is the median of several runs; the two sides of a ratio take turns, so that a busy machine slows both. It takes
-some five minutes on two cores; ``--cells 2000`` is a quick try, whose figures mean little.
+Each time is the median of several runs; the two sides of a ratio take turns, so that a busy machine slows both. It
+takes some five minutes on two cores; ``--cells 2000`` is a quick try, whose figures mean little.
 """
 
 from __future__ import annotations
