@@ -52,7 +52,7 @@ N_DONORS = 8
 BASE_CELLS = 2_000  # different cells; longer files repeat them, which costs a reader the same
 READ_ROWS = 1_000
 N_PUZZLES = 320
-DISK = 500_000  # bytes on disk for each of --cells, at most: 15 times as many cells uncompressed, 61 times compressed
+DISK = 500_000  # bytes on disk for each of --cells, at most: 11 times as many cells uncompressed, 61 times compressed
 
 
 def chunk_length(n_values: int) -> int:

@@ -48,6 +48,8 @@ from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.records import atomic_write, dumps
 
+_SHOWN = 20  # items that cannot be read are printed up to this number
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
@@ -95,9 +97,11 @@ def _prepare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         named = {source.split for source in sources}
         default_split, about = "given" if {"train", "test"} <= named else "donor", {}
     split = args.split or default_split
-    found = build(sources, args.out, settings, plan_of(args, split), {**about, "failures": failures})
-    for failure in failures:
+    for failure in failures[:_SHOWN]:
         print(f"bad   {failure}")
+    if len(failures) > _SHOWN:
+        print(f"bad   and {len(failures) - _SHOWN:,} more")
+    found = build(sources, args.out, settings, plan_of(args, split), {**about, "failures": failures})
     return _finish(args, found, bool(failures))
 
 
@@ -116,7 +120,8 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Seq
         msg = "--split given is for puzzle files whose names say train and test; choose another for expression files"
         raise ValueError(msg)
     workers = args.workers or default_workers(len(files))
-    threads = args.threads or max(1, cpu_count() // workers)
+    # The machines of a cluster may have fewer processors than this one, and then a task would wait for ever.
+    threads = args.threads or (1 if args.ray_address else max(1, cpu_count() // workers))
     jobs = [_job(path, name, settings, threads, args) for path, name in files]
     results = _process(jobs, args, workers)
     bad = [result for result in results if result.reason]

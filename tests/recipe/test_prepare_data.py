@@ -734,6 +734,16 @@ def test_items_that_cannot_be_read(made, tmp_path, capsys):
     assert manifest(tmp_path / "out")["failures"][0].startswith("train.json: item 5")
 
 
+def test_when_no_item_can_be_read_the_reasons_are_shown(made, tmp_path, capsys):
+    items = [{"user_msg": f"x{number}", "assistant_msg": "a"} for number in range(30)]
+    (tmp_path / "train.json").write_text(json.dumps(items))
+    assert run(tmp_path, "--out", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("bad   train.json: item") == 20
+    assert "and 10 more" in captured.out
+    assert "there are no puzzles" in captured.err
+
+
 def test_from_hub(made, tmp_path, monkeypatch):
     import datasets
 

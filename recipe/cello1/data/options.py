@@ -152,7 +152,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
 
     group = parser.add_argument_group("running")
     group.add_argument("--workers", type=int, help="processes (default: one for each file, at most the processors)")
-    group.add_argument("--threads", type=int, help="threads a file is read with (default: what the workers leave)")
+    group.add_argument("--threads", type=int, help="threads for each file (default: what the workers leave; on Ray 1)")
     group.add_argument(
         "--ray-address", help="work on a Ray cluster: auto, local, or ray://HOST:PORT; it must see the same folders"
     )
