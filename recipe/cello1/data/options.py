@@ -114,10 +114,11 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="REGEX",
-        help=f"leave out genes whose symbol it is found in, or one of the sets: {', '.join(GENE_SETS)}; repeatable",
+        help="leave out genes whose symbol it is found in, in any case; or the name of a set: "
+        f"{', '.join(GENE_SETS)} (mitochondrial, ribosomal, MALAT1 and the like); repeatable",
     )
     group.add_argument(
-        "--exclude-types", action="append", default=[], metavar="REGEX", help="leave out types it fits; repeatable"
+        "--exclude-types", action="append", default=[], metavar="REGEX", help="leave out types that it fits as a whole; repeatable"
     )
     group.add_argument(
         "--rank-by",
@@ -130,8 +131,9 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--split",
         choices=SPLIT_MODES,
-        help="what is never on both sides; puzzle: only the puzzles themselves, as published; given: as the names of "
-        "the puzzle files say (default donor; given for --from-hub, and where file names speak of train and test)",
+        help="what is never on both sides, cells besides; dataset and tissue: donors neither, unless they link all; "
+        "puzzle: only the puzzles themselves, as published; given: as the names of the puzzle files say (default "
+        "donor; given for --from-hub, and where file names speak of train and test)",
     )
     group.add_argument("--max-test", type=int, default=plan.max_test, help="test puzzles at most (%(default)s)")
     group.add_argument(
@@ -144,7 +146,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument("--fail-on-leak", action="store_true", help="exit with 1 if train and test share anything")
 
     group = parser.add_argument_group("output")
-    group.add_argument("--layout", choices=LAYOUTS, default=plan.layout, help="prompt layout in the parquet files")
+    group.add_argument("--layout", choices=LAYOUTS, default=plan.layout, help="prompt layout in the parquet (%(default)s)")
     group.add_argument(
         "--raw", action="store_true", help=f"also write {RECORDS}/ (a record for each cell) and train_raw files"
     )
