@@ -9,8 +9,8 @@ and writes
 - ``manifest.json``, last: versions, settings, counts, notes, what became of each file, hashes
 
 The same seed gives the same bytes, whatever the number of workers. Started again with the same DIR, a run goes on where
-it was stopped. Exit code 1: something could not be used (it is listed, with a remedy; --skip-bad makes it 0), or train and
-test share something and --fail-on-leak is given.
+it was stopped. Exit code 1: something could not be used (it is listed, with a remedy; --skip-bad makes it 0), or
+train and test share something and --fail-on-leak is given.
 
 ``python -m recipe.cello1.prepare_data --from-hub ncbi/CellPuzzles --out DIR`` does it for a published data set, and
 ``prepare_data train.json test.json --out DIR`` for local files in that form (JSON, JSONL, parquet).

@@ -118,7 +118,11 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         f"{', '.join(GENE_SETS)} (mitochondrial, ribosomal, MALAT1 and the like); repeatable",
     )
     group.add_argument(
-        "--exclude-types", action="append", default=[], metavar="REGEX", help="leave out types that it fits as a whole; repeatable"
+        "--exclude-types",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="leave out types it fits as a whole; repeatable",
     )
     group.add_argument(
         "--rank-by",
@@ -146,7 +150,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument("--fail-on-leak", action="store_true", help="exit with 1 if train and test share anything")
 
     group = parser.add_argument_group("output")
-    group.add_argument("--layout", choices=LAYOUTS, default=plan.layout, help="prompt layout in the parquet (%(default)s)")
+    group.add_argument("--layout", choices=LAYOUTS, default=plan.layout, help="prompt layout for verl (%(default)s)")
     group.add_argument(
         "--raw", action="store_true", help=f"also write {RECORDS}/ (a record for each cell) and train_raw files"
     )
