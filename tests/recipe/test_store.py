@@ -117,6 +117,7 @@ def test_an_index_with_a_mask(tmp_path):
             group.attrs.update({"encoding-type": "nullable-string-array", "encoding-version": "0.1.0"})
             for key, found in (("values", values), ("mask", np.zeros(len(values), dtype=bool))):
                 group[key] = found
+            group["values"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     with Store(path) as store:
         assert store.n_obs == 4
         assert store.cell_ids(np.array([1, 3])) == ["donor-cell1", "donor-cell3"]
