@@ -1,14 +1,16 @@
 """How fast cells and puzzles are made, against merely reading the file, and how much memory that takes.
 
 ``python benchmarks/bench_data.py`` makes its own CELLxGENE-like files (30,000 genes, about 2,000 non-zeros a cell, 20
-types, 8 donors; log-normalised float32 in CSR form, chunked as anndata has it) in a temporary folder, which takes some
-7 GB, and prints
+types, 8 donors; log-normalised float32 in CSR form, chunked as anndata has it) in a temporary folder, which takes up to
+10 GB and is removed, and prints one Markdown table:
 
-- whole file: listing the top 50 genes of every cell, against reading X in row chunks with h5py;
-- puzzles: the 8 x 40 puzzles of a file, against reading it whole;
-- memory: the peak of the process that makes the puzzles of a small and a large file.
+- top 50 genes of every cell of a file, against reading X in row chunks with h5py;
+- the 8 x 40 puzzles of a file of ten times the cells, against reading X as a whole with h5py;
+- peak memory of a process that makes the puzzles, or lists the genes of every cell, of the first file and of one of
+  fifty times the cells.
 
-Each time is the median of several; the two sides of a ratio take turns in one run, so that a busy machine slows both.
+Each time is the median of several runs; the two sides of a ratio take turns, so that a busy machine slows both. It
+takes some five minutes on two cores; ``--cells 2000`` is a quick try, whose figures mean little.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import json
 import os
 import platform
 import resource
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,10 +37,13 @@ import pandas as pd
 from anndata.io import write_elem
 from tqdm import tqdm
 
-from recipe.cello1.data import matrix
-from recipe.cello1.data.extract import CellReader, Job, process_file
-from recipe.cello1.data.settings import Settings
-from recipe.cello1.data.store import Store
+ROOT = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, ROOT)  # so that it runs without being installed
+
+from recipe.cello1.data import vectors  # noqa: E402
+from recipe.cello1.data.extract import CellReader, Job, process_file  # noqa: E402
+from recipe.cello1.data.settings import Settings  # noqa: E402
+from recipe.cello1.data.store import Store  # noqa: E402
 
 N_GENES = 30_000
 NONZEROS = 2_000
@@ -44,6 +51,8 @@ N_TYPES = 20
 N_DONORS = 8
 BASE_CELLS = 2_000  # different cells; longer files repeat them, which costs a reader the same
 READ_ROWS = 1_000
+N_PUZZLES = 320
+DISK = 500_000  # bytes on disk for each of --cells, at most: 11 times as many cells uncompressed, 61 times compressed
 
 
 def chunk_length(n_values: int) -> int:
@@ -144,8 +153,8 @@ def extract_all(path: Path, threads: int) -> None:
 def make_puzzles(path: Path, threads: int) -> None:
     """Make the puzzles of a file."""
     result = process_file(Job(str(path), "bench", "", Settings(), threads))
-    if result.reason or len(result.puzzles) != 320:
-        msg = f"expected 320 puzzles, got {len(result.puzzles)} ({result.reason})"
+    if result.reason or len(result.puzzles) != N_PUZZLES:
+        msg = f"expected {N_PUZZLES} puzzles, got {len(result.puzzles)} ({result.reason})"
         raise RuntimeError(msg)
 
 
@@ -160,90 +169,116 @@ def alternate(repeats: int, *functions: Callable[[], None]) -> list[float]:
     return [statistics.median(found) for found in times]
 
 
-def peak_memory(path: Path, threads: int, out: Path) -> float:
-    """Run the whole command on a file; returns the peak of its process in MiB."""
-    command = [sys.executable, __file__, "--measure", str(path), "--threads", str(threads), "--folder", str(out)]
-    result = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": ROOT})
+def peak_memory(path: Path, threads: int, what: str) -> float:
+    """Work on a file in a process of its own; returns its peak in MiB."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as out:
+        command = [sys.executable, __file__, "--measure", what, "--threads", str(threads), str(path), out]
+        result = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return float(result.stdout.split()[-1])
 
 
-ROOT = str(Path(__file__).parents[1])
+def measure(what: str, path: str, out: str, threads: int) -> int:
+    """Make a data set of a file, or list the genes of all its cells; prints the peak memory of this process in MiB."""
+    if what == "cells":
+        extract_all(Path(path), threads)
+    else:
+        from recipe.cello1 import prepare_data
 
-
-def measure(path: str, threads: int, out: str) -> int:
-    """Make a data set, and print the peak memory of this process in MiB."""
-    from recipe.cello1 import prepare_data
-
-    # Split by puzzle: the files repeat their cells under other donors.
-    arguments = [path, "--out", out, "--fresh", "--quiet", "--workers", "1", "--split", "puzzle"]
-    arguments += ["--threads", str(threads)]
-    status = prepare_data.main(arguments)
+        # Split by puzzle: the files repeat their cells under other donors.
+        arguments = [path, "--out", out, "--quiet", "--workers", "1", "--threads", str(threads), "--split", "puzzle"]
+        if status := prepare_data.main(arguments):
+            return status
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    return status
+    return 0
 
 
 def main() -> int:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--small", type=int, default=20_000, help="cells of the whole-file runs (%(default)s)")
-    parser.add_argument("--medium", type=int, default=200_000, help="cells of the puzzle run (%(default)s)")
-    parser.add_argument("--large", type=int, default=1_000_000, help="cells of the memory run, 0: none (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").replace("``", ""), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--cells", type=int, default=20_000, help="cells of the first file (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="times each is measured (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads (%(default)s)")
-    parser.add_argument("--folder", help="where to make the files; kept there (default: a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="make the files here and keep them (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=("cells", "puzzles"), help=argparse.SUPPRESS)
+    parser.add_argument("own", nargs="*", help=argparse.SUPPRESS)  # file and folder of --measure
     args = parser.parse_args()
     if args.measure:
-        return measure(args.measure, args.threads, args.folder)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(args.folder or temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        figures = run(folder, args)
+        return measure(args.measure, *args.own, args.threads)
+    if args.cells < BASE_CELLS or args.cells % BASE_CELLS:
+        parser.error(f"--cells must be a multiple of {BASE_CELLS:,}, got {args.cells:,}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the temporary folder is removed
+    if args.folder:
+        args.folder.mkdir(parents=True, exist_ok=True)
+        rows = run(args.folder, args, keep=True)
+    else:
+        with tempfile.TemporaryDirectory(prefix="bench_data_") as temporary:
+            rows = run(Path(temporary), args, keep=False)
+    caption = f"{len(os.sched_getaffinity(0))} processors, {args.threads} threads, {vectors.inflate.__name__}"
+    print(f"| {caption}, Python {platform.python_version()} | h5py reads X | this | ratio | wanted | met |")
+    print("| --- | ---: | ---: | ---: | ---: | --- |")
+    for row in rows:
+        print(f"| {row['what']} | {row['h5py']} | {row['this']} | {row['ratio']} | {row['wanted']} | {row['met']} |")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
 
 
-def run(folder: Path, args: argparse.Namespace) -> dict[str, float | str]:
-    """Make the files, measure and print."""
-    figures: dict[str, float | str] = {
-        "python": platform.python_version(),
-        "processors": os.cpu_count() or 0,
-        "threads": args.threads,
-        "inflate": matrix.inflate.__name__,
-    }
-    print(f"{figures['processors']} processors, {args.threads} threads, gzip by {figures['inflate']}")
-    for compression, name in (("gzip", "gzip"), (None, "uncompressed")):
-        path = make_file(folder / f"small_{name}.h5ad", args.small, compression)
+def run(folder: Path, args: argparse.Namespace, keep: bool) -> list[dict[str, str]]:
+    """Make the files and measure; returns the rows of the table."""
+    if (free := shutil.disk_usage(folder).free) < DISK * args.cells:
+        msg = (
+            f"{folder} has {free / 1e9:.1f} GB free, {DISK * args.cells / 1e9:.1f} GB are needed; name another --folder"
+        )
+        raise SystemExit(msg)
+    few, many, most = args.cells, 10 * args.cells, 50 * args.cells
+    rows = []
+
+    def file(n_cells: int, compression: str | None) -> Path:
+        return make_file(folder / f"{n_cells}_{compression or 'uncompressed'}.h5ad", n_cells, compression)
+
+    def done(path: Path) -> None:
+        if not keep:
+            path.unlink()
+
+    for compression, wanted in (("gzip", 0.9), (None, 0.5)):
+        path = file(few, compression)
         extract_all(path, args.threads)  # compiles
         read, ours = alternate(
             args.repeats, lambda path=path: read_with_h5py(path), lambda path=path: extract_all(path, args.threads)
         )
-        megabytes = args.small * NONZEROS * 8 / 1e6
-        figures[f"whole_file_{name}_ratio"] = read / ours
-        print(
-            f"whole file, {name:12}: h5py reads {args.small / read:8,.0f} cells/s ({megabytes / read:5,.0f} MB/s), "
-            f"top 50 of {args.small / ours:8,.0f} cells/s ({megabytes / ours:5,.0f} MB/s): ratio {read / ours:.2f}"
-        )
-    for compression, name in (("gzip", "gzip"), (None, "uncompressed")):
-        path = make_file(folder / f"medium_{name}.h5ad", args.medium, compression)
+        what = f"top 50 genes of {few:,} cells, {compression or 'uncompressed'}"
+        speeds = f"{few / read:,.0f} cells/s", f"{few / ours:,.0f} cells/s"
+        rows.append(row_of(what, *speeds, f"{read / ours:.2f}", f">= {wanted}", read / ours >= wanted))
+        if compression is None:
+            done(path)
+    for compression in ("gzip", None):
+        path = file(many, compression)
         read, ours = alternate(
             args.repeats, lambda path=path: read_with_h5py(path), lambda path=path: make_puzzles(path, args.threads)
         )
-        figures[f"puzzles_{name}_share"] = ours / read
-        print(
-            f"320 puzzles of {args.medium:,} cells, {name:12}: {ours:6.2f} s, "
-            f"{100 * ours / read:.1f}% of the {read:.2f} s that h5py reads the file"
-        )
-        if name == "uncompressed":
-            path.unlink()
-    for n_cells in (args.small, args.large):
-        if n_cells:
-            path = make_file(folder / (f"{'small' if n_cells == args.small else 'large'}_gzip.h5ad"), n_cells, "gzip")
-            figures[f"memory_{n_cells}"] = peak = peak_memory(path, args.threads, folder / "out")
-            print(f"peak memory, {n_cells:9,} cells: {peak:,.0f} MiB")
-    return figures
+        what = f"{N_PUZZLES} puzzles of {many:,} cells, {compression or 'uncompressed'}"
+        # On an uncompressed file reading takes next to nothing, so that the bound is for the form CELLxGENE has.
+        bound = ("< 10%", ours / read < 0.1) if compression else ("", None)
+        rows.append(row_of(what, f"{read:.2f} s", f"{ours:.2f} s", f"{100 * ours / read:.1f}%", *bound))
+        done(path)
+    for n_cells in (few, most):
+        path = file(n_cells, "gzip")
+        for what in ("puzzles", "cells"):
+            name = f"{N_PUZZLES} puzzles" if what == "puzzles" else "top 50 genes"
+            peak = peak_memory(path, args.threads, what)
+            text = f"peak memory, {name} of {n_cells:,} cells, gzip"
+            rows.append(row_of(text, "", f"{peak:,.0f} MiB", "", "< 1,024 MiB", peak < 1024))
+        done(path)
+    return rows
+
+
+def row_of(what: str, read: str, ours: str, ratio: str, wanted: str, met: bool | None) -> dict[str, str]:
+    """Make a row of the table."""
+    word = "" if met is None else "yes" if met else "**no**"
+    return {"what": what, "h5py": read, "this": ours, "ratio": ratio, "wanted": wanted, "met": word}
 
 
 if __name__ == "__main__":

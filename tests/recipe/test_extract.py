@@ -350,6 +350,16 @@ def test_a_file_that_is_gone(tmp_path):
     assert result.remedy
 
 
+def test_a_failure_that_nobody_foresaw_is_a_bad_file_too(tmp_path, adata, monkeypatch):
+    def fail(*arguments):
+        raise IndexError("17")
+
+    monkeypatch.setattr(extract, "draw", fail)
+    result = run(tmp_path, adata)
+    assert re.fullmatch(r"IndexError in test_extract\.py, line \d+: 17", result.reason)
+    assert "report the error" in result.remedy
+
+
 # --------------------------------------------------------------------------------------------------------- specificity
 
 
@@ -453,7 +463,7 @@ def test_backed_objects_are_what_is_on_disk(tmp_path, adata):
     [
         ({"variant": "double"}, "variant must be one of"),
         ({"rank_by": "name"}, "--rank-by must be one of"),
-        ({"n_top": 0}, "--n-top must be at least 1"),
+        ({"n_top": 0}, "--top-genes must be at least 1"),
         ({"max_cells": -1}, "--max-cells must be at least 0"),
         ({"min_genes": 60}, "must not be larger than --top-genes"),
         ({"sizes": ()}, "--sizes must be different positive"),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recipe.cello1.data import matrix as module
+from recipe.cello1.data import vectors
 from recipe.cello1.data.matrix import map_blocks, open_matrix
 from recipe.cello1.data.store import BadFileError, Store
 
@@ -67,6 +68,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "DENSE_ENTRIES", 5 * G)
     monkeypatch.setattr(module, "CSC_ENTRIES", 200)
     monkeypatch.setattr(module, "CSC_STEP", 70)
+    monkeypatch.setattr(vectors, "SPAN", 40)
 
 
 def check(path, dense, threads=1):
@@ -197,9 +199,9 @@ def test_only_the_chunks_of_chosen_rows_are_read(tmp_path, monkeypatch):
             del file["X"][name]
             file["X"].create_dataset(name, data=getattr(csr, name), chunks=(5 * per_row,), compression="gzip")
     read = []
-    inflate = module.RawVector._inflate
+    inflate = vectors.RawVector._inflate
     monkeypatch.setattr(
-        module.RawVector, "_inflate", lambda self, number, n: read.append((number, n)) or inflate(self, number, n)
+        vectors.RawVector, "_inflate", lambda self, number, n: read.append((number, n)) or inflate(self, number, n)
     )
     with Store(path) as store:
         rows_of(store, np.array([0, 1, 203]))
@@ -313,3 +315,21 @@ def test_an_error_in_a_thread_is_raised(tmp_path, dense):
 
     with Store(path) as store, pytest.raises(BadFileError, match="no; yes"):
         list(map_blocks(open_matrix(store.matrix(), store.file), fail, None, 4))
+
+
+def test_chosen_rows_of_large_chunks_are_read_in_spans_of_bounded_size():
+    class Recorder:
+        """A stored array of one chunk, as zarr makes them for a million cells."""
+
+        dtype, shape, chunks = np.dtype("float32"), (1000,), (1000,)
+        spans: list[int] = []
+
+        def __getitem__(self, part):
+            self.spans.append(part.stop - part.start)
+            return np.arange(part.start, part.stop, dtype="float32")
+
+    starts = np.arange(0, 1000, 15)
+    found = vectors.open_vector(Recorder(), None).gather(starts, starts + 5)
+    np.testing.assert_array_equal(found, (starts[:, None] + np.arange(5)).ravel())
+    assert max(Recorder.spans) <= vectors.SPAN
+    assert len(Recorder.spans) < len(starts)

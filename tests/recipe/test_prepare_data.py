@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import scipy.sparse as sp
 from recipe.cello1 import prepare_data
 from recipe.cello1.answer import format_answer
 from recipe.cello1.cells import top_genes
-from recipe.cello1.data import parallel
+from recipe.cello1.data import options, parallel
 from recipe.cello1.data.extract import FileResult, Job, process_file
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.prompt import VARIANTS, messages, render_user
@@ -26,7 +27,8 @@ from recipe.cello1.scoring import score_answer
 from tests.recipe.toy_h5ad import toy_adata, write
 
 ROOT = Path(__file__).parents[2]
-REAL = ROOT.parent / "shared" / "data" / "cellpuzzles_unseen_melanoma.json"
+SHARED = Path(os.environ.get("CELLO1_SHARED_DATA") or ROOT.parent / "shared" / "data")
+REAL = SHARED / "cellpuzzles_unseen_melanoma.json"
 FEW = ["--sizes", "3-4", "--per-size", "10", "--quiet", "--workers", "1"]
 
 
@@ -332,10 +334,11 @@ def spoil(root: Path) -> dict[str, str]:
     return expected
 
 
-def test_a_folder_with_everything_that_may_be_wrong(tmp_path, capsys):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_folder_with_everything_that_may_be_wrong(tmp_path, capsys, workers):
     root, out = tmp_path / "in", tmp_path / "out"
     expected = spoil(root)
-    assert run(root, "--out", out, *FEW) == 1
+    assert run(root, "--out", out, *FEW, "--workers", workers) == 1
     captured = capsys.readouterr()
     assert "--skip-bad" in captured.err
     entries = {entry["name"]: entry for entry in manifest(out)["inputs"]}
@@ -483,6 +486,36 @@ def test_splits_by_group(folder, tmp_path, split):
         assert any("left_out.json" in note for note in manifest(tmp_path)["notes"])
 
 
+def two_tissues(folder: Path, donors: dict[str, list[int]]) -> Path:
+    """One file whose donors are in the tissues that are said."""
+    adata = toy_adata(n_cells=900, n_donors=len({d for own in donors.values() for d in own}))
+    where = {d: [tissue for tissue, own in donors.items() if d in own] for own in donors.values() for d in own}
+    numbers = adata.obs["donor_id"].astype(str).str.removeprefix("donor").astype(int)
+    adata.obs["tissue"] = [where[d][i % len(where[d])] for i, d in enumerate(numbers.tolist())]
+    adata.obs["batch"] = adata.obs["tissue"]  # so that each puzzle is of one
+    return write(adata, folder / "a.h5ad")
+
+
+def test_by_tissue_no_donor_is_on_both_sides_either(tmp_path):
+    path = two_tissues(tmp_path, {"lung": [0, 1, 2], "blood": [2, 3], "skin": [4], "liver": [5]})
+    build(path, tmp_path / "out", "--split", "tissue", "--sizes", "3", "--fail-on-leak")
+    for side, other in (("train", "test"), ("test", "train")):
+        tissues = {p.meta["tissue"] for p in read_puzzles(tmp_path / "out" / side / f"{side}_data.json")}
+        others = {p.meta["tissue"] for p in read_puzzles(tmp_path / "out" / other / f"{other}_data.json")}
+        assert not {"lung", "blood"} & tissues or not {"lung", "blood"} & others
+
+
+def test_donors_that_link_all_tissues_are_on_both_sides_and_that_is_said(tmp_path, capsys):
+    path = two_tissues(tmp_path, {"lung": [0, 1, 2], "blood": [0, 1, 2]})
+    build(path, tmp_path / "out", "--split", "tissue", "--sizes", "3")
+    assert "every tissue is linked to every other by donors" in manifest(tmp_path / "out")["notes"][0]
+    leaks = manifest(tmp_path / "out")["leaks"]["train/test"]
+    assert leaks["donors"]["shared"] > 0
+    assert leaks["cells"]["shared"] == 0
+    assert "note  every tissue" in capsys.readouterr().out
+    assert run(path, "--out", tmp_path / "out", *FEW, "--sizes", "3", "--split", "tissue", "--fail-on-leak") == 1
+
+
 def test_split_by_puzzle_leaks_and_says_so(folder, tmp_path, capsys):
     build(folder, tmp_path, "--split", "puzzle")
     leaks = manifest(tmp_path)["leaks"]["train/test"]
@@ -544,8 +577,10 @@ def test_copy_to(folder, tmp_path):
     assert {name: hashlib.sha256(value).hexdigest() for name, value in copied.items()} == content(tmp_path / "out")
 
 
-@pytest.mark.parametrize("url", ["nonsense://a", "file:///dev/null/a"])
-def test_copy_to_a_place_that_is_none(folder, tmp_path, capsys, url):
+@pytest.mark.parametrize("url", ["nonsense://a", "file:///dev/null/a", "hdfs://nowhere/a"])
+def test_copy_to_a_place_that_is_none(folder, tmp_path, capsys, monkeypatch, url):
+    monkeypatch.setenv("ARROW_LIBHDFS_DIR", str(tmp_path))  # as on a machine without Hadoop
+    monkeypatch.delenv("HADOOP_HOME", raising=False)
     assert run(folder, "--out", tmp_path, *FEW, "--copy-to", url) == 1
     assert f"--copy-to {url}" in capsys.readouterr().err
 
@@ -578,6 +613,8 @@ def test_zarr_and_several_inputs(folder, tmp_path):
         (["IN", "IN"], "would both be called"),
         (["IN", "--split", "given"], "--split given is for puzzle files"),
         (["PUZZLES", "--raw"], "--raw needs expression files"),
+        (["PUZZLES", "--top-genes", "9", "--workers", "1"], "--top-genes, --workers needs expression files"),
+        (["--from-hub", "a/b", "--exclude-genes", "x"], "--exclude-genes needs expression files"),
         (["IN", "--max-test", "0"], "--max-test must be at least 1"),
         (["IN", "--workers", "0"], "--workers must be at least 1"),
         (["IN", "--threads", "0"], "--threads must be at least 1"),
@@ -599,14 +636,14 @@ def test_refusals(folder, made, tmp_path, capsys, arguments, match):
     assert error.startswith("error: ")
 
 
-@pytest.mark.parametrize("sizes", ["a", "3-", "8-x", "", "-3"])
+@pytest.mark.parametrize("sizes", ["a", "3-", "8-x", "", "-3", "15-8", "3,9-8"])
 def test_sizes_that_are_none(sizes):
     with pytest.raises(SystemExit):
         run("x", "--out", "y", f"--sizes={sizes}")
 
 
 def test_sizes():
-    assert prepare_data._sizes("8-10,12, 14") == (8, 9, 10, 12, 14)
+    assert options.sizes("8-10,12, 14") == (8, 9, 10, 12, 14)
 
 
 def test_help_names_every_option_and_runs_as_documented():
@@ -617,11 +654,34 @@ def test_help_names_every_option_and_runs_as_documented():
         text=True,
         check=True,
     )
-    for action in prepare_data._parser()._actions:
+    for action in options.make_parser("")._actions:
         assert action.help
         for option in action.option_strings:
             assert option in result.stdout
     assert "audit TRAIN TEST" in result.stdout
+
+
+def test_every_option_is_used_in_a_test():
+    text = Path(__file__).read_text(encoding="utf-8")
+    for parser in (options.make_parser(""), options.make_audit_parser()):
+        for action in parser._actions:
+            for option in action.option_strings:
+                assert option in ("-h", "--help") or f'"{option}"' in text, option
+
+
+def test_the_lines_of_the_readme_are_commands():
+    text = (ROOT / "recipe" / "cello1" / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    prefix = "python -m recipe.cello1.prepare_data "
+    lines = [line.partition("#")[0] for line in text.splitlines() if line.startswith(prefix)]
+    assert len(lines) >= 4
+    for line in lines:
+        arguments = shlex.split(line.removeprefix(prefix))
+        if arguments[0] == "audit":
+            assert options.make_audit_parser().parse_args(arguments[1:]).train
+        else:
+            args = options.make_parser("").parse_args(arguments)
+            options.check(args)
+            options.settings_of(args)
 
 
 # --------------------------------------------------------------------------------------------------- published puzzles
@@ -674,6 +734,16 @@ def test_items_that_cannot_be_read(made, tmp_path, capsys):
     assert manifest(tmp_path / "out")["failures"][0].startswith("train.json: item 5")
 
 
+def test_when_no_item_can_be_read_the_reasons_are_shown(made, tmp_path, capsys):
+    items = [{"user_msg": f"x{number}", "assistant_msg": "a"} for number in range(30)]
+    (tmp_path / "train.json").write_text(json.dumps(items))
+    assert run(tmp_path, "--out", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert captured.out.count("bad   train.json: item") == 20
+    assert "and 10 more" in captured.out
+    assert "there are no puzzles" in captured.err
+
+
 def test_from_hub(made, tmp_path, monkeypatch):
     import datasets
 
@@ -688,7 +758,16 @@ def test_from_hub(made, tmp_path, monkeypatch):
 
 def test_from_hub_offline(tmp_path, capsys):
     assert run("--from-hub", "ncbi/CellPuzzles", "--out", tmp_path / "out") == 1
-    assert "give their folder instead" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("error: --from-hub ncbi/CellPuzzles: the data set cannot be loaded")
+    assert "give their folder instead" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_without_the_package_for_the_hub(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert run("--from-hub", "ncbi/CellPuzzles", "--out", tmp_path / "out") == 1
+    assert "the package datasets is not installed" in capsys.readouterr().err
 
 
 # --------------------------------------------------------------------------------------------------------------- audit
@@ -726,7 +805,7 @@ def test_audit_needs_every_puzzle(made, tmp_path, capsys):
 # -------------------------------------------------------------------------------------------------------- real puzzles
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="the two real puzzles are not here")
+@pytest.mark.skipif(not REAL.exists(), reason=f"{REAL.name} is not here; set CELLO1_SHARED_DATA to its folder")
 def test_real_puzzles_come_out_byte_identical_when_their_cells_and_metadata_go_in(tmp_path):
     for number, item in enumerate(json.loads(REAL.read_bytes())):
         real = item_to_puzzle(item)

@@ -1,3 +1,5 @@
+import sys
+
 import anndata as ad
 import h5py
 import numpy as np
@@ -104,6 +106,24 @@ def test_names_are_read_in_blocks(tmp_path, monkeypatch):
         assert store.cell_ids(np.array([], dtype=int)) == []
 
 
+def test_an_index_with_a_mask(tmp_path):
+    path = write(toy_adata(n_cells=4), tmp_path / "a.h5ad")
+    with h5py.File(path, "a") as file:
+        for table in ("obs", "var"):
+            name = file[table].attrs["_index"]
+            values = file[table][name][:]
+            del file[table][name]
+            group = file[table].create_group(name)
+            group.attrs.update({"encoding-type": "nullable-string-array", "encoding-version": "0.1.0"})
+            for key, found in (("values", values), ("mask", np.zeros(len(values), dtype=bool))):
+                group[key] = found
+            group["values"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    with Store(path) as store:
+        assert store.n_obs == 4
+        assert store.cell_ids(np.array([1, 3])) == ["donor-cell1", "donor-cell3"]
+        assert store.gene_names("index")[0] == "ENSG00000000000"
+
+
 def test_categories_as_anndata_0_7_wrote_them(tmp_path):
     path = write(toy_adata(n_cells=10), tmp_path / "a.h5ad")
     with h5py.File(path, "a") as file:
@@ -128,6 +148,12 @@ def test_files_that_cannot_be_opened(tmp_path):
     (tmp_path / "b.zarr").mkdir()
     with pytest.raises(BadFileError, match="zarr store cannot be read"):
         Store(tmp_path / "b.zarr")
+
+
+def test_without_the_package_for_zarr(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(BadFileError, match="zarr is not installed; pip install zarr"):
+        Store(tmp_path / "a.zarr")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """CELLxGENE-like files of a few cells: one seeded generator for every test of the data pipeline."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -61,9 +60,3 @@ def write(adata: ad.AnnData, path: Path, **options) -> Path:
     else:
         adata.write_h5ad(path, **options)
     return path
-
-
-def spoiled(change: Callable[[ad.AnnData], ad.AnnData | None], **options) -> ad.AnnData:
-    """A toy with something wrong with it."""
-    adata = toy_adata(**options)
-    return change(adata) or adata

@@ -3,6 +3,7 @@
 ======================  ================================================================================
 ``store``               one h5ad or zarr file: its tables, and where its matrix lies
 ``matrix``              rows of a stored matrix, chosen ones or all, in blocks of bounded size
+``vectors``             the stored arrays that a sparse matrix is made of
 ``gene_filters``        gene names: symbols, excluded genes
 ``selection``           which genes of a cell are listed (top k)
 ``compiled``            how the two before are made fast
@@ -15,8 +16,10 @@
 ``imports``             puzzles that others made: Hub, JSON, JSONL, parquet
 ``identity``            when two cells, donors or puzzles are the same
 ``splits``              train and test sets without leaks, stratified by the number of cells
+``sides``               which side each puzzle goes to
 ``audit``               what train and test share
 ``build``               puzzles to a data set: split, merged and per-file JSON, parquet, manifest
+``options``             the options of the command
 ``outputs``             long lists written to disk, hashes, remote copy
 ======================  ================================================================================
 """

@@ -7,7 +7,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,17 @@ import numpy as np
 
 from recipe.cello1.answer import join_types
 from recipe.cello1.data.audit import Audit, audit
-from recipe.cello1.data.identity import (
-    VALUE_SEPARATOR,
-    Fingerprint,
-    all_have_ids,
-    cell_keys,
-    fingerprint_of,
-)
+from recipe.cello1.data.identity import VALUE_SEPARATOR, fingerprint_of
 from recipe.cello1.data.outputs import JsonListWriter, sha256
 from recipe.cello1.data.settings import Settings
-from recipe.cello1.data.splits import MAX_TEST, MIN_PER_STRATUM, split_puzzles
-from recipe.cello1.prompt import Layout, render_user
+from recipe.cello1.data.sides import LEFT_OUT, Plan, decide_sides
+from recipe.cello1.prompt import render_user
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import atomic_write, dumps, puzzle_to_item
 from recipe.cello1.rl_parquet import write_rl_parquet
 
 MANIFEST = "manifest.json"
 AUDIT = "leak_audit.json"
-LEFT_OUT = "left_out"
-SPLIT_MODES = ("donor", "dataset", "tissue", "puzzle", "given")
 _RL_SIDES = ("train", "val", "test")
 _PACKAGES = ("numpy", "scipy", "numba", "h5py", "anndata", "zarr", "pyarrow")
 
@@ -62,35 +54,6 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How the data set is put together.
-
-    Attributes
-    ----------
-    split
-        One of ``SPLIT_MODES``.
-    max_test, min_per_size
-        Test puzzles at most, and of each number of cells at least.
-    val_size
-        Validation puzzles taken from the training side, 0 for none.
-    drop_overlap
-        Whether test puzzles that share a cell with training are left out.
-    layout
-        Prompt layout of the RL rows.
-    raw
-        Whether to write the training puzzles in the published raw form, too.
-    """
-
-    split: str = "donor"
-    max_test: int = MAX_TEST
-    min_per_size: int = MIN_PER_STRATUM
-    val_size: int = 0
-    drop_overlap: bool = False
-    layout: Layout = "system"
-    raw: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class DataSet:
     """What was built.
 
@@ -110,7 +73,6 @@ class DataSet:
     audits: Mapping[str, Audit]
     files: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    manifest: Mapping[str, Any] = field(default_factory=dict)
 
 
 def build(
@@ -153,7 +115,7 @@ def build(
     if not flat:
         msg = "there are no puzzles; see the notes on each file"
         raise ValueError(msg)
-    sides, notes = _sides(sources, known, flat, settings, plan)
+    sides, notes = decide_sides([(source.name, source.split) for source in sources], known, settings, plan)
     before = _written_before(out)
     (out / MANIFEST).unlink(missing_ok=True)  # what it describes is about to change
 
@@ -197,7 +159,7 @@ def build(
     for name in sorted(before - set(files)):
         (out / name).unlink(missing_ok=True)
     atomic_write(out / MANIFEST, dumps(manifest, 1) + "\n")
-    return DataSet(counts, audits, (*sorted(files), MANIFEST), tuple(notes), manifest)
+    return DataSet(counts, audits, (*sorted(files), MANIFEST), tuple(notes))
 
 
 def versions() -> dict[str, str]:
@@ -217,101 +179,6 @@ def _written_before(out: Path) -> set[str]:
         return set(json.loads((out / MANIFEST).read_bytes())["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return set()
-
-
-# ------------------------------------------------------------------------------------------------------------ sides
-
-
-def _sides(
-    sources: Sequence[Source],
-    known: Sequence[Sequence[Fingerprint]],
-    flat: Sequence[Fingerprint],
-    settings: Settings,
-    plan: Plan,
-) -> tuple[list[np.ndarray], list[str]]:
-    """Decide the side of each puzzle: for each source an array of names."""
-    notes: list[str] = []
-    if plan.split == "given":
-        side = _given_sides(sources, known)
-    else:
-        side = np.full(len(flat), "train", dtype=object)
-        keys = _keys(flat, plan.split)
-        found = split_puzzles(
-            [puzzle.n_cells for puzzle in flat],
-            keys,
-            rng=settings.rng("split"),
-            max_test=plan.max_test,
-            min_per_stratum=plan.min_per_size,
-        )
-        side[found.test], side[found.left_out] = "test", LEFT_OUT
-        wanted = sum(found.quotas.values())
-        if len(found.test) < wanted:
-            notes.append(
-                f"the test set has {len(found.test):,} of the {wanted:,} puzzles wanted: its groups are too large"
-            )
-        if len(found.left_out):
-            notes.append(
-                f"{len(found.left_out):,} puzzles of the test groups are more than the test set takes: they are in "
-                f"{LEFT_OUT}.json, and must not be trained on"
-            )
-    if plan.drop_overlap:
-        notes += _drop_overlap(flat, side)
-    if plan.val_size:
-        rows = np.flatnonzero(side == "train")
-        own = [flat[row] for row in rows.tolist()]
-        mode = "puzzle" if plan.split == "given" else plan.split
-        found = split_puzzles(
-            [puzzle.n_cells for puzzle in own],
-            _keys(own, mode),
-            rng=settings.rng("val"),
-            max_test=plan.val_size,
-            min_per_stratum=1,
-        )
-        side[rows[found.test]], side[rows[found.left_out]] = "val", LEFT_OUT
-    return np.split(side, np.cumsum([len(own) for own in known])[:-1]), notes
-
-
-def _given_sides(sources: Sequence[Source], known: Sequence[Sequence[Fingerprint]]) -> np.ndarray:
-    nameless = [source.name for source in sources if not source.split]
-    if nameless:
-        msg = (
-            f"--split given: the name of {nameless[0]!r} does not say train, test, val or reasoning; rename it, or "
-            "choose another --split"
-        )
-        raise ValueError(msg)
-    return np.array([source.split for source, own in zip(sources, known, strict=True) for _ in own], dtype=object)
-
-
-def _keys(puzzles: Sequence[Fingerprint], mode: str) -> list[np.ndarray] | None:
-    """List what must not be on both sides: donors, data sets or tissues, and cells in any case."""
-    if mode == "puzzle":
-        return None
-    have_ids = all_have_ids(puzzles)
-    groups = {
-        "donor": lambda puzzle: [] if puzzle.donor is None else [puzzle.donor],
-        "dataset": lambda puzzle: [] if puzzle.dataset is None else [puzzle.dataset],
-        "tissue": lambda puzzle: puzzle.tissues,
-    }[mode]
-    found = [np.array(groups(puzzle), dtype=np.uint64) for puzzle in puzzles]
-    if missing := sum(len(own) == 0 for own in found):
-        msg = f"--split {mode}: {missing:,} of {len(found):,} puzzles do not say their {mode}; choose another --split"
-        raise ValueError(msg)
-    return [np.concatenate([own, cell_keys(puzzle, have_ids)]) for own, puzzle in zip(found, puzzles, strict=True)]
-
-
-def _drop_overlap(flat: Sequence[Fingerprint], side: np.ndarray) -> list[str]:
-    """Take test puzzles that share a cell with any other side out of the test set; changes ``side``."""
-    have_ids = all_have_ids(flat)
-    others = [cell_keys(flat[row], have_ids) for row in np.flatnonzero(~np.isin(side, ["test", LEFT_OUT])).tolist()]
-    known = np.unique(np.concatenate([np.empty(0, np.uint64), *others]))
-    rows = [
-        row for row in np.flatnonzero(side == "test").tolist() if np.isin(cell_keys(flat[row], have_ids), known).any()
-    ]
-    side[rows] = LEFT_OUT
-    if not (side == "test").any():
-        msg = "--drop-overlap leaves no test puzzles: every one shares a cell with training; choose another --split"
-        raise ValueError(msg)
-    return [f"{len(rows):,} test puzzles that share a cell with training are left out"] if rows else []
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

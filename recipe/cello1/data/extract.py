@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -139,6 +140,10 @@ def process_file(job: Job, progress: Progress | None = None) -> FileResult:
         return FileResult(job.name, reason=error.reason, remedy=error.remedy)
     except OSError as error:  # permissions, a network drive that went away
         return FileResult(job.name, reason=f"it cannot be read ({error})", remedy="check the file and its folder")
+    except Exception as error:  # one file that nobody foresaw must not stop the others; it is listed as bad
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}: {error}"
+        return FileResult(job.name, reason=reason, remedy="write it anew with anndata; if that fails, report the error")
 
 
 def _process(store: Store, job: Job, progress: Progress, known: dict[str, Any]) -> FileResult:
@@ -374,7 +379,7 @@ def _write_records(store: Store, job: Job, table: Table, reader: CellReader) -> 
     """Write one record for each cell of the pool, in the published form; returns how many."""
     metadata = _Metadata(store, job)
     ids = store.cell_ids(table.pool)
-    with JsonListWriter(job.records or "") as writer:
+    with JsonListWriter(job.records or "", indent=None) as writer:
         for (row, genes), name in zip(reader.read(table.pool), ids, strict=True):
             if len(genes) < job.settings.min_genes:
                 continue

@@ -1,15 +1,11 @@
 """Rows of a stored expression matrix, chosen ones or all of them, in blocks of bounded size.
 
-A matrix in CSR form is read row by row as it lies. Its gzip chunks are decompressed here rather than by HDF5, which
-does it one at a time: several threads can, and a chunk of which only the beginning is wanted is decompressed only so
-far. A dense matrix is read in bands of rows. One in CSC form has to be gone through as a whole for any rows, and is
-turned into CSR piece by piece.
+A matrix in CSR form is read row by row as it lies, a dense one in bands of rows. One in CSC form has to be gone through
+as a whole for any rows, and is turned into CSR piece by piece.
 """
 
 from __future__ import annotations
 
-import os
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,16 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Protocol, TypeVar
 
-import h5py
 import numpy as np
 
 from recipe.cello1.data.compiled import compiled
-from recipe.cello1.data.store import BadFileError, reading
-
-try:  # decompresses two to three times as fast; same interface
-    from isal import isal_zlib as inflate
-except ImportError:
-    inflate = zlib
+from recipe.cello1.data.store import DAMAGED, BadFileError, reading
+from recipe.cello1.data.vectors import open_vector
 
 BLOCK_ENTRIES = 2_000_000  # stored values in a block: 16 MB for float32 with int32 indices
 DENSE_ENTRIES = 8_000_000  # values in a block of a dense matrix
@@ -36,8 +27,6 @@ CSC_STEP = 4_000_000  # values of a CSC matrix that are read at once
 ROWS_AT_ONCE = 256  # chosen rows in a block
 MEMORY = 400_000_000  # bytes that the blocks being read may take together: decides how many threads are used
 
-_DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
-_DAMAGED = "the file is damaged: fetch or write it again"
 T = TypeVar("T")
 
 
@@ -159,168 +148,6 @@ def _read_and_apply(plan: Plan, function: Callable[[Block], T]) -> T:
     return function(plan())
 
 
-# ------------------------------------------------------------------------------------------------ one stored vector
-
-
-class Vector(Protocol):
-    """A stored 1-dimensional array."""
-
-    dtype: np.dtype
-
-    def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """Read the ranges, ascending and without overlap, one after the other into one array."""
-
-
-def open_vector(array: Any, file: BinaryIO | None) -> Vector:
-    """Choose how to read a stored vector: by its raw chunks where that is possible, else through its library."""
-    if file is not None and (chunks := _chunk_table(array)) is not None:
-        return RawVector(array, chunks, file)
-    return SlicedVector(array)
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunks:
-    """Where the chunks of a dataset lie: address and stored size in bytes of each, and how they were filtered."""
-
-    length: int
-    address: np.ndarray
-    size: np.ndarray
-    deflate: bool
-    shuffle: bool
-
-
-def _chunk_table(dataset: h5py.Dataset) -> _Chunks | None:
-    """Return the chunks of a dataset, or ``None`` where only HDF5 itself can read it (other filters, remote files)."""
-    file = dataset.file
-    plain = dataset.dtype.kind in "biuf" and dataset.dtype.fields is None and dataset.size > 0
-    if not plain or file.driver != "sec2" or file.userblock_size or dataset.is_virtual or dataset.external:
-        return None
-    if dataset.chunks is None:
-        offset = dataset.id.get_offset()
-        if offset is None:  # compact
-            return None
-        stored = np.array([dataset.size * dataset.dtype.itemsize])
-        return _Chunks(dataset.size, np.array([offset]), stored, deflate=False, shuffle=False)
-    properties = dataset.id.get_create_plist()
-    filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
-    if filters not in ([], [_DEFLATE], [_SHUFFLE, _DEFLATE]):
-        return None
-    length = dataset.chunks[0]
-    address = np.zeros(-(-dataset.size // length), dtype=np.int64)
-    size = np.zeros_like(address)
-    skipped = False
-
-    def note(chunk: Any) -> None:
-        nonlocal skipped
-        skipped |= chunk.filter_mask != 0
-        number = chunk.chunk_offset[0] // length
-        if number < len(address):
-            address[number], size[number] = chunk.byte_offset, chunk.size
-
-    with reading("the chunk index"):
-        dataset.id.chunk_iter(note)
-    if skipped or not size.all():  # a chunk without filters, or one never written
-        return None
-    return _Chunks(length, address, size, _DEFLATE in filters, _SHUFFLE in filters)
-
-
-class RawVector:
-    """A vector of an HDF5 file on disk, read by its raw chunks; any number of threads may read at the same time."""
-
-    def __init__(self, dataset: h5py.Dataset, chunks: _Chunks, file: BinaryIO) -> None:
-        self.dtype = dataset.dtype.newbyteorder("=")
-        self._stored = dataset.dtype
-        self._chunks = chunks
-        self._file = file
-
-    def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """Read the ranges one after the other into one array."""
-        out = np.empty(int((stops - starts).sum()), dtype=self._stored)
-        if self._chunks.deflate:
-            self._gather_deflated(starts, stops, out)
-        else:
-            self._gather_plain(starts, stops, out)
-        return out.astype(self.dtype, copy=False)
-
-    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Cut a range at the chunk borders: chunk number, beginning and end inside the chunk."""
-        length = self._chunks.length
-        while start < stop:
-            number, first = divmod(start, length)
-            last = min(first + stop - start, length)
-            yield number, first, last
-            start += last - first
-
-    def _gather_plain(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
-        width = self._stored.itemsize
-        view = memoryview(out).cast("B") if len(out) else memoryview(b"")
-        position = 0
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            for number, first, last in self._pieces(start, stop):
-                part = view[position * width : (position + last - first) * width]
-                address = int(self._chunks.address[number]) + first * width
-                while len(part):
-                    got = os.preadv(self._file.fileno(), [part], address)
-                    if not got:
-                        raise BadFileError("it ends before its matrix does", _DAMAGED)
-                    part, address = part[got:], address + got
-                position += last - first
-
-    def _gather_deflated(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
-        wanted: dict[int, list[tuple[int, int, int]]] = {}
-        position = 0
-        for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            for number, first, last in self._pieces(start, stop):
-                wanted.setdefault(number, []).append((first, last, position))
-                position += last - first
-        for number, parts in wanted.items():
-            values = self._inflate(number, parts[-1][1])
-            for first, last, position in parts:
-                out[position : position + last - first] = values[first:last]
-
-    def _inflate(self, number: int, n_values: int) -> np.ndarray:
-        """Decompress the first values of a chunk."""
-        chunks, width = self._chunks, self._stored.itemsize
-        size = int(chunks.size[number])
-        stored = os.pread(self._file.fileno(), size, int(chunks.address[number]))
-        whole = chunks.length * width
-        try:
-            if chunks.shuffle or n_values == chunks.length:
-                raw = inflate.decompress(stored, bufsize=whole)
-            else:
-                raw = inflate.decompressobj().decompress(stored, n_values * width)
-        except (zlib.error, inflate.error) as error:
-            raise BadFileError(f"a compressed chunk of its matrix cannot be read ({error})", _DAMAGED) from error
-        if len(stored) < size or len(raw) < n_values * width:
-            raise BadFileError("it ends before its matrix does", _DAMAGED)
-        if chunks.shuffle:
-            raw = np.frombuffer(raw, np.uint8, whole).reshape(width, chunks.length).T.tobytes()
-        return np.frombuffer(raw, self._stored, n_values)
-
-
-class SlicedVector:
-    """A vector read through its library: zarr, and HDF5 with filters other than gzip."""
-
-    def __init__(self, array: Any) -> None:
-        self._array = array
-        self.dtype = np.dtype(array.dtype).newbyteorder("=")
-        self._gap = array.chunks[0] if getattr(array, "chunks", None) else 1024
-
-    def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """Read the ranges one after the other into one array."""
-        if len(starts) == 0:
-            return np.empty(0, dtype=self.dtype)
-        parts = []
-        # Ranges that share a chunk are read as one.
-        cuts = np.flatnonzero(starts[1:] - stops[:-1] > self._gap) + 1
-        with reading("the matrix"):
-            for group in np.split(np.arange(len(starts)), cuts):
-                first = int(starts[group[0]])
-                span = self._array[first : int(stops[group[-1]])]
-                parts += [span[starts[i] - first : stops[i] - first] for i in group.tolist()]
-        return np.concatenate(parts).astype(self.dtype, copy=False)
-
-
 # --------------------------------------------------------------------------------------------------------- matrices
 
 
@@ -338,7 +165,7 @@ class _Sparse:
         lengths = np.diff(self.indptr)
         major = shape[isinstance(self, CscMatrix)]
         if len(lengths) != major or self.indptr[0] != 0 or (lengths < 0).any() or self.indptr[-1] > n_values:
-            raise BadFileError("the row pointers of its sparse matrix are wrong", _DAMAGED)
+            raise BadFileError("the row pointers of its sparse matrix are wrong", DAMAGED)
 
     def read(self, starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read values and indices of some ranges."""
@@ -424,7 +251,7 @@ class CscMatrix(_Sparse):
 
     def _check_rows(self, indices: np.ndarray) -> None:
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.shape[0]:
-            raise BadFileError("its sparse matrix names rows that it does not have", _DAMAGED)
+            raise BadFileError("its sparse matrix names rows that it does not have", DAMAGED)
 
 
 def _working_type(dtype: np.dtype) -> np.dtype:

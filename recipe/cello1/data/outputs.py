@@ -18,16 +18,19 @@ _PIECE = 1 << 20
 class JsonListWriter:
     """Writes a ``.json`` list item by item, whole or not at all; a context manager.
 
-    The bytes are those of :func:`recipe.cello1.records.write_items`.
+    The bytes are those of :func:`recipe.cello1.records.write_items`, unless ``indent`` says otherwise.
 
     Parameters
     ----------
     path
         The file; missing folders are made. It appears when the context is left without an error.
+    indent
+        Indentation of the items. ``None``: one item a line, which is ten times as fast.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, indent: int | None = 2) -> None:
         self.path = Path(path)
+        self._indent = indent
         self.count = 0
         self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
         self._file: IO[bytes] | None = None
@@ -52,7 +55,7 @@ class JsonListWriter:
         """
         assert self._file is not None, "use the writer as a context manager"
         try:
-            text = dumps(item, 2)
+            text = dumps(item, self._indent)
         except ValueError as error:
             msg = f"{self.path}: item {self.count} {error}"
             raise ValueError(msg) from error
@@ -116,7 +119,7 @@ def copy_out(folder: str | Path, names: Iterable[str], url: str) -> list[str]:
 
     try:
         system, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, OSError) as error:
         msg = f"--copy-to {url} cannot be used ({error}); the library for this kind of storage may not be installed"
         raise ValueError(msg) from None
     copied = []

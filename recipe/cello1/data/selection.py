@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from recipe.cello1.data.compiled import compiled
 from recipe.cello1.data.gene_filters import GeneTable
 from recipe.cello1.data.matrix import Block
-from recipe.cello1.data.store import BadFileError
+from recipe.cello1.data.store import DAMAGED, BadFileError
 
 _UNORDERED, _NEGATIVE, _NOT_FINITE, _NO_COLUMN = 1, 2, 3, 4
 
@@ -78,7 +78,7 @@ def _refuse(status: int, row: int) -> None:
         )
     raise BadFileError(
         f"its sparse matrix names a gene that it does not have in row {row} or near it",
-        "the file is damaged: fetch or write it again",
+        DAMAGED,
     )
 
 

@@ -79,9 +79,11 @@ class Settings:
         if self.rank_by not in RANKS:
             msg = f"--rank-by must be one of {', '.join(RANKS)}, got {self.rank_by!r}"
             raise ValueError(msg)
-        for name, least in (("seed", 0), ("per_size", 0), ("max_cells", 0), ("n_top", 1), ("min_genes", 1)):
+        limits = {"seed": 0, "per_size": 0, "max_cells": 0, "n_top": 1, "min_genes": 1}
+        for name, least in limits.items():
             if getattr(self, name) < least:
-                msg = f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}"
+                option = "top-genes" if name == "n_top" else name.replace("_", "-")
+                msg = f"--{option} must be at least {least}, got {getattr(self, name)}"
                 raise ValueError(msg)
         if self.min_genes > self.n_top:
             msg = f"--min-genes ({self.min_genes}) must not be larger than --top-genes ({self.n_top})"

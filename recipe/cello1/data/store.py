@@ -21,6 +21,7 @@ from recipe.cello1.context import clean_value
 
 SUFFIXES = (".h5ad", ".zarr")
 INDEX = "index"  # as a column name: the index of the table
+DAMAGED = "the file is damaged: fetch or write it again"
 _NAME_BLOCK = 100_000
 
 
@@ -59,7 +60,7 @@ def reading(what: str) -> Iterator[None]:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py and zarr raise any of these
         text = " ".join(str(error).split())
-        raise BadFileError(f"{what} cannot be read ({text})", "the file is damaged: fetch or write it again") from error
+        raise BadFileError(f"{what} cannot be read ({text})", DAMAGED) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +140,10 @@ class Store:
         self.path = Path(path)
         self.file: BinaryIO | None = None  # the same file for raw chunks
         if self.path.suffix == ".zarr":
-            import zarr
-
+            try:
+                import zarr
+            except ImportError:
+                raise BadFileError("the package zarr is not installed", "pip install zarr, or write h5ad") from None
             with reading("the zarr store"):
                 self.root = zarr.open_group(str(self.path), mode="r")
         else:
@@ -181,7 +184,9 @@ class Store:
 
     def _index(self, table: str) -> Any:
         group = self.root[table]
-        return group[str(group.attrs.get("_index", "_index"))]
+        index = group[str(group.attrs.get("_index", "_index"))]
+        # Text that may be missing is stored as values and mask; in an index none is.
+        return index["values"] if hasattr(index, "keys") else index
 
     def columns(self, table: str = "obs") -> tuple[str, ...]:
         """Return the names of a table's columns, without the index.

@@ -1,0 +1,300 @@
+"""The options of ``python -m recipe.cello1.prepare_data``, and what they come to."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from recipe.cello1.data.context_table import load_context_table
+from recipe.cello1.data.gene_filters import GENE_SETS
+from recipe.cello1.data.settings import RANKS, Settings
+from recipe.cello1.data.sides import SPLIT_MODES, Plan
+from recipe.cello1.prompt import LAYOUTS
+
+RECORDS = "cells"  # folder of the cell records
+_FOR_EXPRESSION = (
+    *("sizes", "per_size", "max_cells", "top_genes", "min_genes", "suspension", "type_column", "donor_column"),
+    *("batch_column", "gene_column", "layer", "use_raw", "context_table", "exclude_genes", "exclude_types", "rank_by"),
+    *("raw", "workers", "threads", "ray_address", "fresh"),
+)
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Read a list of sizes.
+
+    Parameters
+    ----------
+    text
+        Numbers and ranges: ``8-15``, or ``8,10,12``.
+
+    Returns
+    -------
+    The sizes in this order.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If it is none.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            msg = f"{text!r} is no list of sizes; write 8-15, or 8,10,12"
+            raise argparse.ArgumentTypeError(msg)
+        inside = range(int(first), int(last if dash else first) + 1)
+        if not inside:
+            msg = f"{text!r}: {part.strip()} goes down; write {last}-{first}"
+            raise argparse.ArgumentTypeError(msg)
+        found += inside
+    return tuple(found)
+
+
+def make_parser(about: str) -> argparse.ArgumentParser:
+    """Describe the command.
+
+    Parameters
+    ----------
+    about
+        What it does: a summary, an empty line, and the rest.
+
+    Returns
+    -------
+    The parser.
+    """
+    default, plan = Settings(), Plan()
+    summary, _, rest = about.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe.cello1.prepare_data",
+        description=summary,
+        epilog=rest.replace("``", ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="folder of .h5ad/.zarr, such files, or puzzle files or their folder"
+    )
+    parser.add_argument("--from-hub", metavar="ID", help="take the puzzles of this Hub data set, e.g. ncbi/CellPuzzles")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the output")
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything drawn (default %(default)s)")
+
+    group = parser.add_argument_group("puzzles")
+    group.add_argument("--task", choices=("batch", "single"), default="batch", help="N cells a puzzle, or one")
+    group.add_argument(
+        "--candidates", choices=("given", "open"), default="given", help="list the types to choose from, or ask openly"
+    )
+    group.add_argument("--sizes", type=sizes, help="cells in a puzzle (default 8-15), e.g. 3-5 or 8,10,12")
+    group.add_argument(
+        "--per-size", type=int, help="puzzles of each size and file; 0: one a cell (default 40; 0 with --task single)"
+    )
+    group.add_argument(
+        "--max-cells", type=int, default=default.max_cells, help="cells of a file to draw from, 0 for all (%(default)s)"
+    )
+    group.add_argument("--top-genes", type=int, default=default.n_top, help="genes listed for a cell (%(default)s)")
+    group.add_argument(
+        "--min-genes", type=int, default=default.min_genes, help="leave out cells that express fewer (%(default)s)"
+    )
+
+    group = parser.add_argument_group("what is read")
+    group.add_argument(
+        "--suspension", default=default.suspension, help="suspension_type of the cells, or 'any' (%(default)s)"
+    )
+    for name, what in (("type", "cell type"), ("donor", "donor"), ("batch", "batch, used where a file has it")):
+        option = f"{name}_column"
+        group.add_argument(
+            f"--{name}-column", default=getattr(default, option), help=f"column of obs: {what} (%(default)s)"
+        )
+    group.add_argument(
+        "--gene-column", default=default.gene_column, help="column of var with symbols, or 'index' (%(default)s)"
+    )
+    group.add_argument("--layer", help="read this layer instead of X")
+    group.add_argument("--use-raw", action="store_true", help="read raw instead of X")
+    group.add_argument("--context-table", help="YAML with more context fields; see config/context_example.yaml")
+    group.add_argument(
+        "--exclude-genes",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="leave out genes whose symbol it is found in, in any case; or the name of a set: "
+        f"{', '.join(GENE_SETS)} (mitochondrial, ribosomal, MALAT1 and the like); repeatable",
+    )
+    group.add_argument(
+        "--exclude-types",
+        action="append",
+        default=[],
+        metavar="REGEX",
+        help="leave out types it fits as a whole; repeatable",
+    )
+    group.add_argument(
+        "--rank-by",
+        choices=RANKS,
+        default=default.rank_by,
+        help="list genes by expression, or by expression against the file's mean (reads the whole file)",
+    )
+
+    group = parser.add_argument_group("train and test")
+    group.add_argument(
+        "--split",
+        choices=SPLIT_MODES,
+        help="what is never on both sides, cells besides; dataset and tissue: donors neither, unless they link all; "
+        "puzzle: only the puzzles themselves, as published; given: as the names of the puzzle files say (default "
+        "donor; given for --from-hub, and where file names speak of train and test)",
+    )
+    group.add_argument("--max-test", type=int, default=plan.max_test, help="test puzzles at most (%(default)s)")
+    group.add_argument(
+        "--min-test-per-size", type=int, default=plan.min_per_size, help="of each size at least (%(default)s)"
+    )
+    group.add_argument("--val-size", type=int, default=0, help="validation puzzles to take from training (0)")
+    group.add_argument(
+        "--drop-overlap", action="store_true", help="leave out test puzzles that share a cell with training"
+    )
+    group.add_argument("--fail-on-leak", action="store_true", help="exit with 1 if train and test share anything")
+
+    group = parser.add_argument_group("output")
+    group.add_argument("--layout", choices=LAYOUTS, default=plan.layout, help="prompt layout for verl (%(default)s)")
+    group.add_argument(
+        "--raw", action="store_true", help=f"also write {RECORDS}/ (a record for each cell) and train_raw files"
+    )
+    group.add_argument("--copy-to", metavar="URL", help="copy the output there through fsspec, e.g. hdfs://host/data")
+
+    group = parser.add_argument_group("running")
+    group.add_argument("--workers", type=int, help="processes (default: one for each file, at most the processors)")
+    group.add_argument("--threads", type=int, help="threads for each file (default: what the workers leave; on Ray 1)")
+    group.add_argument(
+        "--ray-address", help="work on a Ray cluster: auto, local, or ray://HOST:PORT; it must see the same folders"
+    )
+    group.add_argument("--skip-bad", action="store_true", help="exit with 0 though files could not be used")
+    group.add_argument("--fresh", action="store_true", help="do every file again, though it was done before")
+    group.add_argument("--quiet", action="store_true", help="no progress bars")
+    return parser
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """Return what puzzles are wanted.
+
+    Parameters
+    ----------
+    args
+        Parsed arguments.
+
+    Returns
+    -------
+    The settings.
+
+    Raises
+    ------
+    ValueError
+        If they make no sense.
+    """
+    single = args.task == "single"
+    if single and args.sizes not in (None, (1,)):
+        msg = f"--sizes {','.join(map(str, args.sizes))} does not go with --task single, which has one cell a puzzle"
+        raise ValueError(msg)
+    return Settings(
+        seed=args.seed,
+        variant=args.task + ("_open" if args.candidates == "open" else ""),
+        sizes=(1,) if single else args.sizes or Settings().sizes,
+        per_size=args.per_size if args.per_size is not None else 0 if single else Settings().per_size,
+        max_cells=args.max_cells,
+        n_top=args.top_genes,
+        min_genes=args.min_genes,
+        suspension=args.suspension,
+        type_column=args.type_column,
+        donor_column=args.donor_column,
+        batch_column=args.batch_column,
+        gene_column=args.gene_column,
+        layer=args.layer,
+        use_raw=args.use_raw,
+        exclude_genes=tuple(args.exclude_genes),
+        exclude_types=tuple(args.exclude_types),
+        rank_by=args.rank_by,
+        context=load_context_table(args.context_table),
+    )
+
+
+def plan_of(args: argparse.Namespace, split: str) -> Plan:
+    """Return how the data set is put together.
+
+    Parameters
+    ----------
+    args
+        Parsed arguments.
+    split
+        One of ``SPLIT_MODES``.
+
+    Returns
+    -------
+    The plan.
+    """
+    return Plan(
+        split=split,
+        max_test=args.max_test,
+        min_per_size=args.min_test_per_size,
+        val_size=args.val_size,
+        drop_overlap=args.drop_overlap,
+        layout=args.layout,
+        raw=args.raw,
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check what does not depend on the inputs.
+
+    Parameters
+    ----------
+    args
+        Parsed arguments.
+
+    Raises
+    ------
+    ValueError
+        If they make no sense, naming the option.
+    """
+    if bool(args.inputs) == bool(args.from_hub):
+        msg = "give either INPUT or --from-hub"
+        raise ValueError(msg)
+    limits = {"max_test": 1, "min_test_per_size": 0, "val_size": 0, "workers": 1, "threads": 1}
+    for name, least in limits.items():
+        value = getattr(args, name)
+        if value is not None and value < least:
+            msg = f"--{name.replace('_', '-')} must be at least {least}, got {value}"
+            raise ValueError(msg)
+
+
+def check_for_puzzles(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse options that would do nothing, since the puzzles are made already.
+
+    Parameters
+    ----------
+    args
+        Parsed arguments.
+    parser
+        What parsed them.
+
+    Raises
+    ------
+    ValueError
+        If there are any, naming them.
+    """
+    useless = [name for name in _FOR_EXPRESSION if getattr(args, name) != parser.get_default(name)]
+    if useless:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
+        msg = f"{options} needs expression files: the puzzles of puzzle files are made already; leave it out"
+        raise ValueError(msg)
+
+
+def make_audit_parser() -> argparse.ArgumentParser:
+    """Describe the ``audit`` command.
+
+    Returns
+    -------
+    The parser.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe.cello1.prepare_data audit",
+        description="Say what two puzzle files share: cells, donors, puzzles, and the same cells in another order.",
+    )
+    parser.add_argument("train", help="puzzle file (JSON, JSONL, or parquet, RL data too)")
+    parser.add_argument("test", help="puzzle file")
+    parser.add_argument("--out", type=Path, help="also write the result to this JSON file")
+    parser.add_argument("--fail-on-leak", action="store_true", help="exit with 1 if they share anything")
+    return parser

@@ -1,0 +1,157 @@
+"""Which side each puzzle goes to: train, test, validation, or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recipe.cello1.data.identity import Fingerprint, all_have_ids, cell_keys
+from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.splits import MAX_TEST, MIN_PER_STRATUM, Split, group_puzzles, split_puzzles
+from recipe.cello1.prompt import Layout
+
+LEFT_OUT = "left_out"
+SPLIT_MODES = ("donor", "dataset", "tissue", "puzzle", "given")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the data set is put together.
+
+    Attributes
+    ----------
+    split
+        One of ``SPLIT_MODES``.
+    max_test, min_per_size
+        Test puzzles at most, and of each number of cells at least.
+    val_size
+        Validation puzzles taken from the training side, 0 for none.
+    drop_overlap
+        Whether test puzzles that share a cell with training are left out.
+    layout
+        Prompt layout of the RL rows.
+    raw
+        Whether to write the training puzzles in the published raw form, too.
+    """
+
+    split: str = "donor"
+    max_test: int = MAX_TEST
+    min_per_size: int = MIN_PER_STRATUM
+    val_size: int = 0
+    drop_overlap: bool = False
+    layout: Layout = "system"
+    raw: bool = False
+
+
+def decide_sides(
+    names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]], settings: Settings, plan: Plan
+) -> tuple[list[np.ndarray], list[str]]:
+    """Decide the side of each puzzle.
+
+    Parameters
+    ----------
+    names
+        Name of each source, and the side that it gives its puzzles (empty if it leaves that open).
+    known
+        The puzzles of each source.
+    settings
+        How the puzzles were made; its seed serves here, too.
+    plan
+        How they are put together.
+
+    Returns
+    -------
+    For each source an array of names of sides, and notes on the split.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be split as wanted.
+    """
+    notes: list[str] = []
+    flat = [puzzle for own in known for puzzle in own]
+    if plan.split == "given":
+        side = _given_sides(names, known)
+    else:
+        side = np.full(len(flat), "train", dtype=object)
+        found, notes = _hold_out(flat, plan.split, settings.rng("split"), plan.max_test, plan.min_per_size)
+        side[found.test], side[found.left_out] = "test", LEFT_OUT
+        wanted = sum(found.quotas.values())
+        if len(found.test) < wanted:
+            notes.append(
+                f"the test set has {len(found.test):,} of the {wanted:,} puzzles wanted: its groups are too large"
+            )
+        if len(found.left_out):
+            notes.append(
+                f"{len(found.left_out):,} puzzles of the test groups are more than the test set takes: they are in "
+                f"{LEFT_OUT}.json, and must not be trained on"
+            )
+    if plan.drop_overlap:
+        notes += _drop_overlap(flat, side)
+    if plan.val_size:
+        rows = np.flatnonzero(side == "train")
+        own = [flat[row] for row in rows.tolist()]
+        mode = "puzzle" if plan.split == "given" else plan.split
+        found, more = _hold_out(own, mode, settings.rng("val"), plan.val_size, 1)
+        notes += [f"validation set: {note}" for note in more]
+        side[rows[found.test]], side[rows[found.left_out]] = "val", LEFT_OUT
+    return np.split(side, np.cumsum([len(own) for own in known])[:-1]), notes
+
+
+def _given_sides(names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]]) -> np.ndarray:
+    nameless = [name for name, side in names if not side]
+    if nameless:
+        msg = (
+            f"--split given: the name of {nameless[0]!r} does not say train, test, val or reasoning; rename it, or "
+            "choose another --split"
+        )
+        raise ValueError(msg)
+    return np.array([side for (_, side), own in zip(names, known, strict=True) for _ in own], dtype=object)
+
+
+def _hold_out(
+    puzzles: Sequence[Fingerprint], mode: str, rng: np.random.Generator, max_test: int, least: int
+) -> tuple[Split, list[str]]:
+    """Choose the test puzzles. Donors stay on one side in every mode but ``puzzle``, if that can be."""
+    strata = [puzzle.n_cells for puzzle in puzzles]
+    if mode == "puzzle":
+        return split_puzzles(strata, None, rng=rng, max_test=max_test, min_per_stratum=least), []
+    keys = _keys(puzzles, mode)
+    donors = [np.array([] if p.donor is None else [p.donor], dtype=np.uint64) for p in puzzles]
+    strict = [np.concatenate(pair) for pair in zip(keys, donors, strict=True)]
+    if mode == "donor" or len(np.unique(group_puzzles(strict))) > 1:
+        return split_puzzles(strata, strict, rng=rng, max_test=max_test, min_per_stratum=least), []
+    note = f"every {mode} is linked to every other by donors that both have: donors may be in train and in test"
+    return split_puzzles(strata, keys, rng=rng, max_test=max_test, min_per_stratum=least), [note]
+
+
+def _keys(puzzles: Sequence[Fingerprint], mode: str) -> list[np.ndarray]:
+    """List what must not be on both sides: donors, data sets or tissues, and cells in any case."""
+    have_ids = all_have_ids(puzzles)
+    groups = {
+        "donor": lambda puzzle: [] if puzzle.donor is None else [puzzle.donor],
+        "dataset": lambda puzzle: [] if puzzle.dataset is None else [puzzle.dataset],
+        "tissue": lambda puzzle: puzzle.tissues,
+    }[mode]
+    found = [np.array(groups(puzzle), dtype=np.uint64) for puzzle in puzzles]
+    if missing := sum(len(own) == 0 for own in found):
+        msg = f"--split {mode}: {missing:,} of {len(found):,} puzzles do not say their {mode}; choose another --split"
+        raise ValueError(msg)
+    return [np.concatenate([own, cell_keys(puzzle, have_ids)]) for own, puzzle in zip(found, puzzles, strict=True)]
+
+
+def _drop_overlap(flat: Sequence[Fingerprint], side: np.ndarray) -> list[str]:
+    """Take test puzzles that share a cell with any other side out of the test set; changes ``side``."""
+    have_ids = all_have_ids(flat)
+    others = [cell_keys(flat[row], have_ids) for row in np.flatnonzero(~np.isin(side, ["test", LEFT_OUT])).tolist()]
+    known = np.unique(np.concatenate([np.empty(0, np.uint64), *others]))
+    rows = [
+        row for row in np.flatnonzero(side == "test").tolist() if np.isin(cell_keys(flat[row], have_ids), known).any()
+    ]
+    side[rows] = LEFT_OUT
+    if not (side == "test").any():
+        msg = "--drop-overlap leaves no test puzzles: every one shares a cell with training; choose another --split"
+        raise ValueError(msg)
+    return [f"{len(rows):,} test puzzles that share a cell with training are left out"] if rows else []
