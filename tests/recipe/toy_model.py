@@ -75,7 +75,7 @@ def build_toy_tokenizer(extra: tuple[str, ...] = ()):
 
 
 def build_toy_model(folder: Path, *, seed: int = 0, context: int = 1024, ends: bool = False) -> Path:
-    """Write model and tokenizer into ``folder``; with ``ends`` about every tenth token that is sampled ends the turn."""
+    """Write model and tokenizer into ``folder``; with ``ends`` about every tenth sampled token ends the turn."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
