@@ -11,8 +11,9 @@ Files in DIR: ``sft.json`` (puzzles with traces), ``train.json`` and ``test.json
 The same seed gives the same bytes.
 
 With 560 training cells a model soon knows each by heart and nothing of their types: it gave a legal answer to 95% of
-the training puzzles and to 24% of the test puzzles. Therefore each cell of an SFT or RL puzzle has lost a random part
-of its expressed genes, as in a shallower sequencing run; its list still is the true top of what is left.
+the training puzzles and to 24% of the test puzzles. Therefore the cells of ``sft.json`` are recombined: each gene has
+the value of a random training cell of the type, and a random part of the expressed genes is lost, as in a shallower
+sequencing run. The cells of ``train.json`` and ``test.json`` are as measured.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.sparse import issparse
 from tqdm import tqdm
 
 from recipe.cello1.answer import format_answer
@@ -67,20 +69,20 @@ class Settings:
     test_share
         Share of each type's cells that is held out.
     gene_loss
-        Lowest and highest share of its expressed genes that a cell of an SFT puzzle loses.
+        Lowest and highest share of its expressed genes that a recombined cell loses.
     n_cited
         Genes that a trace cites for each cell.
     """
 
     seed: int
-    n_sft: int = 6000
-    n_train: int = 120
+    n_sft: int = 16000
+    n_train: int = 240
     n_test: int = 300
     sizes: tuple[int, ...] = (3, 4, 5)
     n_top: int = 12
     layout: Layout = "system"
     test_share: float = 0.2
-    gene_loss: tuple[float, float] = (0.1, 0.7)
+    gene_loss: tuple[float, float] = (0.0, 0.7)
     n_cited: int = 3
 
 
@@ -121,6 +123,24 @@ def split_cells(labels: Sequence[str], test_share: float, rng: np.random.Generat
         n_out = min(max(1, round(test_share * len(rows))), len(rows) - 1)
         held_out[rng.permutation(rows)[:n_out]] = True
     return held_out
+
+
+def recombine(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Make a cell of which each gene comes from a random one of some cells.
+
+    Parameters
+    ----------
+    values
+        Expression of cells of one type (cells x genes).
+    rng
+        Random generator.
+
+    Returns
+    -------
+    Expression of the new cell, one value a gene. The genes keep their distribution in the type and lose the correlation
+    by which a cell could be recognised.
+    """
+    return values[rng.integers(len(values), size=values.shape[1]), np.arange(values.shape[1])]
 
 
 def lose_genes(
@@ -181,7 +201,15 @@ def build(out: str | Path, settings: Settings) -> dict[str, Any]:
     kept = np.flatnonzero(~held_out).tolist()
     steps.update()
 
-    def draw(split: str, count: int, loss: tuple[float, float] | None = None) -> list[Puzzle]:
+    dense = np.asarray(matrix.todense()) if issparse(matrix) else np.asarray(matrix)
+    of_type = {name: dense[[row for row in kept if labels[row] == name]] for name in sorted(set(labels))}
+
+    def made(wanted: Sequence[str]) -> list[tuple[str, ...]]:
+        new = np.stack([recombine(of_type[name], rng["sft"]) for name in wanted])
+        lists = top_genes(new, names, None)
+        return [lose_genes(genes, settings.gene_loss, settings.n_top, rng["sft"]) for genes in lists]
+
+    def draw(split: str, count: int) -> list[Puzzle]:
         # The rows of the other side have no label, so they are never drawn.
         own = [name if out == (split == "test") else None for name, out in zip(labels, held_out.tolist(), strict=True)]
         per_size = -(-count // len(settings.sizes))
@@ -189,26 +217,19 @@ def build(out: str | Path, settings: Settings) -> dict[str, Any]:
         puzzles = []
         for position in order_by_size([len(index.rows) for index in drawn], "mixed", rng[split]):
             index = drawn[position]
-            genes = [cells[row] for row in index.rows]
-            if loss is not None:
-                genes = [lose_genes(cell, loss, settings.n_top, rng[split]) for cell in genes]
-            meta = {**DONOR, "cell_ids": [ids[row] for row in index.rows]}
-            puzzles.append(
-                Puzzle(
-                    tuple(cell[: settings.n_top] for cell in genes),
-                    index.candidates,
-                    index.labels,
-                    build_context(DONOR),
-                    meta,
-                )
-            )
+            if split == "sft":
+                genes, meta = made(index.labels), DONOR
+            else:
+                genes = [cells[row][: settings.n_top] for row in index.rows]
+                meta = {**DONOR, "cell_ids": [ids[row] for row in index.rows]}
+            puzzles.append(Puzzle(tuple(genes), index.candidates, index.labels, build_context(DONOR), dict(meta)))
         return puzzles
 
-    # Twice the length of the lists: genes that come up when others are lost need evidence, too.
-    evidence = marker_evidence([cells[row][: 2 * settings.n_top] for row in kept], [labels[row] for row in kept])
+    # Three times the length of the lists: genes that come up when others are lost need evidence, too.
+    evidence = marker_evidence([cells[row][: 3 * settings.n_top] for row in kept], [labels[row] for row in kept])
     puzzles = {
-        "sft": add_traces(draw("sft", settings.n_sft, settings.gene_loss), evidence, settings.n_cited),
-        "train": draw("train", settings.n_train, settings.gene_loss),
+        "sft": add_traces(draw("sft", settings.n_sft), evidence, settings.n_cited),
+        "train": draw("train", settings.n_train),
         "test": draw("test", settings.n_test),
     }
     steps.update()

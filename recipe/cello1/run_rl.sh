@@ -82,7 +82,7 @@ if [ -z "${MODEL:-}" ]; then
   "$PYTHON" -m recipe.cello1.sft --config embedded "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
     "output=$OUTPUT/sft" "seed=$SEED" "${sft[@]}"
   before=("before SFT=$OUTPUT/data/model" "after SFT=$OUTPUT/sft/model")
-  limits=(--max-tokens 56 --max-model-len 256) # as in config/scale/embedded.yaml
+  limits=(--max-tokens 80 --max-model-len 256) # as in config/scale/embedded.yaml
   MODEL=$OUTPUT/sft/model
   TRAIN_DATA=$OUTPUT/data/train.parquet
   VAL_DATA=$OUTPUT/data/test.parquet

@@ -1,9 +1,14 @@
 """Expert-style reasoning for puzzles with a known answer, written from marker evidence.
 
 The evidence comes from labelled training cells only. A trace has one line for each cell, which cites those genes of the
-cell that speak most for its true type::
+cell that speak most for its true type, and from the second line on names the candidates that are left::
 
     Cell 1: GNLY, NKG7, CD7 -> CD56+ NK
+    Cell 2: LYZ, CST3, AIF1 (CD14+ Monocyte, CD19+ B) -> CD14+ Monocyte
+    Cell 3: CD74, CD79A, HLA-DRA (CD19+ B) -> CD19+ B
+
+The candidates that are left are what a batch tells beyond its cells: without them a small model used a type twice in
+half of its answers.
 """
 
 from __future__ import annotations
@@ -109,10 +114,13 @@ def write_trace(puzzle: Puzzle, evidence: Evidence, n_genes: int = 3) -> str:
     if unknown := [name for name in puzzle.answer if name not in evidence]:
         msg = f"no evidence for the types {unknown}; the training cells have {sorted(evidence)}"
         raise ValueError(msg)
-    lines = [
-        f"Cell {number}: {', '.join(best_markers(genes, evidence[name], n_genes))} -> {name}"
-        for number, (genes, name) in enumerate(zip(puzzle.cells, puzzle.answer, strict=True), start=1)
-    ]
+    left = list(puzzle.candidates)
+    lines = []
+    for number, (genes, name) in enumerate(zip(puzzle.cells, puzzle.answer, strict=True), start=1):
+        cited = ", ".join(best_markers(genes, evidence[name], n_genes))
+        options = f" ({', '.join(left)})" if number > 1 else ""
+        lines.append(f"Cell {number}: {cited}{options} -> {name}")
+        left.remove(name)
     return "\n" + "\n".join(lines) + "\n"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recipe.cello1.answer import format_answer
-from recipe.cello1.embedded import Settings, lose_genes, main, split_cells
+from recipe.cello1.embedded import Settings, lose_genes, main, recombine, split_cells
 from recipe.cello1.records import read_puzzles
 from recipe.cello1.rl_parquet import read_rl_parquet
 from recipe.cello1.scoring import score_answer
@@ -54,15 +54,30 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(built, tmp_path):
 def test_no_cell_is_on_both_sides(built):
     cells = {
         name: {cell for puzzle in read_puzzles(built / f"{name}.json") for cell in puzzle.meta["cell_ids"]}
-        for name in ("sft", "train", "test")
+        for name in ("train", "test")
     }
     manifest = json.loads((built / "manifest.json").read_text())
     kept, held_out = set(manifest["cells"]["train"]), set(manifest["cells"]["test"])
     assert not kept & held_out
     assert len(kept) + len(held_out) == 700
-    assert cells["sft"] <= kept
     assert cells["train"] <= kept
     assert cells["test"] <= held_out
+
+
+def test_recombined_cells_know_nothing_of_the_held_out_cells(built):
+    """Every gene of a recombined cell is expressed by a training cell of its type."""
+    import scanpy as sc
+
+    kept = json.loads((built / "manifest.json").read_text())["cells"]["train"]
+    raw = sc.datasets.pbmc68k_reduced()[kept].raw.to_adata()
+    labels = sc.datasets.pbmc68k_reduced()[kept].obs["bulk_labels"]
+    expressed = {
+        name: set(raw.var_names[np.asarray((raw.X[np.flatnonzero(labels == name)] > 0).sum(0)).ravel() > 0])
+        for name in labels.unique()
+    }
+    for puzzle in read_puzzles(built / "sft.json"):
+        for genes, name in zip(puzzle.cells, puzzle.answer, strict=True):
+            assert set(genes) <= expressed[name]
 
 
 def test_traces_know_nothing_of_the_held_out_cells(built):
@@ -74,7 +89,7 @@ def test_traces_know_nothing_of_the_held_out_cells(built):
 
     kept = json.loads((built / "manifest.json").read_text())["cells"]["train"]
     adata = sc.datasets.pbmc68k_reduced()[kept]
-    cells = top_genes(*expression(adata, use_raw=True), 24)
+    cells = top_genes(*expression(adata, use_raw=True), 36)
     evidence = marker_evidence(cells, adata.obs["bulk_labels"].tolist())
     for puzzle in read_puzzles(built / "sft.json"):
         assert puzzle.meta["reasoning"] == write_trace(puzzle, evidence)
@@ -133,7 +148,7 @@ def test_tokens_are_few_and_counted(built):
         for row in rows
     ]
     assert tokens["train"]["prompt_max"] == max(lengths)
-    assert tokens["sft"]["response_mean"] < 45
+    assert tokens["sft"]["response_mean"] < 70
 
 
 def test_built_once_and_rebuilt_when_a_file_is_damaged(built, capsys):
@@ -169,6 +184,14 @@ def test_split_holds_out_the_same_share_of_each_type():
         split_cells([*labels, "z"], 0.2, np.random.default_rng(0))
     with pytest.raises(ValueError, match="between 0 and 1"):
         split_cells(labels, 1.0, np.random.default_rng(0))
+
+
+def test_recombined_cells_have_the_values_of_their_type_gene_by_gene():
+    rng = np.random.default_rng(0)
+    values = np.arange(5)[:, None] + 10 * np.arange(200)[None]
+    made = [recombine(values, rng) for _ in range(20)]
+    assert all(set(cell - 10 * np.arange(200)) == set(range(5)) for cell in made)
+    assert len({cell.tobytes() for cell in made}) == 20
 
 
 def test_lost_genes_leave_the_order_and_the_length():
