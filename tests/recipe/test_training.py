@@ -93,9 +93,5 @@ def test_dapo_with_balanced_micro_batches(train):
         assert -1 <= step["training/reward/shaping_overlong"] < 0
 
 
-def test_gspo_in_the_asynchronous_mode(train):
-    train("grpo", "+variant=[gspo,colocate_async]")
-
-
-def test_rloo(train):
-    train("grpo", "+variant=rloo")
+def test_gspo_with_the_rest_of_the_group_as_baseline_in_the_asynchronous_mode(train):
+    train("grpo", "+variant=[gspo,rloo,colocate_async]")
