@@ -118,13 +118,17 @@ def _hold_out(
     strata = [puzzle.n_cells for puzzle in puzzles]
     if mode == "puzzle":
         return split_puzzles(strata, None, rng=rng, max_test=max_test, min_per_stratum=least), []
-    keys = _keys(puzzles, mode)
-    donors = [np.array([] if p.donor is None else [p.donor], dtype=np.uint64) for p in puzzles]
-    strict = [np.concatenate(pair) for pair in zip(keys, donors, strict=True)]
-    if mode == "donor" or len(np.unique(group_puzzles(strict))) > 1:
-        return split_puzzles(strata, strict, rng=rng, max_test=max_test, min_per_stratum=least), []
-    note = f"every {mode} is linked to every other by donors that both have: donors may be in train and in test"
-    return split_puzzles(strata, keys, rng=rng, max_test=max_test, min_per_stratum=least), [note]
+    keys, notes = _keys(puzzles, mode), []
+    if mode != "donor":
+        donors = [np.array([] if p.donor is None else [p.donor], dtype=np.uint64) for p in puzzles]
+        strict = [np.concatenate(pair) for pair in zip(keys, donors, strict=True)]
+        if len(np.unique(group_puzzles(strict))) > 1:
+            keys = strict
+        else:
+            notes.append(
+                f"every {mode} is linked to every other by donors that both have: donors may be in train and in test"
+            )
+    return split_puzzles(strata, keys, rng=rng, max_test=max_test, min_per_stratum=least), notes
 
 
 def _keys(puzzles: Sequence[Fingerprint], mode: str) -> list[np.ndarray]:

@@ -95,10 +95,11 @@ def group_puzzles(keys: Sequence[np.ndarray]) -> np.ndarray:
     n = len(keys)
     if n == 0:
         return np.empty(0, dtype=np.int64)
-    owner = np.repeat(np.arange(n), [len(own) for own in keys])
+    owner = np.repeat(np.arange(n, dtype=np.int32), [len(own) for own in keys])
     distinct, codes = np.unique(np.concatenate([np.empty(0, np.uint64), *keys]), return_inverse=True)
     graph = sp.coo_array(
-        (np.ones(len(owner), dtype=np.int8), (owner, n + codes)), shape=(n + len(distinct), n + len(distinct))
+        (np.ones(len(owner), dtype=np.int8), (owner, (n + codes).astype(np.int32))),
+        shape=(n + len(distinct), n + len(distinct)),
     )
     _, labels = connected_components(graph, directed=False)
     _, first, groups = np.unique(labels[:n], return_index=True, return_inverse=True)
