@@ -1,0 +1,200 @@
+"""The rounds: draw puzzles, ask them, count; with a screening first where the types do not fit one puzzle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recipe.cello1.puzzle import Puzzle
+from scverse_plugin.method._ask import Reply
+from scverse_plugin.method._plan import (
+    Draft,
+    Members,
+    arrange,
+    candidate_blocks,
+    leading_candidates,
+)
+from scverse_plugin.method._tally import Tally, count
+from scverse_plugin.method._units import Unit
+
+Ask = Callable[[Sequence[Draft]], list[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """The candidates.
+
+    Attributes
+    ----------
+    types
+        Every type, sorted.
+    of
+        For each donor the types on its list, sorted.
+    decoys
+        Types that no cell should be.
+    size
+        Most candidates in a puzzle, decoys included.
+    shuffle
+        Whether candidates are shown in random order instead of sorted.
+    """
+
+    types: tuple[str, ...]
+    of: Mapping[str, tuple[str, ...]]
+    decoys: tuple[str, ...] = ()
+    size: int = 15
+    shuffle: bool = False
+
+    def n_decoys(self, donor: str) -> int:
+        """Count the decoys in a puzzle: all if there is room, else a fifth of the list, at least one."""
+        room = self.size - len(self.of[donor])
+        return min(len(self.decoys), max(room, self.size // 5, 1))
+
+    def n_types(self, donor: str) -> int:
+        """Count the types in a puzzle, decoys not included."""
+        return max(1, min(len(self.of[donor]), self.size - self.n_decoys(donor)))
+
+    def needs_screening(self, donor: str) -> bool:
+        """Say whether the types do not fit one puzzle."""
+        return self.n_types(donor) < len(self.of[donor])
+
+
+def screening(units: Sequence[Unit], lists: Lists, size: Mapping[str, int], rng: np.random.Generator) -> list[Draft]:
+    """Draw puzzles in which every unit meets every type of its list.
+
+    Parameters
+    ----------
+    units
+        The units.
+    lists
+        The candidates.
+    size
+        Most cells in a puzzle, for each donor.
+    rng
+        Random generator.
+
+    Returns
+    -------
+    The puzzles; none if all types fit one.
+    """
+    if not any(lists.needs_screening(donor) for donor in lists.of):
+        return []
+    drafts = []
+    for donor, members, cells in Members(units, size, rng).round():
+        if lists.needs_screening(donor):
+            for block in candidate_blocks(lists.of[donor], max(lists.n_types(donor), len(members)), rng):
+                candidates = arrange(block, rng if lists.shuffle else None)
+                drafts.append(Draft(0, donor, members, cells, candidates, True))
+    return drafts
+
+
+def final_rounds(
+    units: Sequence[Unit],
+    lists: Lists,
+    size: Mapping[str, int],
+    n_rounds: int,
+    rng: np.random.Generator,
+    screened: Tally | None = None,
+) -> list[Draft]:
+    """Draw the puzzles that decide.
+
+    Parameters
+    ----------
+    units, lists, size
+        As for :func:`screening`.
+    n_rounds
+        How often each unit is asked about at least.
+    rng
+        Random generator.
+    screened
+        Votes of the screening.
+
+    Returns
+    -------
+    The puzzles.
+    """
+    members_of = Members(units, size, rng)
+    drafts = []
+    for number in range(1, n_rounds + 1):
+        for donor, members, cells in members_of.round():
+            shown = list(lists.of[donor])
+            if lists.needs_screening(donor):
+                if screened is None:  # a dry run: which types lead is not known yet
+                    shown = candidate_blocks(shown, lists.n_types(donor), rng)[0]
+                else:
+                    columns = [screened.types.index(name) for name in shown]
+                    rates = screened.rates[:, columns]
+                    shown = leading_candidates(rates, shown, members, max(lists.n_types(donor), len(members)), rng)
+            extra = rng.choice(len(lists.decoys), lists.n_decoys(donor), replace=False) if lists.decoys else []
+            shown += [lists.decoys[i] for i in extra]
+            drafts.append(Draft(number, donor, members, cells, arrange(shown, rng if lists.shuffle else None)))
+    return drafts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Solved:
+    """What came out.
+
+    Attributes
+    ----------
+    tally
+        Votes of the deciding rounds.
+    drafts, replies
+        All puzzles and their replies, the screening first.
+    """
+
+    tally: Tally
+    drafts: list[Draft]
+    replies: list[Reply]
+
+
+def solve(
+    units: Sequence[Unit],
+    lists: Lists,
+    size: Mapping[str, int],
+    n_rounds: int,
+    ask: Ask,
+    rng: np.random.Generator,
+) -> Solved:
+    """Ask all rounds.
+
+    Parameters
+    ----------
+    units, lists, size, n_rounds, rng
+        As for :func:`final_rounds`.
+    ask
+        Puts puzzles to the engine.
+
+    Returns
+    -------
+    Votes, puzzles and replies.
+    """
+    first = screening(units, lists, size, rng)
+    first_replies = ask(first) if first else []
+    screened = None
+    if first:
+        screened = count(first, [reply.text for reply in first_replies], len(units), lists.types, lists.decoys)
+    drafts = final_rounds(units, lists, size, n_rounds, rng, screened)
+    replies = ask(drafts)
+    tally = count(drafts, [reply.text for reply in replies], len(units), lists.types, lists.decoys)
+    return Solved(tally, first + drafts, first_replies + replies)
+
+
+def fill(draft: Draft, genes: Mapping[int, tuple[str, ...]], context: str) -> Puzzle:
+    """Make the puzzle of a draft.
+
+    Parameters
+    ----------
+    draft
+        The draft.
+    genes
+        Listed genes of each row.
+    context
+        Donor sentences.
+
+    Returns
+    -------
+    The puzzle, without an answer.
+    """
+    return Puzzle(tuple([genes[row] for row in draft.cells]), draft.candidates, None, context)
