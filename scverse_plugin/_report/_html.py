@@ -120,7 +120,8 @@ def _overview(groups: pd.DataFrame) -> str:
         runner_up = f"{row['runner_up']} ({row['runner_up_support']:.2f})" if row["runner_up"] else ""
         rows.append(
             f"<tr><td>{_name(row)}<td>{escape(row['label'])}<td class=n>{row['support']:.2f}<td>{escape(runner_up)}"
-            f"<td class=n>{row['margin']:.2f}<td class=n>{row['votes']}<td class=n>{row['failures']}<td>{_flags(row)}</tr>"
+            f"<td class=n>{row['margin']:.2f}<td class=n>{row['votes']}<td class=n>{row['failures']}"
+            f"<td>{_flags(row)}</tr>"
         )
     return f"<table>{head}{''.join(rows)}</table>"
 

@@ -50,8 +50,8 @@ class Cache:
     """Responses kept in a ``.jsonl`` file, one a line, written as they come in.
 
     A line is found again by everything that decides a response: messages, model and its fingerprint, kind of engine,
-    address of the server, sampling, seed and constraint. What is kept is the raw response, so that a hit is read exactly
-    as a miss is.
+    address of the server, sampling, seed and constraint. What is kept is the raw response, so that a hit is read
+    exactly as a miss is.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Which cells and candidates meet in a puzzle.
 
-One-to-one holds only inside a puzzle whose cells are of different types. Two groups of one type in the same puzzle force
-one of them to a wrong answer, and so does a list that lacks the right type. Therefore members, orders and candidate
-subsets change from round to round, and a vote is counted against how often group and type have met.
+One-to-one holds only inside a puzzle whose cells are of different types. Two groups of one type in the same puzzle
+force one of them to a wrong answer, and so does a list that lacks the right type. Therefore members, orders and
+candidate subsets change from round to round, and a vote is counted against how often group and type have met.
 """
 
 from __future__ import annotations

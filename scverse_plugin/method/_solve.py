@@ -19,6 +19,8 @@ from scverse_plugin.method._plan import (
 from scverse_plugin.method._tally import Tally, count
 from scverse_plugin.method._units import Unit
 
+STAGES = 3  # how often the leading types are looked at anew
+
 Ask = Callable[[Sequence[Draft]], list[Reply]]
 
 
@@ -96,6 +98,7 @@ def final_rounds(
     n_rounds: int,
     rng: np.random.Generator,
     screened: Tally | None = None,
+    first: int = 1,
 ) -> list[Draft]:
     """Draw the puzzles that decide.
 
@@ -108,7 +111,9 @@ def final_rounds(
     rng
         Random generator.
     screened
-        Votes of the screening.
+        Votes so far.
+    first
+        Number of the first round.
 
     Returns
     -------
@@ -116,7 +121,7 @@ def final_rounds(
     """
     members_of = Members(units, size, rng)
     drafts = []
-    for number in range(1, n_rounds + 1):
+    for number in range(first, first + n_rounds):
         for donor, members, cells in members_of.round():
             shown = list(lists.of[donor])
             if lists.needs_screening(donor):
@@ -170,15 +175,23 @@ def solve(
     -------
     Votes, puzzles and replies.
     """
-    first = screening(units, lists, size, rng)
-    first_replies = ask(first) if first else []
-    screened = None
-    if first:
-        screened = count(first, [reply.text for reply in first_replies], len(units), lists.types, lists.decoys)
-    drafts = final_rounds(units, lists, size, n_rounds, rng, screened)
-    replies = ask(drafts)
-    tally = count(drafts, [reply.text for reply in replies], len(units), lists.types, lists.decoys)
-    return Solved(tally, first + drafts, first_replies + replies)
+    drafts = screening(units, lists, size, rng)
+    replies = ask(drafts) if drafts else []
+    n_screening = len(drafts)
+    stages = min(STAGES, n_rounds) if drafts else 1
+
+    def tally(start: int) -> Tally:
+        texts = [reply.text for reply in replies[start:]]
+        return count(drafts[start:], texts, len(units), lists.types, lists.decoys)
+
+    done = 0
+    for stage in range(stages):
+        n = (n_rounds - done) // (stages - stage)
+        more = final_rounds(units, lists, size, n, rng, tally(0) if n_screening else None, done + 1)
+        drafts = drafts + more
+        replies = replies + ask(more)
+        done += n
+    return Solved(tally(n_screening), drafts, replies)
 
 
 def fill(draft: Draft, genes: Mapping[int, tuple[str, ...]], context: str) -> Puzzle:

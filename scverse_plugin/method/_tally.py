@@ -77,7 +77,8 @@ def count(
 
     Returns
     -------
-    The tally. A malformed response, and an item that is no candidate of its puzzle, is a failure of the cells concerned.
+    The tally. A malformed response, and an item that is no candidate of its puzzle, is a failure of the cells
+    concerned.
     """
     everything = (*types, *decoys)
     column = {name: j for j, name in enumerate(everything)}
@@ -198,7 +199,7 @@ def call(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellChecks:
-    """Do the cells of a unit agree with each other?
+    """How much the cells of a unit agree with each other.
 
     Attributes
     ----------
@@ -284,7 +285,7 @@ def decoy_rate(tally: Tally) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PositionBias:
-    """Does it matter where in a puzzle a cell stands?
+    """How much it matters where in a puzzle a cell stands.
 
     Attributes
     ----------
