@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from recipe.cello1.engine import ENGINES, Engine, EngineError, start_engine
+from recipe.cello1.engine import ENGINES, Engine, start_engine
 
 _LIMIT = {"vllm": "max_num_seqs", "openai": "concurrency", "transformers": "batch_size"}
 _PROTOCOL = ("name", "model", "fingerprint", "constraint", "generate", "close")
@@ -170,6 +170,3 @@ def public_address(url: str | None) -> str:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
-__all__ = ["EngineError", "check_engine", "local_model", "opened", "public_address"]
