@@ -144,10 +144,9 @@ def _annotate(args: argparse.Namespace) -> int:
 
     import scverse_plugin
 
-    for path in (args.input,):
-        if not path.is_file():
-            msg = f"input: there is no file {path}"
-            raise FileNotFoundError(msg)
+    if not args.input.is_file():
+        msg = f"input: there is no file {args.input}"
+        raise FileNotFoundError(msg)
     adata = ad.read_h5ad(args.input)
     options = {name: getattr(args, name) for name in (*_PLAIN, *_LISTS) if getattr(args, name) is not None}
     for name in ("model", "use_raw", "engine_options"):
