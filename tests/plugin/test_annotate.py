@@ -310,7 +310,7 @@ def test_constraint_is_asked_of_engines_that_have_it():
     assert not any(request.n_answers for _, request in engine.asked)
 
 
-# ------------------------------------------------------------------------------------------------------------ expression
+# ------------------------------------------------------------------------------------------ expression
 
 
 @pytest.mark.parametrize("matrix", [np.asarray, sp.csr_matrix, sp.csc_matrix, sp.csr_array])
@@ -369,7 +369,7 @@ def test_representative_cells():
     assert (cello1_df(adata)["cells_asked"] == 2).all()
 
 
-# ---------------------------------------------------------------------------------------------------- engines and caches
+# ------------------------------------------------------------------------------------------ engines and caches
 
 
 def test_cache_asks_only_what_is_missing(tmp_path):
