@@ -63,14 +63,11 @@ def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> 
 
 def _look_up(names: list[str]) -> dict[str, str]:
     try:
-        from cellxgene_ontology_guide.entities import Ontology
         from cellxgene_ontology_guide.ontology_parser import OntologyParser
     except ImportError as error:
         msg = f"cellxgene-ontology-guide cannot be imported ({error}); install the package's [ontology] extra"
         raise ImportError(msg) from error
     parser = OntologyParser()
-    by_name: dict[str, str] = {}
-    for term, entry in parser.cxg_schema.ontology(Ontology.CL.name).items():
-        if not entry.get("deprecated"):
-            by_name.setdefault(str(entry["label"]).lower(), term)
+    ids = parser.get_term_label_to_id_map("CL")
+    by_name = {label.lower(): term for label, term in ids.items() if not parser.is_term_deprecated(term)}
     return {name: by_name.get(name.lower(), UNKNOWN) for name in names}

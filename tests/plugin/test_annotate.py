@@ -1,4 +1,5 @@
 import inspect
+import io
 import json
 
 import anndata as ad
@@ -198,14 +199,15 @@ def test_two_groups_of_one_type():
     assert labels(adata) == adata.obs["truth"].astype(object).tolist()
 
 
-def test_one_to_one_is_said_and_can_be_lifted(capsys):
-    same = FakeEngine(lambda p: format_answer([p.candidates[0]] * p.n_cells) if p.n_cells > 1 else p)
-    sc.settings.verbosity = 3
-    try:
-        adata, _ = run(engine=same, min_support=0)
-    finally:
-        sc.settings.verbosity = 1
-    assert "each type is given to one group" in capsys.readouterr().err
+def test_one_to_one_is_said_and_can_be_lifted(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sc.settings, "verbosity", 3)
+    monkeypatch.setattr(sc.settings, "logfile", log)
+    same = FakeEngine(
+        lambda puzzle: "<think></think>\n<answer>" + " | ".join(["B cell"] * puzzle.n_cells) + "</answer>"
+    )
+    adata, _ = run(engine=same, min_support=0)
+    assert "each type is given to one group" in log.getvalue()
     assert cello1_df(adata)["best"].nunique() == 4
     # Only what the votes carry is a label.
     assert (cello1_df(adata)["label"] == "Unassigned").sum() == 3

@@ -27,7 +27,7 @@ def test_ids_of_exact_names_only(tmp_path):
 def test_missing_package_names_the_extra(monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "cellxgene_ontology_guide.entities", None)
+    monkeypatch.setitem(sys.modules, "cellxgene_ontology_guide.ontology_parser", None)
     monkeypatch.setitem(sys.modules, "cellxgene_ontology_guide", None)
     with pytest.raises(ImportError, match=r"install the package's \[ontology\] extra"):
         scverse_plugin.tl.ontology_ids(annotated())
