@@ -65,11 +65,11 @@ def open_expression(
     ValueError
         If something asked for is not there, or the genes have Ensembl ids for names.
     """
-    if use_raw and adata.raw is None:
-        msg = "Received `use_raw=True`, but `adata.raw` is empty. Set use_raw=False, or name a layer."
-        raise ValueError(msg)
     if layer is not None and use_raw:
         msg = "Cannot specify `layer` and have `use_raw=True`."
+        raise ValueError(msg)
+    if use_raw and adata.raw is None:
+        msg = "Received `use_raw=True`, but `adata.raw` is empty. Set use_raw=False, or name a layer."
         raise ValueError(msg)
     if use_raw is None:
         use_raw = layer is None and adata.raw is not None

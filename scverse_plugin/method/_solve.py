@@ -19,7 +19,8 @@ from scverse_plugin.method._plan import (
 from scverse_plugin.method._tally import Tally, count
 from scverse_plugin.method._units import Unit
 
-STAGES = 3  # how often the leading types are looked at anew
+SCREENINGS = 3  # how often every unit meets every type
+STAGES = 3  # how often the leading types are looked at anew afterwards
 
 Ask = Callable[[Sequence[Draft]], list[Reply]]
 
@@ -63,7 +64,9 @@ class Lists:
 
 
 def screening(units: Sequence[Unit], lists: Lists, size: Mapping[str, int], rng: np.random.Generator) -> list[Draft]:
-    """Draw puzzles in which every unit meets every type of its list.
+    """Draw puzzles in which every unit meets every type of its list, several times in different company.
+
+    Where the right type is not shown a wrong one must be chosen: once proves nothing. The right one is chosen again.
 
     Parameters
     ----------
@@ -82,12 +85,14 @@ def screening(units: Sequence[Unit], lists: Lists, size: Mapping[str, int], rng:
     """
     if not any(lists.needs_screening(donor) for donor in lists.of):
         return []
+    members_of = Members(units, size, rng)
     drafts = []
-    for donor, members, cells in Members(units, size, rng).round():
-        if lists.needs_screening(donor):
-            for block in candidate_blocks(lists.of[donor], max(lists.n_types(donor), len(members)), rng):
-                candidates = arrange(block, rng if lists.shuffle else None)
-                drafts.append(Draft(0, donor, members, cells, candidates, True))
+    for number in range(1 - SCREENINGS, 1):
+        for donor, members, cells in members_of.round():
+            if lists.needs_screening(donor):
+                for block in candidate_blocks(lists.of[donor], max(lists.n_types(donor), len(members)), rng):
+                    candidates = arrange(block, rng if lists.shuffle else None)
+                    drafts.append(Draft(number, donor, members, cells, candidates, True))
     return drafts
 
 
@@ -129,7 +134,7 @@ def final_rounds(
                     shown = candidate_blocks(shown, lists.n_types(donor), rng)[0]
                 else:
                     columns = [screened.types.index(name) for name in shown]
-                    rates = screened.rates[:, columns]
+                    rates = screened.weighed[:, columns]
                     shown = leading_candidates(rates, shown, members, max(lists.n_types(donor), len(members)), rng)
             extra = rng.choice(len(lists.decoys), lists.n_decoys(donor), replace=False) if lists.decoys else []
             shown += [lists.decoys[i] for i in extra]

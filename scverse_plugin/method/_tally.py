@@ -54,6 +54,11 @@ class Tally:
         """How often each type was chosen when it was met; 0 where it never was."""
         return np.divide(self.votes, self.met, out=np.zeros_like(self.votes), where=self.met > 0)
 
+    @property
+    def weighed(self) -> np.ndarray:
+        """The same, drawn towards 0 where they met seldom: what is compared when types compete."""
+        return self.votes / (self.met + SMOOTHING)
+
 
 def count(
     drafts: Sequence[Draft],
@@ -158,7 +163,7 @@ def call(
     """
     n_types = len(tally.types) - tally.n_decoys
     rates = tally.rates
-    weighed = tally.votes / (tally.met + SMOOTHING)
+    weighed = tally.weighed
     n_votes = tally.votes.sum(axis=1)
     best = np.full(len(rates), -1)
     voted = n_votes > 0
@@ -241,7 +246,8 @@ def check_cells(tally: Tally, best: np.ndarray) -> CellChecks:
     gap = np.full(n_units, np.nan)
     casts = tally.casts[np.argsort(tally.casts[:, 0], kind="stable")]
     units, starts = np.unique(casts[:, 0], return_index=True)
-    for unit, block in zip(units.tolist(), np.split(casts, starts[1:]), strict=True):
+    blocks = np.split(casts, starts[1:]) if len(units) else []
+    for unit, block in zip(units.tolist(), blocks, strict=True):
         rows, own = np.unique(block[:, 1], return_inverse=True)
         table = np.zeros((len(rows), len(tally.types)))
         np.add.at(table, (own, block[:, 2]), 1)
