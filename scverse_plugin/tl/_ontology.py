@@ -7,6 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
+from recipe.cello1.ontology import load_ontology
 from scverse_plugin.adata import _store
 
 UNKNOWN = "unknown"  # what CELLxGENE's schema writes for cells without a type
@@ -15,7 +16,8 @@ UNKNOWN = "unknown"  # what CELLxGENE's schema writes for cells without a type
 def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> AnnData | None:
     """Look up the Cell Ontology id of each label.
 
-    A label gets an id only if it is the exact name of a term, without regard to case; nothing is guessed.
+    A label gets an id only if it is the label or a synonym of one term, in the common form of
+    :func:`recipe.cello1.ontology.normalise`; nothing is guessed. The log says where the term is called otherwise.
 
     Parameters
     ----------
@@ -63,11 +65,12 @@ def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> 
 
 def _look_up(names: list[str]) -> dict[str, str]:
     try:
-        from cellxgene_ontology_guide.ontology_parser import OntologyParser
+        ontology = load_ontology()
     except ImportError as error:
-        msg = f"cellxgene-ontology-guide cannot be imported ({error}); install the package's [ontology] extra"
+        msg = f"{error}, or with the package's [ontology] extra"
         raise ImportError(msg) from error
-    parser = OntologyParser()
-    ids = parser.get_term_label_to_id_map("CL")
-    by_name = {label.lower(): term for label, term in ids.items() if not parser.is_term_deprecated(term)}
-    return {name: by_name.get(name.lower(), UNKNOWN) for name in names}
+    found = {name: ontology.find(name) for name in names}
+    other = [(name, ontology.label(term)) for name, term in found.items() if term]
+    if renamed := [f"{name} is {label}" for name, label in other if name.lower() != label.lower()]:
+        logg.hint(f"taken for terms of another name: {', '.join(renamed)}")
+    return {name: term or UNKNOWN for name, term in found.items()}
