@@ -95,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=8000, help="port on the loopback address")
     serve.add_argument("--name", help="name under which it is served; the folder by default")
     serve.add_argument("--print-only", action="store_true", help="print the command and stop")
-    serve.add_argument("more", nargs=argparse.REMAINDER, help="after --: further options of vllm serve")
+    serve.epilog = "What follows -- goes to vllm serve as it is."
     return parser
 
 
@@ -196,8 +196,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    more = args.more[1:] if args.more[:1] == ["--"] else args.more
-    command = serve_command(args.model, port=args.port, name=args.name, more=more)
+    command = serve_command(args.model, port=args.port, name=args.name, more=args.more)
     print(shlex.join(command), flush=True)
     if args.print_only:
         return 0
@@ -221,7 +220,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     Exit code.
     """
-    args = build_parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv[:end])
+    args.more = argv[end + 1 :]
+    if args.more and args.command != "serve":
+        parser.error("only serve takes options after --")
     try:
         return {"annotate": _annotate, "report": _report, "serve": _serve}[args.command](args)
     except (ValueError, OSError, RuntimeError, ImportError) as error:

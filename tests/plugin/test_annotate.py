@@ -201,7 +201,6 @@ def test_two_groups_of_one_type():
 
 def test_one_to_one_is_said_and_can_be_lifted(monkeypatch):
     log = io.StringIO()
-    monkeypatch.setattr(sc.settings, "verbosity", 3)
     monkeypatch.setattr(sc.logging._RootLogger, "log", lambda self, level, msg, **_: log.write(f"{msg}\n"))
     same = FakeEngine(
         lambda puzzle: "<think></think>\n<answer>" + " | ".join(["B cell"] * puzzle.n_cells) + "</answer>"

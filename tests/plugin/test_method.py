@@ -3,11 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.cello1.answer import format_answer
+from recipe.cello1.answer import join_types
 from scverse_plugin.method import _plan, _solve, _tally
 from scverse_plugin.method._ask import Reply
 from scverse_plugin.method._engines import public_address
 from scverse_plugin.method._units import Unit, draw_cells
+
+
+def say(types):
+    """An answer without reasoning; a text is a list of one-letter types, which may repeat."""
+    return f"<think></think>\n<answer>{join_types(list(types))}</answer>"
 
 
 def units(n, donors=("",), cells=3):
@@ -90,7 +95,7 @@ def call(found, one_to_one=(), min_support=0.0):
 
 def test_votes_count_against_meetings():
     drafts = [draft([0, 1], "ab"), draft([0, 1], "abc"), draft([1, 0], "bc")]
-    found = tally(drafts, [format_answer("ab"), format_answer("AB"), format_answer("bc")])
+    found = tally(drafts, [say("ab"), say("AB"), say("bc")])
     assert found.votes.tolist() == [[2, 0, 1], [0, 3, 0]]
     assert found.met.tolist() == [[2, 3, 2], [2, 3, 2]]
     assert found.rates[0].tolist() == [1, 0, 0.5]
@@ -101,7 +106,7 @@ def test_votes_count_against_meetings():
 
 def test_failures_are_no_votes_and_no_meetings():
     drafts = [draft([0, 1], "ab")] * 4
-    texts = [None, "junk", format_answer(["a", "x"]), format_answer(["a", "b", "c"])]
+    texts = [None, "junk", say(["a", "x"]), say(["a", "b", "c"])]
     found = tally(drafts, texts)
     assert found.failures.tolist() == [3, 4] and found.puzzles.tolist() == [4, 4]
     assert found.met[0].tolist() == [1, 1, 0] and not found.met[1].any()
@@ -110,7 +115,7 @@ def test_failures_are_no_votes_and_no_meetings():
 
 def test_one_to_one_takes_the_best_matching():
     drafts = [draft([0, 1], "ab")] * 10
-    texts = [format_answer(["a", "a"])] * 6 + [format_answer(["a", "b"])] * 4
+    texts = [say(["a", "a"])] * 6 + [say(["a", "b"])] * 4
     assert call(tally(drafts, texts)).best.tolist() == [0, 0]
     calls = call(tally(drafts, texts), one_to_one=("",))
     assert calls.best.tolist() == [0, 1] and calls.margin[1] == pytest.approx(-0.2)
@@ -118,21 +123,21 @@ def test_one_to_one_takes_the_best_matching():
 
 def test_many_meetings_outweigh_one():
     drafts = [draft([0], "ab")] * 9 + [draft([0], "bc")]
-    texts = [format_answer("a")] * 8 + [format_answer("b")] + [format_answer("c")]
+    texts = [say("a")] * 8 + [say("b")] + [say("c")]
     assert call(tally(drafts, texts, n=1)).best.tolist() == [0]
 
 
 def test_thresholds_and_ties():
     drafts = [draft([0], "ab")] * 4
-    split = tally(drafts, [format_answer(x) for x in "aabb"], n=1)
+    split = tally(drafts, [say(x) for x in "aabb"], n=1)
     assert call(split).status == ("tie",)
-    most = tally(drafts, [format_answer(x) for x in "aaab"], n=1)
+    most = tally(drafts, [say(x) for x in "aaab"], n=1)
     assert call(most, min_support=0.75).status == ("ok",) and call(most, min_support=0.76).status == ("low_support",)
 
 
 def test_decoys():
     drafts = [draft([0], "abz")] * 4
-    found = tally(drafts, [format_answer(x) for x in "azzz"], n=1, types=("a", "b"), decoys=("z",))
+    found = tally(drafts, [say(x) for x in "azzz"], n=1, types=("a", "b"), decoys=("z",))
     assert call(found).status == ("decoy",) and call(found).best.tolist() == [0]
     assert _tally.decoy_rate(found) == 0.75
     assert np.isnan(_tally.decoy_rate(tally(drafts[:1], ["a"], types=("a", "b", "z"))))
@@ -141,7 +146,7 @@ def test_decoys():
 def cell_votes(pattern):
     """One group; each item is a cell and what was said of it."""
     drafts = [draft([0], "ab", [cell]) for cell, votes in enumerate(pattern) for _ in votes]
-    return tally(drafts, [format_answer(vote) for votes in pattern for vote in votes], n=1)
+    return tally(drafts, [say(vote) for votes in pattern for vote in votes], n=1)
 
 
 def test_mixtures_differ_from_doubt():
@@ -155,11 +160,11 @@ def test_mixtures_differ_from_doubt():
 
 def test_position_bias():
     drafts = [draft([0, 1], "ab"), draft([1, 0], "ab")] * 20
-    found = tally(drafts, [format_answer("ab")] * 40)
+    found = tally(drafts, [say("ab")] * 40)
     bias = _tally.position_bias(found, np.array([0, 1]))
     assert bias.n.tolist() == [40, 40] and bias.agreement.tolist() == [0.5, 0.5] and bias.p_value == 1
     first = [draft([0, 1], "ab")] * 20 + [draft([1, 0], "ab")] * 20
-    found = tally(first, [format_answer("ab")] * 20 + [format_answer("bb")] * 20)
+    found = tally(first, [say("ab")] * 20 + [say("bb")] * 20)
     bias = _tally.position_bias(found, np.array([0, 1]))
     assert bias.agreement.tolist() == [1, 0.5] and bias.p_value < 0.01
 
@@ -175,7 +180,7 @@ def test_rounds_add_up_with_screening():
         for d in drafts:
             own = [f"t{unit:02d}" for unit in d.members]
             free = [name for name in d.candidates if name not in own]
-            texts.append(format_answer([name if name in d.candidates else free.pop() for name in own]))
+            texts.append(say([name if name in d.candidates else free.pop() for name in own]))
         return [Reply(text) for text in texts]
 
     solved = _solve.solve(units(4), lists, {"": 4}, 7, ask, np.random.default_rng(0))

@@ -24,6 +24,14 @@ def done():
     return adata
 
 
+@pytest.fixture
+def figdir(tmp_path):
+    before = sc.settings.figdir  # a property that cannot be deleted, as monkeypatch would
+    sc.settings.figdir = tmp_path
+    yield
+    sc.settings.figdir = before
+
+
 @pytest.fixture(autouse=True)
 def closed():
     yield
@@ -31,8 +39,7 @@ def closed():
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_plots_keep_to_the_convention(done, name, tmp_path, monkeypatch):
-    monkeypatch.setattr(sc.settings, "figdir", tmp_path)
+def test_plots_keep_to_the_convention(done, name, tmp_path, figdir):
     before = set(done.uns)
     assert isinstance(PLOTS[name](done, return_fig=True), Figure)
     axes = PLOTS[name](done, show=False, save="_x.png")
