@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -40,11 +41,14 @@ def in_process(model):
     return adata
 
 
-@contextmanager
-def served(model):
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def served(model, port):
     more = ["--max-model-len", str(LENGTH), "--enforce-eager", "--dtype", "float32", "--no-enable-chunked-prefill"]
     command = serve_command(Path(model), port=port, name="toy", more=more)
     environment = {
@@ -87,7 +91,9 @@ def test_vllm_in_process_gives_legal_answers(in_process):
 def test_server_gives_the_same_labels_and_can_die(model, in_process, tmp_path):
     cache = tmp_path / "answers.jsonl"
     options = {"groupby": "leiden", "engine": "openai", "model": "toy", **OPTIONS}
-    with served(model) as (url, server):
+    port = free_port()
+    long = options | {"n_votes": 60, "max_concurrency": 1, "engine_options": {"retries": 0}, "cache": cache}
+    with served(model, port) as (url, server):
         adata = toy()
         scverse_plugin.tl.annotate(adata, TYPES, base_url=url, **options)
         assert cello1_df(adata)["best"].tolist() == cello1_df(in_process)["best"].tolist()
@@ -102,16 +108,19 @@ def test_server_gives_the_same_labels_and_can_die(model, in_process, tmp_path):
             server.kill()
             server.wait()
 
-        import threading
-
         killer = threading.Thread(target=kill_after, args=(3,), daemon=True)
         killer.start()
-        long = options | {"n_votes": 60, "max_concurrency": 1, "engine_options": {"retries": 0}}
         with pytest.raises(EngineError, match=r"are kept in .*run the same call again, it asks only what is missing"):
-            scverse_plugin.tl.annotate(toy(), TYPES, base_url=url, cache=cache, **long)
+            scverse_plugin.tl.annotate(toy(), TYPES, base_url=url, **long)
         killer.join()
-        done = cache.read_bytes().count(b"\n")
-        assert done >= 3
+    before = cache.read_bytes()
+    done = before.count(b"\n")
+    assert done >= 3
+    with served(model, port) as (url, _):
+        scverse_plugin.tl.annotate(adata, TYPES, base_url=url, **long)
+    traces = cello1_df(adata, table="traces")
+    assert traces["cached"].sum() == done < len(traces)
+    assert cache.read_bytes().startswith(before) and cache.read_bytes().count(b"\n") == len(traces)
 
 
 @pytest.fixture(scope="module")
