@@ -1,5 +1,6 @@
 """Real vLLM and a real server, with a tiny untrained model, or with the trained one where the main job has left it."""
 
+import json
 import os
 import socket
 import subprocess
@@ -119,8 +120,11 @@ def test_server_gives_the_same_labels_and_can_die(model, in_process, tmp_path):
     with served(model, port) as (url, _):
         scverse_plugin.tl.annotate(adata, TYPES, base_url=url, **long)
     traces = cello1_df(adata, table="traces")
-    assert traces["cached"].sum() == done < len(traces)
-    assert cache.read_bytes().startswith(before) and cache.read_bytes().count(b"\n") == len(traces)
+    assert done <= traces["cached"].sum() < len(traces)
+    # What was there stays, and no puzzle is asked twice.
+    assert cache.read_bytes().startswith(before)
+    keys = [json.loads(line)["key"] for line in cache.read_text().splitlines()]
+    assert len(set(keys)) == len(keys) > done
 
 
 @pytest.fixture(scope="module")
@@ -161,5 +165,7 @@ def test_notebook_on_the_trained_model(embedded, tmp_path):
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
     }
     client = nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}})
-    client.execute(env={**os.environ, **environment})
+    # Under pytest a kernel has no real standard output, which vLLM needs; in Jupyter it has.
+    plain = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    client.execute(env={**plain, **environment})
     assert (tmp_path / "report.html").is_file()
