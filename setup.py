@@ -59,6 +59,8 @@ GPU = [
 # Open-ended answers are scored by the Cell Ontology, which comes inside this package (94 MB with all its ontologies).
 ONTOLOGY = ["cellxgene-ontology-guide>=1.9"]
 
+DOCS = ["sphinx>=8", "myst-parser>=4"]
+
 TEST = [
     *ONTOLOGY,
     "pytest>=8.2",
@@ -98,9 +100,12 @@ setup(
         "gpu": [*GPU, *ANNOTATE],
         "annotate": ANNOTATE,
         "ontology": ONTOLOGY,
+        "docs": [*ANNOTATE, *DOCS],
         "test": TEST,
     },
     entry_points={
+        # The second name makes it `scanpy cello1`: scanpy runs what is called scanpy-<command>.
+        "console_scripts": ["cello1 = scverse_plugin._cli:main", "scanpy-cello1 = scverse_plugin._cli:main"],
         # verl imports what it finds here in every process; the module registers itself.
         "verl.plugins": ["cello1_cpu = cello1_verl.plugin.platform.platform_cpu"],
         # vLLM calls it in every process; it acts only in those of a CPU training run.

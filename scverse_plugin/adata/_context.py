@@ -1,0 +1,127 @@
+"""Donor metadata in ``obs`` to the context sentences of a puzzle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from anndata import AnnData
+
+from recipe.cello1.answer import text_fault
+from recipe.cello1.context import CONTEXT_FIELDS, FIELD_RULES, FieldRule, build_context, clean_value, rules_from_table
+from scverse_plugin.adata._groups import obs_names
+
+
+class ContextWriter:
+    """Writes the context of the cells of one donor.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    context
+        One text for all, or one for each sample; ``None``: made from ``keys``.
+    keys
+        Columns of ``obs``, or a mapping of columns to sentences with ``{value}``; ``None``: the CELLxGENE columns that
+        ``obs`` has.
+    samples
+        Names of the samples; ``None`` without ``sample_key``.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, has no sentence, or a text does not fit on one line.
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        context: str | Mapping[str, str] | None,
+        keys: Sequence[str] | Mapping[str, Any] | None,
+        samples: Sequence[str] | None,
+    ) -> None:
+        self._texts: dict[str, str] | None = None
+        self._rules: Mapping[str, FieldRule] = FIELD_RULES
+        self.keys: tuple[str, ...] = ()
+        self.differing: dict[str, None] = {}
+        if context is not None:
+            if keys is not None:
+                msg = "context and context_keys exclude each other; give the text, or the columns to make it from"
+                raise ValueError(msg)
+            self._texts = _texts(context, samples)
+            return
+        if keys is None:
+            self.keys = tuple(name for name in CONTEXT_FIELDS if name in adata.obs.columns)
+        else:
+            self._read_keys(keys, adata)
+        columns = {name: adata.obs[name] for name in self.keys}
+        self._columns = pd.DataFrame(columns, index=adata.obs.index) if columns else None
+
+    def _read_keys(self, keys: Any, adata: AnnData) -> None:
+        if isinstance(keys, str):
+            msg = f"context_keys must be a list of obs columns, got the str {keys!r}; write [{keys!r}]"
+            raise ValueError(msg)
+        if isinstance(keys, Mapping):
+            try:
+                self._rules = rules_from_table(keys)
+            except ValueError as error:
+                msg = f"context_keys: {error}"
+                raise ValueError(msg) from None
+        self.keys = tuple(dict.fromkeys(map(str, keys)))
+        for name in self.keys:
+            if name not in adata.obs.columns:
+                msg = f"context_keys: adata.obs has no column {name!r}; it has {obs_names(adata)}"
+                raise ValueError(msg)
+            if name not in CONTEXT_FIELDS and name not in self._rules:
+                msg = (
+                    f"context_keys: no sentence is known for the column {name!r}; give it: "
+                    f"context_keys={{{name!r}: 'The patient ... {{value}}.'}}"
+                )
+                raise ValueError(msg)
+
+    def __call__(self, sample: str, cells: Sequence[int]) -> str:
+        """Write the sentences.
+
+        Parameters
+        ----------
+        sample
+            The sample of the cells.
+        cells
+            Their rows. A column in which they differ is left out, and noted in ``differing``.
+
+        Returns
+        -------
+        The sentences on one line; empty when nothing is known.
+        """
+        if self._texts is not None:
+            return self._texts.get(sample, self._texts.get("", ""))
+        if self._columns is None:
+            return ""
+        values: dict[str, str] = {}
+        for name in self.keys:
+            found = list(dict.fromkeys(clean_value(value) for value in self._columns[name].iloc[list(cells)]))
+            if len(found) == 1:
+                values[name] = found[0]
+            else:
+                self.differing[name] = None
+        extra = [name for name in self.keys if name not in CONTEXT_FIELDS]
+        return build_context(values, extra, self._rules)
+
+
+def _texts(context: str | Mapping[str, str], samples: Sequence[str] | None) -> dict[str, str]:
+    if isinstance(context, Mapping):
+        found = {str(sample): text for sample, text in context.items()}
+        if samples is None:
+            msg = "context maps samples to texts, which needs sample_key"
+            raise ValueError(msg)
+        if lacking := [sample for sample in samples if sample not in found]:
+            msg = f"context has no text for the samples {lacking}; give one for each sample ('' for none)"
+            raise ValueError(msg)
+    else:
+        found = {"": context}
+    for text in found.values():
+        if text != "" and (fault := text_fault(text)):
+            msg = f"context {fault}: {text!r}; give the sentences on one line"
+            raise ValueError(msg)
+    return found

@@ -1,0 +1,216 @@
+"""Columns of ``obs`` to groups, samples and the units that get a label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from natsort import natsorted
+
+from scverse_plugin.adata._matrix import Expression, most_typical
+from scverse_plugin.method._units import Unit, draw_cells
+
+CELL_CHOICES = ("random", "representative")
+TYPICAL_AMONG = 50  # cells of a group that the representative ones are chosen from
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """A column as codes.
+
+    Attributes
+    ----------
+    codes
+        int64, -1 where the column says nothing.
+    names
+        Name of each code.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+
+def obs_names(adata: AnnData) -> list[str]:
+    """Return the columns of ``obs``, for messages.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+
+    Returns
+    -------
+    Their names.
+    """
+    return list(map(str, adata.obs.columns))
+
+
+def _labels(series: pd.Series) -> Labels:
+    """Turn a column into codes; names in natural order, numbers written as text."""
+    values = series.cat.remove_unused_categories() if isinstance(series.dtype, pd.CategoricalDtype) else series
+    categorical = pd.Categorical(values)
+    names = [str(name) for name in categorical.categories]
+    ordered = natsorted(dict.fromkeys(names))
+    place = {name: i for i, name in enumerate(ordered)}
+    lookup = np.array([place[name] for name in names] + [-1], dtype=np.int64)
+    return Labels(lookup[categorical.codes], tuple(ordered))
+
+
+def read_groups(adata: AnnData, groupby: str | None, groups: Sequence[str] | None) -> Labels:
+    """Read the groups.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    groupby
+        Column of ``obs``; ``None`` makes every cell a group.
+    groups
+        The groups to keep, all by default.
+
+    Returns
+    -------
+    The groups; cells outside have the code -1.
+
+    Raises
+    ------
+    ValueError
+        If the column is missing, not categorical or has gaps, or a group does not exist.
+    """
+    if groupby is None:
+        if groups is not None:
+            msg = f"groups={list(groups)} needs groupby, the column of obs that has these groups"
+            raise ValueError(msg)
+        names = tuple(map(str, adata.obs_names))
+        if len(set(names)) < len(names):
+            msg = "groupby=None labels every cell by its name, but obs_names repeat; call adata.obs_names_make_unique()"
+            raise ValueError(msg)
+        return Labels(np.arange(adata.n_obs), names)
+    if groupby not in adata.obs.columns:
+        msg = f"groupby: adata.obs has no column {groupby!r}; it has {obs_names(adata)}"
+        raise ValueError(msg)
+    column = adata.obs[groupby]
+    if not isinstance(column.dtype, pd.CategoricalDtype):
+        msg = (
+            f"groupby: adata.obs[{groupby!r}] must be categorical, got {column.dtype}; convert it first: "
+            f"adata.obs[{groupby!r}] = adata.obs[{groupby!r}].astype(str).astype('category')"
+        )
+        raise ValueError(msg)
+    found = _labels(column)
+    if groups is not None:
+        if isinstance(groups, str):
+            msg = f"groups must be a list of groups, got the str {groups!r}; write [{groups!r}]"
+            raise ValueError(msg)
+        wanted = [str(name) for name in groups]
+        if unknown := [name for name in wanted if name not in found.names]:
+            msg = f"groups: adata.obs[{groupby!r}] has no {unknown}; it has {list(found.names)}"
+            raise ValueError(msg)
+        kept = [name for name in found.names if name in set(wanted)]
+        lookup = np.array([kept.index(name) if name in set(wanted) else -1 for name in found.names] + [-1])
+        found = Labels(lookup[found.codes], tuple(kept))
+    elif (missing := int((found.codes < 0).sum())) > 0:
+        msg = (
+            f"groupby: {missing} cells have no group (NaN) in adata.obs[{groupby!r}]; fill them in, or leave these "
+            "cells out by naming the groups to annotate: groups=[...]"
+        )
+        raise ValueError(msg)
+    if not found.names:
+        msg = f"groupby: adata.obs[{groupby!r}] has no groups; every entry is missing, or groups=[] leaves none"
+        raise ValueError(msg)
+    return found
+
+
+def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> Labels | None:
+    """Read the samples (donors).
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    sample_key
+        Column of ``obs``.
+    rows
+        int64, the cells that need a sample.
+
+    Returns
+    -------
+    The samples; ``None`` without a column.
+
+    Raises
+    ------
+    ValueError
+        If the column is missing or has gaps.
+    """
+    if sample_key is None:
+        return None
+    if sample_key not in adata.obs.columns:
+        msg = f"sample_key: adata.obs has no column {sample_key!r}; it has {obs_names(adata)}"
+        raise ValueError(msg)
+    found = _labels(adata.obs[sample_key])
+    if (missing := int((found.codes[rows] < 0).sum())) > 0:
+        msg = f"sample_key: {missing} cells have no sample (NaN) in adata.obs[{sample_key!r}]; fill them in"
+        raise ValueError(msg)
+    return found
+
+
+def make_units(
+    groups: Labels,
+    samples: Labels | None,
+    *,
+    by_sample: bool,
+    n_cells: int,
+    cell_choice: str,
+    source: Expression,
+    rng: np.random.Generator,
+) -> tuple[list[Unit], np.ndarray]:
+    """Make the units and draw the cells that stand for them.
+
+    Parameters
+    ----------
+    groups, samples
+        Group and sample of each cell.
+    by_sample
+        Whether each sample of a group gets a label of its own.
+    n_cells
+        Cells drawn for each unit.
+    cell_choice
+        ``"random"`` or ``"representative"``.
+    source
+        The expression, for the representative ones.
+    rng
+        Random generator.
+
+    Returns
+    -------
+    The units, and for each cell the position of its unit (int64, -1 for none).
+    """
+    n_samples = len(samples.names) if samples is not None else 1
+    sample_codes = samples.codes if samples is not None else np.zeros(len(groups.codes), dtype=np.int64)
+    keys = np.where(groups.codes >= 0, groups.codes * n_samples + sample_codes if by_sample else groups.codes, -1)
+    order = np.argsort(keys, kind="stable")
+    order = order[keys[order] >= 0]
+    present, starts = np.unique(keys[order], return_index=True)
+    unit_of = np.full(len(keys), -1, dtype=np.int64)
+    unit_of[order] = np.repeat(np.arange(len(present)), np.diff(np.append(starts, len(order))))
+    units = []
+    for key, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+        group, sample = divmod(key, n_samples) if by_sample else (key, 0)
+        donors = sample_codes[rows] if samples is not None else None
+        if len(rows) == 1:
+            cells = rows
+        elif cell_choice == "representative":
+            cells = most_typical(source, draw_cells(rows, donors, max(n_cells, TYPICAL_AMONG), rng), n_cells)
+        else:
+            cells = draw_cells(rows, donors, n_cells, rng)
+        units.append(
+            Unit(
+                groups.names[group],
+                samples.names[sample] if by_sample and samples is not None else "",
+                tuple(cells.tolist()),
+                tuple([samples.names[i] for i in sample_codes[cells]]) if samples is not None else ("",) * len(cells),
+            )
+        )
+    return units, unit_of

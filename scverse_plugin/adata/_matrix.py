@@ -1,0 +1,345 @@
+"""Expression to listed genes: in memory, backed or dask, reading only the rows that are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from recipe.cello1.cells import expression, top_genes
+from recipe.cello1.data.gene_filters import GeneTable, compile_patterns, gene_table, share_of_ensembl_ids
+from recipe.cello1.data.settings import RANKS
+from recipe.cello1.data.store import BadFileError
+
+BLOCK = 2048  # rows read at once
+_DENSE_BLOCK = 1 << 24  # values looked at at once
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expression:
+    """A matrix and what its columns stand for.
+
+    Attributes
+    ----------
+    matrix
+        Cells x genes, as it is stored.
+    name
+        How it is called in messages.
+    genes
+        Symbols of the columns.
+    """
+
+    matrix: Any
+    name: str
+    genes: GeneTable
+
+
+def open_expression(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    use_raw: bool | None = None,
+    gene_symbols: str | None = None,
+    mask_var: str | np.ndarray | Sequence[bool] | None = None,
+    exclude_genes: Sequence[str] = (),
+) -> Expression:
+    """Find the matrix and the gene symbols.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    layer, use_raw, gene_symbols, mask_var, exclude_genes
+        See :func:`scverse_plugin.tl.annotate`.
+
+    Returns
+    -------
+    The matrix, still unread.
+
+    Raises
+    ------
+    ValueError
+        If something asked for is not there, or the genes have Ensembl ids for names.
+    """
+    if layer is not None and use_raw:
+        msg = "Cannot specify `layer` and have `use_raw=True`."
+        raise ValueError(msg)
+    if use_raw and adata.raw is None:
+        msg = "Received `use_raw=True`, but `adata.raw` is empty. Set use_raw=False, or name a layer."
+        raise ValueError(msg)
+    if use_raw is None:
+        use_raw = layer is None and adata.raw is not None
+    matrix, names = expression(adata, layer=layer, use_raw=use_raw)
+    where = "adata.raw" if use_raw else "adata"
+    var = adata.raw.var if use_raw else adata.var
+    name = "adata.raw.X" if use_raw else "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+    if gene_symbols is not None:
+        if gene_symbols not in var.columns:
+            msg = f"gene_symbols: {where}.var has no column {gene_symbols!r}; it has {list(map(str, var.columns))}"
+            raise ValueError(msg)
+        names = var[gene_symbols].to_numpy(dtype=object)
+    names = [None if value is None or value != value else str(value) for value in names]
+    if mask_var is not None:
+        names = _masked(names, mask_var, var, where)
+    if isinstance(exclude_genes, str):
+        msg = f"exclude_genes must be a list of patterns, got the str {exclude_genes!r}; write [{exclude_genes!r}]"
+        raise ValueError(msg)
+    try:
+        compile_patterns(exclude_genes)
+        table = gene_table(names, exclude_genes)
+    except BadFileError as error:
+        msg = f"{where}.var: {error.reason}; check gene_symbols, mask_var and exclude_genes"
+        raise ValueError(msg) from None
+    except ValueError as error:
+        raise ValueError(str(error).replace("--exclude-genes", "exclude_genes:")) from None
+    _check_symbols(table.names, var, where, gene_symbols)
+    return Expression(matrix, name, table)
+
+
+def _masked(names: list[str | None], mask: Any, var: Any, where: str) -> list[str | None]:
+    if isinstance(mask, str):
+        if mask not in var.columns:
+            msg = f"mask_var: {where}.var has no column {mask!r}; it has {list(map(str, var.columns))}"
+            raise ValueError(msg)
+        mask = var[mask].to_numpy()
+    mask = np.asarray(mask)
+    if mask.dtype != bool or mask.shape != (len(names),):
+        msg = (
+            f"mask_var must be a boolean for each of the {len(names)} genes of {where}, "
+            f"got {mask.dtype} of shape {mask.shape}"
+        )
+        raise ValueError(msg)
+    return [name if kept else None for name, kept in zip(names, mask.tolist(), strict=True)]
+
+
+def _check_symbols(symbols: Sequence[str], var: Any, where: str, gene_symbols: str | None) -> None:
+    share = share_of_ensembl_ids(symbols)
+    if share <= 0.5:
+        return
+    likely = [name for name in ("feature_name", "gene_symbols", "gene_symbol", "gene_name") if name in var.columns]
+    remedy = (
+        f"pass gene_symbols={likely[0]!r}"
+        if likely and likely[0] != gene_symbols
+        else f"name the column of {where}.var that has symbols with gene_symbols="
+    )
+    msg = (
+        f"gene_symbols: {round(share * len(symbols))} of {len(symbols)} genes have Ensembl ids ({symbols[0]}) "
+        f"where the model knows symbols (TP53); {remedy}"
+    )
+    raise ValueError(msg)
+
+
+def is_dask(matrix: Any) -> bool:
+    """Say whether a matrix is a dask array, without importing dask.
+
+    Parameters
+    ----------
+    matrix
+        Any matrix.
+
+    Returns
+    -------
+    Whether it is.
+    """
+    return type(matrix).__module__.partition(".")[0] == "dask"
+
+
+def read_rows(matrix: Any, rows: np.ndarray) -> Any:
+    """Read rows of a matrix wherever it lies.
+
+    Parameters
+    ----------
+    matrix
+        numpy, scipy.sparse, dask, or what anndata has for a matrix on disk.
+    rows
+        int64, sorted and distinct: files can be read in no other way.
+
+    Returns
+    -------
+    CSR matrix or numpy array.
+    """
+    part = matrix[rows]
+    if is_dask(part):
+        part = part.compute()
+    return sp.csr_array(part) if sp.issparse(part) else np.asarray(part)
+
+
+def check_values(source: Expression, rows: np.ndarray, obs_names: Sequence[str]) -> None:
+    """Check what is in memory: no negative values, no NaN, no empty cells. Elsewhere only what is read is checked.
+
+    Parameters
+    ----------
+    source
+        The matrix.
+    rows
+        int64, the rows that will be drawn from.
+    obs_names
+        Names of all cells.
+
+    Raises
+    ------
+    ValueError
+        If the values cannot be ranked, or a cell expresses nothing.
+    """
+    matrix = source.matrix
+    if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+        _check_range(source.name, matrix.data)
+        if matrix.format == "csr":
+            _check_empty(source.name, rows[np.diff(matrix.indptr)[rows] == 0], obs_names)
+    elif isinstance(matrix, np.ndarray):
+        step = max(1, _DENSE_BLOCK // max(1, matrix.shape[1]))
+        for start in range(0, len(rows), step):
+            some = rows[start : start + step]
+            block = matrix[some]
+            _check_range(source.name, block)
+            _check_empty(source.name, some[~block.any(axis=1)], obs_names)
+
+
+def _check_range(name: str, values: np.ndarray) -> None:
+    if values.dtype.kind not in "buif":
+        msg = f"{name} must hold numbers, got dtype {values.dtype}; choose another matrix with layer= or use_raw="
+        raise ValueError(msg)
+    if not values.size or values.dtype.kind in "bu":
+        return
+    low, high = values.min(), values.max()  # either is NaN if anything is
+    if not np.isfinite(low) or not np.isfinite(high):
+        msg = (
+            f"{name} holds NaN or infinite values; filter these cells, or choose another matrix with layer= or use_raw="
+        )
+        raise ValueError(msg)
+    if low < 0:
+        msg = (
+            f"{name} holds negative values ({low:.3g}), as scaled data do; "
+            "choose counts or log-normalised values with layer= or use_raw="
+        )
+        raise ValueError(msg)
+
+
+def _check_empty(name: str, rows: np.ndarray, obs_names: Sequence[str]) -> None:
+    if len(rows):
+        shown = ", ".join(str(obs_names[row]) for row in rows[:3].tolist()) + (", ..." if len(rows) > 3 else "")
+        msg = (
+            f"{name}: {len(rows)} of the cells to annotate express no gene ({shown}); "
+            "remove them first: sc.pp.filter_cells(adata, min_genes=1)"
+        )
+        raise ValueError(msg)
+
+
+def _blocks(source: Expression, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
+    """Read rows in blocks, one column for each symbol."""
+    for start in range(0, len(rows), BLOCK):
+        some = rows[start : start + BLOCK]
+        block = read_rows(source.matrix, some)
+        _check_range(source.name, block.data if sp.issparse(block) else block)
+        yield some, _by_symbol(block, source.genes)
+
+
+def _by_symbol(block: Any, genes: GeneTable) -> Any:
+    """Bring the columns into the order of the symbols; of several columns for one symbol the largest value counts."""
+    n = len(genes.names)
+    if not genes.repeated.any():
+        if n == block.shape[1]:  # then every column has a symbol of its own, in this order
+            return block
+        columns = np.empty(n, dtype=np.int64)
+        used = np.flatnonzero(genes.symbol >= 0)
+        columns[genes.symbol[used]] = used
+        return block[:, columns]
+    if sp.issparse(block):
+        entries = block.tocoo()
+        symbol = genes.symbol[entries.col]
+        kept = symbol >= 0
+        cell, symbol, data = entries.row[kept], symbol[kept], entries.data[kept]
+        order = np.lexsort((data, symbol, cell))
+        cell, symbol, data = cell[order], symbol[order], data[order]
+        last = np.flatnonzero(np.append((np.diff(cell) != 0) | (np.diff(symbol) != 0), True))[: len(cell)]
+        return sp.csr_array((data[last], (cell[last], symbol[last])), shape=(block.shape[0], n))
+    out = np.zeros((block.shape[0], n), dtype=block.dtype)
+    for column, symbol in enumerate(genes.symbol.tolist()):
+        if symbol >= 0:
+            np.maximum(out[:, symbol], block[:, column], out=out[:, symbol])
+    return out
+
+
+def list_genes(
+    source: Expression, rows: np.ndarray, obs_names: Sequence[str], *, n_top: int, rank_by: str = "expression"
+) -> dict[int, tuple[str, ...]]:
+    """List the top genes of some cells.
+
+    Parameters
+    ----------
+    source
+        The matrix.
+    rows
+        int64, in any order.
+    obs_names
+        Names of all cells.
+    n_top
+        Genes to list.
+    rank_by
+        ``"expression"``, or ``"specificity"``: the value over the gene's mean in ``rows`` plus the mean of all genes,
+        as in :mod:`recipe.cello1.data.extract`.
+
+    Returns
+    -------
+    Genes of each row.
+
+    Raises
+    ------
+    ValueError
+        If values cannot be ranked, a cell expresses none of the genes, or a parameter is out of range.
+    """
+    if rank_by not in RANKS:
+        msg = f"rank_by must be one of {', '.join(RANKS)}, got {rank_by!r}"
+        raise ValueError(msg)
+    if isinstance(n_top, bool) or not isinstance(n_top, int | np.integer) or n_top < 1:
+        msg = f"n_top_genes must be a positive integer, got {n_top!r}"
+        raise ValueError(msg)
+    rows = np.unique(rows)
+    weights = _weights(source, rows) if rank_by == "specificity" else None
+    found: dict[int, tuple[str, ...]] = {}
+    for some, block in _blocks(source, rows):
+        if weights is not None:
+            block = sp.csr_array(block.multiply(weights)) if sp.issparse(block) else block * weights
+        found |= zip(some.tolist(), top_genes(block, source.genes.names, n_top), strict=True)
+    _check_empty(source.name, np.array([row for row, genes in found.items() if not genes], dtype=np.int64), obs_names)
+    return found
+
+
+def _weights(source: Expression, rows: np.ndarray) -> np.ndarray:
+    total = np.zeros(len(source.genes.names))
+    for _, block in _blocks(source, rows):
+        total += np.asarray(block.sum(axis=0)).ravel()
+    mean = total / len(rows)
+    return 1 / (mean + mean.mean()) if mean.any() else np.ones(len(mean))
+
+
+def most_typical(source: Expression, rows: np.ndarray, n: int) -> np.ndarray:
+    """Choose the cells that are most like the mean of all of them (cosine of the log values).
+
+    Parameters
+    ----------
+    source
+        The matrix.
+    rows
+        int64, at least one.
+    n
+        How many to choose.
+
+    Returns
+    -------
+    int64, some of ``rows``, the most typical first.
+    """
+    ordered = np.unique(rows)
+    if len(ordered) <= 1:
+        return ordered
+    values = np.vstack(
+        [np.log1p(block.toarray() if sp.issparse(block) else block) for _, block in _blocks(source, ordered)]
+    )
+    norms = np.linalg.norm(values, axis=1)
+    values = values / np.maximum(norms, 1e-12)[:, None]
+    likeness = values @ values.mean(axis=0)
+    return ordered[np.argsort(-likeness, kind="stable")[:n]]

@@ -1,0 +1,355 @@
+"""What is written into an AnnData object, and read back: the one owner of the format.
+
+Names that come from the data (groups, types, cells) stand in values only, never in keys or column names, because they
+may hold a ``/``. Lists inside a table are JSON. Nothing is ``None``: what is not set is left out, or an empty string.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from recipe.cello1.answer import parse_answer
+from recipe.cello1.prompt import Variant, messages
+from recipe.cello1.puzzle import Puzzle
+from scverse_plugin.method._ask import Reply
+from scverse_plugin.method._plan import Draft
+from scverse_plugin.method._tally import Calls, CellChecks, PositionBias, Tally
+from scverse_plugin.method._units import Unit
+
+TOOL = "cello1"  # in uns[key]["params"]["tool"]: the mark of what is ours
+SUPPORT, VOTES, ONTOLOGY = "_support", "_votes", "_ontology_term_id"
+
+
+def check_key(key: object) -> str:
+    """Check ``key_added``.
+
+    Parameters
+    ----------
+    key
+        The key.
+
+    Returns
+    -------
+    The key.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be a key.
+    """
+    if not isinstance(key, str) or not key.strip() or "/" in key:
+        msg = f"key_added must be a name without '/', got {key!r}; 'cello1' for example"
+        raise ValueError(msg)
+    return key
+
+
+def is_ours(adata: AnnData, key: str) -> bool:
+    """Say whether ``uns[key]`` was written by this tool.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    key
+        The key.
+
+    Returns
+    -------
+    Whether it was.
+    """
+    entry = adata.uns.get(key)
+    return (
+        isinstance(entry, Mapping) and isinstance(entry.get("params"), Mapping) and entry["params"].get("tool") == TOOL
+    )
+
+
+def check_free(adata: AnnData, key: str) -> None:
+    """Check that writing under a key replaces nothing of the user's.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    key
+        The key.
+
+    Raises
+    ------
+    ValueError
+        If it would.
+    """
+    if is_ours(adata, key):
+        return
+    taken = [f"obs[{name!r}]" for name in (key, key + SUPPORT, key + ONTOLOGY) if name in adata.obs.columns]
+    taken += [f"obsm[{key + VOTES!r}]"] if key + VOTES in adata.obsm else []
+    taken += [f"uns[{key!r}]"] if key in adata.uns else []
+    if taken:
+        msg = (
+            f"key_added={key!r} would overwrite adata.{', adata.'.join(taken)}, which cello1 has not written; "
+            "choose another key_added, or remove what is there"
+        )
+        raise ValueError(msg)
+
+
+def stored(adata: AnnData, key: str) -> dict[str, Any]:
+    """Return what a run has left in ``uns``.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    key
+        The key of the run.
+
+    Returns
+    -------
+    ``uns[key]``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such run.
+    """
+    if not is_ours(adata, key):
+        runs = [str(name) for name in adata.uns if is_ours(adata, name)]
+        found = f"there are {runs}" if runs else "there is none; call sc.tl.cello1_annotate first"
+        msg = f"key: adata.uns has no cello1 run {key!r}; {found}"
+        raise ValueError(msg)
+    return adata.uns[key]
+
+
+def plain(text: str) -> str:
+    """Make a text fit for HDF5, which takes neither NUL nor lone surrogates.
+
+    Parameters
+    ----------
+    text
+        Any text.
+
+    Returns
+    -------
+    The same with these characters replaced.
+    """
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+def groups_table(
+    units: Sequence[Unit], tally: Tally, calls: Calls, checks: CellChecks, sizes: np.ndarray, unassigned: str
+) -> pd.DataFrame:
+    """Make ``uns[key]["groups"]``.
+
+    Parameters
+    ----------
+    units
+        The units.
+    tally, calls, checks
+        What was found.
+    sizes
+        int64, cells of each unit.
+    unassigned
+        Label of units without one.
+
+    Returns
+    -------
+    One row for each unit.
+    """
+
+    def name(code: int) -> str:
+        return tally.types[code] if code >= 0 else ""
+
+    best = [name(code) for code in calls.best.tolist()]
+    labels = [text if status == "ok" else unassigned for text, status in zip(best, calls.status, strict=True)]
+    table = {
+        "group": _texts([unit.group for unit in units]),
+        "sample": _texts([unit.sample for unit in units]),
+        "label": _texts(labels),
+        "support": calls.support,
+        "best": _texts(best),
+        "runner_up": _texts([name(code) for code in calls.runner_up.tolist()]),
+        "runner_up_support": calls.runner_up_support,
+        "margin": calls.margin,
+        "entropy": calls.entropy,
+        "votes": tally.votes.sum(axis=1).astype(np.int64),
+        "puzzles": tally.puzzles,
+        "failures": tally.failures,
+        "status": _texts(calls.status),
+        "n_cells": sizes,
+        "cells_asked": checks.cells,
+        "cell_agreement": checks.agreement,
+        "cell_gap": checks.gap,
+        "mixed": checks.mixed,
+    }
+    return pd.DataFrame(table, index=_index(len(units)))
+
+
+def traces_table(
+    drafts: Sequence[Draft],
+    puzzles: Sequence[Puzzle],
+    replies: Sequence[Reply],
+    units: Sequence[Unit],
+    obs_names: Sequence[str],
+    *,
+    variant: Variant,
+    reasoning: bool,
+) -> pd.DataFrame:
+    """Make ``uns[key]["traces"]``.
+
+    Parameters
+    ----------
+    drafts, puzzles, replies
+        What was asked and what came back.
+    units
+        The units.
+    obs_names
+        Names of all cells.
+    variant
+        Task variant of the prompts.
+    reasoning
+        Whether to keep puzzle text and reasoning.
+
+    Returns
+    -------
+    One row for each puzzle.
+    """
+    parsed = [parse_answer(reply.text) for reply in replies]
+    status = [
+        "error" if reply.text is None else "ok" if found.ok else str(found.reason)
+        for reply, found in zip(replies, parsed, strict=True)
+    ]
+    table: dict[str, Any] = {
+        "round": np.array([draft.round for draft in drafts], dtype=np.int64),
+        "screening": np.array([draft.screening for draft in drafts], dtype=bool),
+        "sample": _texts([draft.donor for draft in drafts]),
+        "groups": _lists([[units[i].group for i in draft.members] for draft in drafts]),
+        "cells": _lists([[str(obs_names[row]) for row in draft.cells] for draft in drafts]),
+        "candidates": _lists([draft.candidates for draft in drafts]),
+        "answer": _lists([found.items for found in parsed]),
+        "status": _texts(status),
+        "finish_reason": _texts([reply.finish_reason for reply in replies]),
+        "tokens": np.array([reply.tokens for reply in replies], dtype=np.int64),
+        "prompt_tokens": np.array([reply.prompt_tokens for reply in replies], dtype=np.int64),
+        "seed": np.array([reply.seed for reply in replies], dtype=np.int64),
+        "cached": np.array([reply.cached for reply in replies], dtype=bool),
+        "error": _texts([reply.error for reply in replies]),
+    }
+    if reasoning:
+        table["puzzle"] = _texts([messages(puzzle, "system", variant)[-1]["content"] for puzzle in puzzles])
+        table["reasoning"] = _texts([found.reasoning for found in parsed])
+        # Of an answer that could be read, everything is in the other columns.
+        table["response"] = _texts(
+            ["" if found.ok else (reply.text or "") for found, reply in zip(parsed, replies, strict=True)]
+        )
+    return pd.DataFrame(table, index=_index(len(drafts)))
+
+
+def position_table(bias: PositionBias) -> pd.DataFrame:
+    """Make ``uns[key]["positions"]``.
+
+    Parameters
+    ----------
+    bias
+        What was found.
+
+    Returns
+    -------
+    One row for each position in a puzzle.
+    """
+    table = {"position": np.arange(1, len(bias.n) + 1), "votes": bias.n, "agreement": bias.agreement}
+    return pd.DataFrame(table, index=_index(len(bias.n)))
+
+
+def plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Make ``uns[key]["params"]``: text, numbers and truth values; anything else as JSON; ``None`` left out.
+
+    Parameters
+    ----------
+    params
+        The parameters.
+
+    Returns
+    -------
+    What can be written.
+    """
+    found: dict[str, Any] = {}
+    for name, value in params.items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, str):
+            found[name] = plain(value)
+        elif isinstance(value, bool | int | float):
+            found[name] = value
+        elif value is not None:
+            found[name] = plain(json.dumps(value, ensure_ascii=False))
+    return found
+
+
+def write(
+    adata: AnnData,
+    key: str,
+    *,
+    unit_of: np.ndarray,
+    groups: pd.DataFrame,
+    rates: np.ndarray,
+    types: Sequence[str],
+    rest: Mapping[str, Any],
+    categories: Sequence[str],
+) -> None:
+    """Write a run.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, changed in place.
+    key
+        The key.
+    unit_of
+        int64, unit of each cell; -1 for none.
+    groups
+        What :func:`groups_table` made.
+    rates
+        Float array of shape (units, types).
+    types
+        Names of its columns.
+    rest
+        Further entries of ``uns[key]``.
+    categories
+        Labels in order.
+    """
+    inside = unit_of >= 0
+    place = {name: code for code, name in enumerate(categories)}
+    codes = np.array([place[name] for name in groups["label"]] + [-1], dtype=np.int64)  # code -1 takes the last entry
+    used = [name for name in categories if name in set(groups["label"])]
+    column = pd.Categorical.from_codes(codes[unit_of], categories=list(categories)).set_categories(used)
+    support = np.append(groups["support"].to_numpy(dtype=np.float32), np.float32(np.nan))
+    votes = np.full((adata.n_obs, rates.shape[1]), np.nan, dtype=np.float32)
+    votes[inside] = rates.astype(np.float32)[unit_of[inside]]
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())
+    adata.obs[key] = pd.Series(column, index=adata.obs.index)
+    adata.obs[key + SUPPORT] = support[unit_of]
+    adata.obsm[key + VOTES] = votes
+    adata.uns[key] = {"groups": groups, "types": np.array(types, dtype=object).astype(str), **rest}
+    # Colours are stored by position, so that old ones would stand for other labels.
+    for stale in (f"{key}_colors", f"{key}{ONTOLOGY}_colors"):
+        adata.uns.pop(stale, None)
+    # Ids of an earlier run of ours.
+    if key + ONTOLOGY in adata.obs.columns:
+        del adata.obs[key + ONTOLOGY]
+
+
+def _index(n: int) -> pd.Index:
+    return pd.Index([str(i) for i in range(n)], dtype=object)
+
+
+def _texts(values: Sequence[str]) -> np.ndarray:
+    return np.array([plain(value) for value in values], dtype=object)
+
+
+def _lists(values: Sequence[Sequence[str]]) -> np.ndarray:
+    return np.array([plain(json.dumps(list(value), ensure_ascii=False)) for value in values], dtype=object)

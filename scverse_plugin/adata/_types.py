@@ -1,0 +1,143 @@
+"""The candidate types, from whatever the caller has: a list, one for each sample, or a column of a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from recipe.cello1.answer import type_fault
+
+CellTypes = Sequence[str] | Mapping[str, Sequence[str]] | pd.Series | str
+
+
+def read_types(
+    cell_types: CellTypes, adata: AnnData, reference: AnnData | None, samples: Sequence[str] | None
+) -> tuple[dict[str, tuple[str, ...]], bool]:
+    """Read the candidates.
+
+    Parameters
+    ----------
+    cell_types
+        See :func:`scverse_plugin.tl.annotate`.
+    adata
+        What is annotated.
+    reference
+        The object whose ``obs`` a column name refers to; ``adata`` by default.
+    samples
+        Names of the samples; ``None`` without ``sample_key``.
+
+    Returns
+    -------
+    For each sample (``""`` without samples) its types, sorted; and whether each sample has a list of its own.
+
+    Raises
+    ------
+    ValueError
+        If the types are unusable, or samples lack a list.
+    """
+    if isinstance(cell_types, Mapping):
+        return _by_sample(cell_types, samples), True
+    if isinstance(cell_types, str):
+        where = "reference" if reference is not None else "adata"
+        obs = (reference if reference is not None else adata).obs
+        if cell_types not in obs.columns:
+            msg = (
+                f"cell_types: {where}.obs has no column {cell_types!r}; give a list of types (['B cell', 'T cell']), "
+                f"or a column: {list(map(str, obs.columns))}"
+            )
+            raise ValueError(msg)
+        cell_types = obs[cell_types]
+    elif reference is not None:
+        msg = "reference is given, but cell_types is no column name; name the column of reference.obs with the types"
+        raise ValueError(msg)
+    if isinstance(cell_types, pd.Series):
+        cell_types = list(dict.fromkeys(map(str, cell_types.dropna().tolist())))
+    types = checked_types(cell_types, "cell_types")
+    return dict.fromkeys(samples if samples is not None else ("",), types), False
+
+
+def _by_sample(cell_types: Mapping[Any, Any], samples: Sequence[str] | None) -> dict[str, tuple[str, ...]]:
+    if samples is None:
+        msg = f"cell_types maps samples to lists ({', '.join(map(str, cell_types))}), which needs sample_key"
+        raise ValueError(msg)
+    named = {str(sample): types for sample, types in cell_types.items()}
+    if lacking := [sample for sample in samples if sample not in named]:
+        msg = f"cell_types has no list for the samples {lacking}; give one for each sample"
+        raise ValueError(msg)
+    return {sample: checked_types(named[sample], f"cell_types[{sample!r}]") for sample in samples}
+
+
+def checked_types(types: Any, name: str) -> tuple[str, ...]:
+    """Check a list of types.
+
+    Parameters
+    ----------
+    types
+        The list.
+    name
+        How it is called in messages.
+
+    Returns
+    -------
+    The types, sorted.
+
+    Raises
+    ------
+    ValueError
+        If it is no list, empty, repeats a type or holds an unusable name.
+    """
+    if isinstance(types, str | bytes) or not isinstance(types, Sequence | np.ndarray | pd.Index | pd.Series):
+        msg = f"{name} must be a list of types (['B cell', 'T cell']), got {type(types).__name__}"
+        raise ValueError(msg)
+    found = list(types)
+    if not found:
+        msg = f"{name} is empty; give the types that the cells may be, ['B cell', 'T cell'] for example"
+        raise ValueError(msg)
+    seen: dict[str, str] = {}
+    for label in found:
+        if fault := type_fault(label):
+            msg = f"{name}: the type {label!r} {fault}; rename it"
+            raise ValueError(msg)
+        if (other := seen.get(label.lower())) is not None:
+            msg = f"{name} holds both {other!r} and {label!r} (case is ignored); give each type once"
+            raise ValueError(msg)
+        seen[label.lower()] = label
+    return tuple(sorted(map(str, found)))
+
+
+def check_decoys(decoys: Sequence[str], types: Sequence[str], unassigned: str) -> tuple[str, ...]:
+    """Check the decoys, and that no type is called like the mark for cells without a label.
+
+    Parameters
+    ----------
+    decoys
+        Types that no cell should be.
+    types
+        All candidate types.
+    unassigned
+        Label of cells without a type.
+
+    Returns
+    -------
+    The decoys, sorted.
+
+    Raises
+    ------
+    ValueError
+        If a decoy is unusable or a candidate, or ``unassigned`` is one of the types.
+    """
+    if not isinstance(unassigned, str) or not unassigned.strip():
+        msg = f"unassigned must be a name, got {unassigned!r}; 'Unassigned' for example"
+        raise ValueError(msg)
+    found = checked_types(decoys, "decoys") if len(decoys) else ()
+    if both := sorted({name.lower() for name in found} & {name.lower() for name in types}):
+        msg = f"decoys: {both} are candidates, too; decoys are types that these cells cannot be"
+        raise ValueError(msg)
+    if unassigned.lower() in {name.lower() for name in (*types, *found)}:
+        msg = f"unassigned={unassigned!r} is one of the cell types; choose another name"
+        raise ValueError(msg)
+    return found

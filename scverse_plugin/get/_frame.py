@@ -1,0 +1,83 @@
+"""``get.cello1_df``: groups, votes or traces of a run as a data frame."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from scverse_plugin.adata import _store
+
+TABLES = ("groups", "votes", "traces")
+_LISTS = ("groups", "cells", "candidates", "answer")
+
+
+def cello1_df(
+    adata: AnnData, key: str = "cello1", *, table: Literal["groups", "votes", "traces"] = "groups"
+) -> pd.DataFrame:
+    """Return a table of a run.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a run of :func:`scverse_plugin.tl.annotate`.
+    key
+        The run's ``key_added``.
+    table
+        ``"groups"``: one row for each group. ``"votes"``: support, groups x types. ``"traces"``: one row for each
+        puzzle, its lists as lists.
+
+    Returns
+    -------
+    A data frame of its own; the first two have the group as index (group and sample where samples have labels of their
+    own).
+
+    Raises
+    ------
+    ValueError
+        If there is no such run or table.
+    """
+    if table not in TABLES:
+        msg = f"table must be one of {', '.join(TABLES)}, got {table!r}"
+        raise ValueError(msg)
+    run = _store.stored(adata, key)
+    if table == "traces":
+        traces = run["traces"].reset_index(drop=True).copy()
+        for name in _LISTS:
+            traces[name] = [json.loads(text) for text in traces[name]]
+        return traces
+    groups = run["groups"].copy()
+    by_sample = bool((groups["sample"] != "").any())
+    index = ["group", "sample"] if by_sample else ["group"]
+    if table == "groups":
+        return groups.set_index(index) if by_sample else groups.drop(columns="sample").set_index(index)
+    votes = pd.DataFrame(_unit_votes(adata, key, groups), columns=[str(name) for name in run["types"]])
+    for name in reversed(index):
+        votes.insert(0, name, groups[name].to_numpy())
+    return votes.set_index(index)
+
+
+def _unit_votes(adata: AnnData, key: str, groups: pd.DataFrame) -> np.ndarray:
+    """Take the votes of one cell of each group: all its cells have the same."""
+    params = adata.uns[key]["params"]
+    if (groupby := params.get("groupby")) is None:
+        column = pd.Series(adata.obs_names.astype(str), index=adata.obs.index)
+    elif groupby in adata.obs.columns:
+        column = adata.obs[groupby].astype(str)
+    else:
+        msg = f"key: the column {groupby!r} that was annotated is gone from adata.obs; run annotate again"
+        raise ValueError(msg)
+    pairs = pd.DataFrame({"group": column.to_numpy()})
+    pairs["sample"] = ""
+    if (groups["sample"] != "").any():
+        pairs["sample"] = adata.obs[params["sample_key"]].astype(str).to_numpy()
+    first = pairs.reset_index().drop_duplicates(["group", "sample"]).set_index(["group", "sample"])["index"]
+    wanted = pd.MultiIndex.from_arrays([groups["group"], groups["sample"]])
+    rows = first.reindex(wanted)
+    if rows.isna().any():
+        msg = f"key: adata no longer has cells of the groups {wanted[rows.isna()].tolist()[:3]}; run annotate again"
+        raise ValueError(msg)
+    return adata.obsm[key + _store.VOTES][rows.to_numpy(dtype=np.int64)]

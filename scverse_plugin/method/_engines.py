@@ -1,0 +1,172 @@
+"""Which engine answers, and how it is started: the network is never used for a model that runs in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from recipe.cello1.engine import ENGINES, Engine, start_engine
+
+_LIMIT = {"vllm": "max_num_seqs", "openai": "concurrency", "transformers": "batch_size"}
+_PROTOCOL = ("name", "model", "fingerprint", "constraint", "generate", "close")
+
+
+@contextmanager
+def opened(
+    engine: str | Engine,
+    model: str | Path | None,
+    *,
+    base_url: str | None = None,
+    constrained: bool = True,
+    max_concurrency: int | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Iterator[Engine]:
+    """Start an engine, and close it at the end; an engine that was passed ready-made is left open.
+
+    Parameters
+    ----------
+    engine
+        Name, or an object with the methods of :class:`recipe.cello1.engine.Engine`.
+    model
+        Folder, or name of the model on the server.
+    base_url
+        Address of the server.
+    constrained
+        Whether answers will be constrained.
+    max_concurrency
+        Puzzles under way at a time.
+    options
+        Further options of the engine.
+
+    Yields
+    ------
+    The engine.
+
+    Raises
+    ------
+    ValueError
+        If the parameters contradict each other or one is missing.
+    FileNotFoundError
+        If there is no such model folder.
+    EngineError
+        If the engine cannot be started.
+    """
+    if not isinstance(engine, str):
+        check_engine(engine, model=model, base_url=base_url, options=options)
+        yield engine
+        return
+    check_engine(engine, model=model, base_url=base_url, options=options)
+    found = dict(options or {}) | {"constrained": constrained}
+    if max_concurrency is not None:
+        found[_LIMIT[engine]] = max_concurrency
+    if engine == "openai":
+        started = start_engine(engine, str(model), base_url=base_url, **found)
+    else:
+        started = start_engine(engine, local_model(str(model)), **found)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def check_engine(
+    engine: object, *, model: str | Path | None, base_url: str | None, options: Mapping[str, Any] | None
+) -> None:
+    """Check the parameters that choose the engine, before any work is done.
+
+    Parameters
+    ----------
+    engine, model, base_url, options
+        As for :func:`opened`.
+
+    Raises
+    ------
+    ValueError
+        If they contradict each other or one is missing.
+    """
+    if not isinstance(engine, str):
+        if lacking := [name for name in _PROTOCOL if not hasattr(engine, name)]:
+            msg = (
+                f"engine: {type(engine).__name__} has no {', '.join(lacking)}; give one of {', '.join(ENGINES)}, "
+                "or an object like recipe.cello1.engine.Engine"
+            )
+            raise ValueError(msg)
+        if model is not None or base_url is not None or options:
+            msg = "model, base_url and engine_options go with the name of an engine; the engine object has its own"
+            raise ValueError(msg)
+        return
+    if engine not in ENGINES:
+        msg = f"engine must be one of {', '.join(ENGINES)} or an engine object, got {engine!r}"
+        raise ValueError(msg)
+    if model is None or not str(model):
+        msg = (
+            "model is missing; give the name that the server lists"
+            if engine == "openai"
+            else "model is missing; give the folder of a trained model, outputs/embedded/grpo-model for example"
+        )
+        raise ValueError(msg)
+    if base_url is not None and engine != "openai":
+        msg = f"base_url={base_url!r} goes with engine='openai', got engine={engine!r}"
+        raise ValueError(msg)
+
+
+def local_model(model: str) -> str:
+    """Find a model on this machine; nothing is downloaded.
+
+    Parameters
+    ----------
+    model
+        Folder, or a name on the Hugging Face hub that has been downloaded before.
+
+    Returns
+    -------
+    The folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return str(path)
+    looks_like_name = model.count("/") == 1 and not path.is_absolute() and not model.startswith((".", "~"))
+    if looks_like_name and (folder := _downloaded(model)):
+        return folder
+    how = f"; download it first: hf download {model}" if looks_like_name else ""
+    msg = f"model: there is no folder {model}{how}" + ("" if how else "; give the folder of a trained model")
+    raise FileNotFoundError(msg)
+
+
+def _downloaded(name: str) -> str:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError:
+        return ""
+    try:
+        return snapshot_download(name, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return ""
+
+
+def public_address(url: str | None) -> str:
+    """Remove from an address what may be secret: user, password, query.
+
+    Parameters
+    ----------
+    url
+        The address.
+
+    Returns
+    -------
+    Scheme, host, port and path; empty for none.
+    """
+    if not url:
+        return ""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))

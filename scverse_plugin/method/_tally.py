@@ -1,0 +1,334 @@
+"""Answers to votes, votes to labels.
+
+The rules are those of :mod:`recipe.cello1.voting`: it reads the answers, counts them and finds the assignment. Here is
+what an annotation adds: a vote counts against how often unit and type have met, and nothing becomes a label that the
+votes do not carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import xlogy
+from scipy.stats import chi2_contingency
+
+from recipe.cello1.voting import assign, read_answers, vote_matrix
+from scverse_plugin.method._plan import Draft
+
+STATUSES = ("ok", "low_support", "tie", "decoy", "no_votes")
+SMOOTHING = 0.5  # meetings added to each pair: a type met once must not beat one met ten times
+MIXED_GAP = 0.25  # see CellChecks
+MIXED_AGREEMENT = 0.8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tally:
+    """Votes and meetings.
+
+    Attributes
+    ----------
+    types
+        Types, the decoys last.
+    n_decoys
+        How many of them are decoys.
+    votes, met
+        Float arrays of shape (units, types).
+    failures, puzzles
+        int64, for each unit the puzzles without a vote for it, and all of them.
+    casts
+        Every single vote: unit, row of the cell, type, position in the puzzle, cells in it; int64 of shape (votes, 5).
+    """
+
+    types: tuple[str, ...]
+    n_decoys: int
+    votes: np.ndarray
+    met: np.ndarray
+    failures: np.ndarray
+    puzzles: np.ndarray
+    casts: np.ndarray
+
+    @property
+    def rates(self) -> np.ndarray:
+        """How often each type was chosen when it was met; 0 where it never was."""
+        return np.divide(self.votes, self.met, out=np.zeros_like(self.votes), where=self.met > 0)
+
+    @property
+    def weighed(self) -> np.ndarray:
+        """The same, drawn towards 0 where they met seldom: what is compared when types compete."""
+        return self.votes / (self.met + SMOOTHING)
+
+
+def count(
+    drafts: Sequence[Draft],
+    texts: Sequence[str | None],
+    n_units: int,
+    types: Sequence[str],
+    decoys: Sequence[str] = (),
+) -> Tally:
+    """Count votes.
+
+    Parameters
+    ----------
+    drafts
+        The puzzles.
+    texts
+        The response to each; ``None`` where the machinery gave none.
+    n_units
+        Number of units.
+    types, decoys
+        Candidate types.
+
+    Returns
+    -------
+    The tally. A malformed response, and an item that is no candidate of its puzzle, is a failure of the cells
+    concerned.
+    """
+    everything = (*types, *decoys)
+    column = {name: j for j, name in enumerate(everything)}
+    votes = np.zeros((n_units, len(everything)))
+    met = np.zeros_like(votes)
+    failures = np.zeros(n_units, dtype=np.int64)
+    puzzles = np.zeros(n_units, dtype=np.int64)
+    casts: list[tuple[int, int, int, int, int]] = []
+    for draft, text in zip(drafts, texts, strict=True):
+        n = len(draft.members)
+        counted = vote_matrix(read_answers([text], n), draft.candidates, n)
+        columns = [column[name] for name in draft.candidates]
+        for position, unit in enumerate(draft.members):
+            puzzles[unit] += 1
+            chosen = np.flatnonzero(counted[position])
+            if not len(chosen):
+                failures[unit] += 1
+                continue
+            met[unit, columns] += 1
+            which = columns[int(chosen[0])]
+            votes[unit, which] += 1
+            casts.append((unit, draft.cells[position], which, position, n))
+    table = np.array(casts, dtype=np.int64).reshape(-1, 5)
+    return Tally(everything, len(decoys), votes, met, failures, puzzles, table)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calls:
+    """What the votes say of each unit.
+
+    Attributes
+    ----------
+    best
+        int64, the type with most to be said for it; -1 without votes. Never a decoy.
+    support
+        Float array, how often it was chosen when it was met.
+    runner_up
+        int64, the strongest other type, decoys included; -1 where no other type got a vote.
+    runner_up_support, margin
+        Float arrays: its support, and the difference. The margin is negative for a unit that gave way to another.
+    entropy
+        Float array, bits; NaN without votes.
+    status
+        For each unit one of ``STATUSES``; only ``"ok"`` means a label.
+    """
+
+    best: np.ndarray
+    support: np.ndarray
+    runner_up: np.ndarray
+    runner_up_support: np.ndarray
+    margin: np.ndarray
+    entropy: np.ndarray
+    status: tuple[str, ...]
+
+
+def call(
+    tally: Tally, allowed: np.ndarray, *, samples: Sequence[str], one_to_one: Sequence[str], min_support: float
+) -> Calls:
+    """Decide on the labels.
+
+    Parameters
+    ----------
+    tally
+        The votes.
+    allowed
+        bool of shape (units, types without decoys): which types stand on the list of each unit.
+    samples
+        Sample of each unit.
+    one_to_one
+        The samples in which no type may be given twice.
+    min_support
+        Units with less support get no label.
+
+    Returns
+    -------
+    The calls.
+    """
+    n_types = len(tally.types) - tally.n_decoys
+    rates = tally.rates
+    weighed = tally.weighed
+    n_votes = tally.votes.sum(axis=1)
+    best = np.full(len(rates), -1)
+    voted = n_votes > 0
+    names = np.asarray(samples, dtype=object)
+    for sample in dict.fromkeys(samples):
+        rows = np.flatnonzero((names == sample) & voted)
+        if not len(rows):
+            continue
+        columns = np.flatnonzero(allowed[rows[0]])
+        chosen = assign(weighed[np.ix_(rows, columns)], smoothing=SMOOTHING, one_to_one=sample in one_to_one)
+        best[rows] = columns[chosen]
+    rows = np.arange(len(rates))
+    support = np.where(voted, rates[rows, best], 0.0)
+    others = rates.copy()
+    others[rows[voted], best[voted]] = -1
+    second = others.argmax(axis=1) if others.shape[1] > 1 else np.zeros(len(rates), dtype=np.int64)
+    second_support = np.maximum(others[rows, second], 0.0)
+    runner_up = np.where(second_support > 0, second, -1)
+    totals = rates.sum(axis=1, keepdims=True)
+    shares = np.divide(rates, totals, out=np.zeros_like(rates), where=totals > 0)
+    entropy = -xlogy(shares, shares).sum(axis=1) / np.log(2) + 0.0  # not -0.0
+    entropy[~voted] = np.nan
+    status = []
+    for i in rows.tolist():
+        forced = names[i] in one_to_one
+        if not voted[i]:
+            status.append("no_votes")
+        elif second[i] >= n_types and second_support[i] >= support[i]:
+            status.append("decoy")
+        elif support[i] == second_support[i] and not forced:
+            status.append("tie")
+        elif support[i] < min_support or support[i] == 0:
+            status.append("low_support")
+        else:
+            status.append("ok")
+    return Calls(best, support, runner_up, second_support, support - second_support, entropy, tuple(status))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CellChecks:
+    """How much the cells of a unit agree with each other.
+
+    Attributes
+    ----------
+    cells
+        int64, cells of the unit that got votes.
+    agreement
+        Share of these cells whose own votes name the unit's type first; NaN without votes.
+    gap
+        Chance that two votes on one cell agree, less the chance that votes on two different cells do. Near 0 where the
+        cells are alike, however unsure the model is; large where each cell is clear and they differ, as in a mixture
+        of types (over-merged clusters, doublets). NaN unless some cell was asked twice and there are two cells.
+    mixed
+        bool, whether ``gap`` is at least ``MIXED_GAP`` and ``agreement`` below ``MIXED_AGREEMENT``.
+    """
+
+    cells: np.ndarray
+    agreement: np.ndarray
+    gap: np.ndarray
+    mixed: np.ndarray
+
+
+def check_cells(tally: Tally, best: np.ndarray) -> CellChecks:
+    """Compare the cells of each unit.
+
+    Parameters
+    ----------
+    tally
+        The votes.
+    best
+        int64, type of each unit.
+
+    Returns
+    -------
+    The checks.
+    """
+    n_units = len(best)
+    cells = np.zeros(n_units, dtype=np.int64)
+    agreement = np.full(n_units, np.nan)
+    gap = np.full(n_units, np.nan)
+    casts = tally.casts[np.argsort(tally.casts[:, 0], kind="stable")]
+    units, starts = np.unique(casts[:, 0], return_index=True)
+    blocks = np.split(casts, starts[1:]) if len(units) else []
+    for unit, block in zip(units.tolist(), blocks, strict=True):
+        rows, own = np.unique(block[:, 1], return_inverse=True)
+        table = np.zeros((len(rows), len(tally.types)))
+        np.add.at(table, (own, block[:, 2]), 1)
+        cells[unit] = len(rows)
+        # A cell with two leading types agrees only if the unit's is not behind.
+        agreement[unit] = float((table[:, best[unit]] == table.max(axis=1)).mean())
+        gap[unit] = _gap(table)
+    mixed = (gap >= MIXED_GAP) & (agreement < MIXED_AGREEMENT)
+    return CellChecks(cells, agreement, gap, mixed)
+
+
+def _gap(table: np.ndarray) -> float:
+    """Return agreement within rows less agreement between rows, over all pairs of votes."""
+    n = table.sum(axis=1)
+    pairs_within = (n * (n - 1)).sum()
+    pairs_between = n.sum() ** 2 - (n**2).sum()
+    if not pairs_within or not pairs_between:
+        return np.nan
+    within = (table * (table - 1)).sum() / pairs_within
+    between = ((table.sum(axis=0) ** 2).sum() - (table**2).sum()) / pairs_between
+    return float(within - between)
+
+
+def decoy_rate(tally: Tally) -> float:
+    """Return how often a decoy was chosen when one was shown: an estimate of how often any wrong type is.
+
+    Parameters
+    ----------
+    tally
+        The votes.
+
+    Returns
+    -------
+    A share; NaN without decoys.
+    """
+    if not tally.n_decoys:
+        return float("nan")
+    chances = tally.met[:, -tally.n_decoys :].sum()
+    return float(tally.votes[:, -tally.n_decoys :].sum() / chances) if chances else float("nan")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PositionBias:
+    """How much it matters where in a puzzle a cell stands.
+
+    Attributes
+    ----------
+    n, agreement
+        For each position the votes, and the share of them for the unit's type.
+    p_value
+        Of a chi-squared test that the share is the same everywhere; NaN where there is nothing to compare.
+    """
+
+    n: np.ndarray
+    agreement: np.ndarray
+    p_value: float
+
+
+def position_bias(tally: Tally, best: np.ndarray) -> PositionBias:
+    """Compare the positions in a puzzle; cells alone in theirs do not count.
+
+    Parameters
+    ----------
+    tally
+        The votes.
+    best
+        int64, type of each unit.
+
+    Returns
+    -------
+    The comparison.
+    """
+    casts = tally.casts[tally.casts[:, 4] > 1]
+    if not len(casts):
+        return PositionBias(np.zeros(0, dtype=np.int64), np.zeros(0), float("nan"))
+    right = casts[:, 2] == best[casts[:, 0]]
+    n = np.bincount(casts[:, 3])
+    hits = np.bincount(casts[:, 3], weights=right)
+    agreement = np.divide(hits, n, out=np.full(len(n), np.nan), where=n > 0)
+    shown = n > 0
+    table = np.array([hits[shown], n[shown] - hits[shown]])
+    possible = shown.sum() > 1 and (table.sum(axis=1) > 0).all()
+    p_value = float(chi2_contingency(table).pvalue) if possible else float("nan")
+    return PositionBias(n, agreement, p_value)

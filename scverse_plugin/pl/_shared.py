@@ -1,0 +1,138 @@
+"""What the plots share: axes, the end of every plot, the heatmap."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scanpy import settings
+
+_SUFFIXES = (".png", ".pdf", ".svg")
+
+
+def make_axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """Return the axes to draw on.
+
+    Parameters
+    ----------
+    ax
+        The caller's, if there are any.
+    width, height
+        Size of the figure otherwise, in inches.
+
+    Returns
+    -------
+    The axes.
+    """
+    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def finish(
+    name: str,
+    axes: Axes | list[Axes],
+    *,
+    given: Any,
+    show: bool | None,
+    save: bool | str | None,
+    return_fig: bool,
+) -> Any:
+    """Save, show and return as scanpy's plots do.
+
+    Parameters
+    ----------
+    name
+        Beginning of the file name.
+    axes
+        What was drawn on.
+    given
+        The axes that the caller passed, if any: their figure is not shown.
+    show
+        Whether to show; ``None``: scanpy's setting.
+    save
+        Whether to save in ``sc.settings.figdir``; a text is added to the file name, and may end in a suffix.
+    return_fig
+        Whether to return the figure.
+
+    Returns
+    -------
+    The figure, the axes if nothing is shown, else ``None``.
+    """
+    figure: Figure = (axes[0] if isinstance(axes, list) else axes).figure
+    if save is None:
+        save = settings.autosave
+    if save:
+        addition = save if isinstance(save, str) else ""
+        suffix = Path(addition).suffix if Path(addition).suffix in _SUFFIXES else ""
+        addition = addition.removesuffix(suffix)
+        folder = Path(settings.figdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        ending = suffix or f".{settings.file_format_figs}"
+        figure.savefig(folder / f"{name}{addition}{settings.plot_suffix}{ending}", bbox_inches="tight")
+    if return_fig:
+        return figure
+    if show is None:
+        show = settings.autoshow and given is None
+    if show:
+        plt.show()
+        return None
+    return axes
+
+
+def heatmap(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str) -> None:
+    """Draw a matrix of shares with its numbers.
+
+    Parameters
+    ----------
+    ax
+        Axes.
+    values
+        Float array, 0 to 1.
+    rows, columns
+        Names.
+    label
+        Of the colour bar.
+    """
+    image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    ax.set_xticks(range(len(columns)), literal(columns), rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(rows)), literal(rows))
+    if values.size <= 400:
+        for (i, j), value in np.ndenumerate(values):
+            if value > 0:
+                colour = "white" if value > 0.6 else "black"
+                ax.text(j, i, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=7, color=colour)
+    ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8)
+
+
+def literal(names: Sequence[str]) -> list[str]:
+    r"""Return names as matplotlib shows them unchanged.
+
+    Parameters
+    ----------
+    names
+        Names of groups or types.
+
+    Returns
+    -------
+    The names with ``$`` written as ``\$``.
+    """
+    return [name.replace("$", r"\$") for name in names]
+
+
+def row_names(table: Any) -> list[str]:
+    """Name the rows of a table of :func:`scverse_plugin.get.cello1_df`.
+
+    Parameters
+    ----------
+    table
+        The table.
+
+    Returns
+    -------
+    Group, or group and sample.
+    """
+    return [" · ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in table.index]

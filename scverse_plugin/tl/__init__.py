@@ -1,0 +1,6 @@
+"""Tools: ``annotate``, and Cell Ontology ids for its labels."""
+
+from scverse_plugin.tl._annotate import annotate
+from scverse_plugin.tl._ontology import ontology_ids
+
+__all__ = ["annotate", "ontology_ids"]

@@ -1,0 +1,76 @@
+"""Cell Ontology ids for the labels of a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scanpy import logging as logg
+
+from recipe.cello1.ontology import load_ontology
+from scverse_plugin.adata import _store
+
+UNKNOWN = "unknown"  # what CELLxGENE's schema writes for cells without a type
+
+
+def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> AnnData | None:
+    """Look up the Cell Ontology id of each label.
+
+    A label gets an id only if it is the label or a synonym of one term, in the common form of
+    :func:`recipe.cello1.ontology.normalise`; nothing is guessed. The log says where the term is called otherwise.
+
+    Parameters
+    ----------
+    adata
+        Annotated data with a run of :func:`annotate`.
+    key
+        The run's ``key_added``.
+    copy
+        Return a copy instead of changing ``adata``.
+
+    Returns
+    -------
+    ``None``, or a changed copy with ``copy=True``. Sets the following field:
+
+    ``adata.obs[key + "_ontology_term_id"]`` : :class:`pandas.Series` (dtype ``category``)
+        Ids (``CL:0000236``); ``"unknown"`` for labels without a term, missing for cells without a label.
+
+    Raises
+    ------
+    ValueError
+        If there is no such run, or its labels are gone.
+    ImportError
+        If ``cellxgene-ontology-guide`` is not installed.
+    """
+    _store.stored(adata, key)
+    if key not in adata.obs.columns:
+        msg = f"key: adata.obs has no column {key!r} any more; run annotate again"
+        raise ValueError(msg)
+    if copy:
+        adata = adata.copy()
+    labels = adata.obs[key].astype("category")
+    names = [str(name) for name in labels.cat.categories]
+    found = _look_up(names)
+    if missing := [name for name in names if found[name] == UNKNOWN]:
+        logg.hint(f"no Cell Ontology term has these names: {', '.join(missing)}")
+    ids = [found[name] for name in names]
+    used = list(dict.fromkeys(ids))
+    codes = np.array([used.index(term) for term in ids] + [-1], dtype=np.int64)  # code -1 takes the last entry
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())
+    column = pd.Categorical.from_codes(codes[labels.cat.codes.to_numpy()], categories=used)
+    adata.obs[key + _store.ONTOLOGY] = pd.Series(column, index=adata.obs.index)
+    return adata if copy else None
+
+
+def _look_up(names: list[str]) -> dict[str, str]:
+    try:
+        ontology = load_ontology()
+    except ImportError as error:
+        msg = f"{error}, or with the package's [ontology] extra"
+        raise ImportError(msg) from error
+    found = {name: ontology.find(name) for name in names}
+    other = [(name, ontology.label(term)) for name, term in found.items() if term]
+    if renamed := [f"{name} is {label}" for name, label in other if name.lower() != label.lower()]:
+        logg.hint(f"taken for terms of another name: {', '.join(renamed)}")
+    return {name: term or UNKNOWN for name, term in found.items()}

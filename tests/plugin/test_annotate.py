@@ -1,0 +1,434 @@
+import inspect
+import io
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import scipy.sparse as sp
+
+import scverse_plugin
+from recipe.cello1.answer import format_answer
+from recipe.cello1.engine import EngineError, Failure
+from scverse_plugin.get import cello1_df
+from tests.plugin.toy import TYPES, FakeEngine, toy
+
+annotate = scverse_plugin.tl.annotate
+
+
+def run(adata=None, cell_types=TYPES, engine=None, groupby="leiden", **options):
+    adata = toy() if adata is None else adata
+    engine = FakeEngine() if engine is None else engine
+    options.setdefault("progress", False)
+    result = annotate(adata, cell_types, groupby=groupby, engine=engine, **options)
+    return (adata if result is None else result), engine
+
+
+def labels(adata, key="cello1"):
+    return adata.obs[key].astype(object).tolist()
+
+
+def check_round_trip(adata, tmp_path, key="cello1"):
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata.write_zarr(tmp_path / "a.zarr")
+    for found in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
+        pd.testing.assert_series_equal(found.obs[key].astype(object), adata.obs[key].astype(object))
+        np.testing.assert_array_equal(found.obsm[f"{key}_votes"], adata.obsm[f"{key}_votes"])
+        for table in ("groups", "votes", "traces"):
+            pd.testing.assert_frame_equal(
+                cello1_df(found, key, table=table), cello1_df(adata, key, table=table), check_dtype=False
+            )
+        assert {k: str(v) for k, v in found.uns[key]["params"].items()} == {
+            k: str(v) for k, v in adata.uns[key]["params"].items()
+        }
+
+
+# ------------------------------------------------------------------------------------------------------- what comes out
+
+
+def test_labels_groups_and_writes_what_the_docstring_says(tmp_path):
+    adata, engine = run()
+    assert labels(adata) == adata.obs["truth"].astype(object).tolist()
+    assert isinstance(adata.obs["cello1"].dtype, pd.CategoricalDtype)
+    assert adata.obs["cello1_support"].dtype == np.float32 and (adata.obs["cello1_support"] == 1).all()
+    assert adata.obsm["cello1_votes"].shape == (adata.n_obs, 4) and adata.obsm["cello1_votes"].dtype == np.float32
+    stored = adata.uns["cello1"]
+    assert sorted(stored) == ["checks", "groups", "params", "positions", "traces", "types"]
+    assert stored["types"].tolist() == sorted(TYPES)
+    doc = annotate.__doc__
+    for name in (*stored["groups"].columns, *stored["traces"].columns, *stored["checks"]):
+        assert f"``{name}``" in doc, name
+    assert engine.closed == 0  # the caller's engine is the caller's
+    check_round_trip(adata, tmp_path)
+
+
+def test_nothing_else_is_touched():
+    adata = toy()
+    adata.uns["leiden_colors"] = ["red"] * 4
+    adata.uns["cello1_colors"] = ["red"]
+    before = adata.copy()
+    run(adata)
+    assert set(adata.obs) - set(before.obs) == {"cello1", "cello1_support"}
+    assert set(adata.obsm) - set(before.obsm) == {"cello1_votes"}
+    assert set(adata.uns) == {"leiden_colors", "cello1"}
+    pd.testing.assert_frame_equal(adata.obs[before.obs.columns], before.obs)
+    assert (adata.X != before.X).nnz == 0
+
+
+def test_same_seed_same_result_and_no_global_seed():
+    np.random.seed(1)
+    state = np.random.get_state()[1].copy()
+    first, _ = run(rng=3, temperature=0.5)
+    second, _ = run(rng=3, temperature=0.5)
+    third, _ = run(rng=np.random.default_rng(3), temperature=0.5)
+    pd.testing.assert_frame_equal(first.uns["cello1"]["traces"], second.uns["cello1"]["traces"])
+    assert (np.random.get_state()[1] == state).all()
+    # A generator's run is repeated with the seed it has left.
+    again, _ = run(rng=int(third.uns["cello1"]["params"]["seed"]), temperature=0.5)
+    pd.testing.assert_frame_equal(again.uns["cello1"]["traces"], third.uns["cello1"]["traces"])
+    assert (again.uns["cello1"]["traces"]["seed"] >= 0).all()
+
+
+def test_puzzles_never_mix_donors_and_say_whose_they_are():
+    adata, engine = run(sample_key="donor", n_votes=4)
+    donor_of = adata.obs["donor"].astype(str).to_dict()
+    for cells, sample in zip(*[cello1_df(adata, table="traces")[c] for c in ("cells", "sample")], strict=True):
+        assert {donor_of[cell] for cell in cells} == {sample}
+    contexts = {puzzle.context for puzzle, _ in engine.asked}
+    assert contexts == {f"The cell is from a {sex}, originating from the blood." for sex in ("male", "female")}
+    assert labels(adata) == adata.obs["truth"].astype(object).tolist()
+
+
+def test_metadata_that_differ_within_a_puzzle_are_left_out():
+    _, engine = run(n_votes=3)
+    assert "The cell is from a donor, originating from the blood." in {puzzle.context for puzzle, _ in engine.asked}
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"context": "From a mouse."}, "From a mouse."),
+        ({"context": ""}, ""),
+        ({"context_keys": ["tissue"]}, "The cell is from a donor, originating from the blood."),
+        ({"context_keys": {"donor": "Donor {value}."}, "sample_key": "donor"}, "Donor d0."),
+        ({"context": {"d0": "Zero.", "d1": "One."}, "sample_key": "donor"}, "Zero."),
+    ],
+)
+def test_context(options, expected):
+    _, engine = run(n_votes=4, **options)
+    assert expected in {puzzle.context for puzzle, _ in engine.asked}
+
+
+def test_samples_with_lists_of_their_own(tmp_path):
+    lists = {"d0": TYPES, "d1": [*TYPES[:3], "plasma cell"]}
+    adata, engine = run(cell_types=lists, sample_key="donor", one_to_one=False)
+    found = cello1_df(adata)
+    assert found.loc[("3", "d0"), "label"] == "monocyte"
+    assert len(found) == 8 and found.index.names == ["group", "sample"]
+    assert "monocyte" not in set(labels(adata[adata.obs["donor"] == "d1"]))
+    assert all(set(p.candidates) <= set(TYPES) | {"plasma cell"} for p, _ in engine.asked)
+    assert cello1_df(adata, table="votes").shape == (8, 5)
+    check_round_trip(adata, tmp_path)
+
+
+def test_every_cell(tmp_path):
+    adata, engine = run(toy(n_per_group=3), groupby=None, n_votes=2)
+    assert labels(adata) == adata.obs["truth"].astype(object).tolist()
+    assert {puzzle.n_cells for puzzle, _ in engine.asked} == {1}
+    assert len(engine.asked) == 12  # the second vote of a greedy model on the same puzzle is the first
+    check_round_trip(adata, tmp_path)
+
+
+def test_only_some_groups(tmp_path):
+    adata = toy()
+    adata.obs.loc["cell0", "leiden"] = np.nan
+    adata, _ = run(adata, groups=["1", "3"])
+    inside = adata.obs["leiden"].isin(["1", "3"])
+    assert adata.obs["cello1"].isna().tolist() == (~inside).tolist()
+    assert adata.obs["cello1"].cat.categories.tolist() == ["NK cell", "monocyte"]
+    check_round_trip(adata, tmp_path)
+
+
+def test_group_names_are_compared_whole():
+    adata = toy(types=TYPES[:2])
+    adata.obs["leiden"] = adata.obs["leiden"].cat.rename_categories({"0": "1", "1": "10"})
+    adata, _ = run(adata, cell_types=TYPES[:2], groups=["1"])
+    assert adata.obs["cello1"].notna().sum() == 20
+
+
+@pytest.mark.parametrize("n_types", [1, 2, 3])
+def test_fewer_types_than_groups(n_types):
+    types = TYPES[:n_types]
+    adata, engine = run(cell_types=types, one_to_one="auto")
+    found = cello1_df(adata)
+    assert set(found["best"]) <= set(types)
+    assert found.loc["0", "best"] == "B cell"
+    assert not adata.uns["cello1"]["params"]["one_to_one"]
+    assert all(puzzle.n_cells <= max(1, n_types // 2) for puzzle, _ in engine.asked)
+
+
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_more_types_than_groups(n_groups):
+    adata, _ = run(toy(types=TYPES[:n_groups]), cell_types=[*TYPES, "plasma cell"])
+    assert cello1_df(adata)["label"].tolist() == TYPES[:n_groups]
+
+
+def test_one_group_and_one_type():
+    adata, engine = run(toy(types=["B cell"]), cell_types=["B cell"])
+    assert set(labels(adata)) == {"B cell"}
+    assert engine.asked[0][0].candidates == ("B cell",)
+
+
+def test_types_that_do_not_fit_one_puzzle_are_screened(tmp_path):
+    many = [*TYPES, *(f"other type {i}" for i in range(30))]
+    adata, engine = run(cell_types=many, n_candidates=6, n_votes=6)
+    assert {len(puzzle.candidates) for puzzle, _ in engine.asked} == {6}
+    assert cello1_df(adata)["label"].tolist() == TYPES
+    traces = cello1_df(adata, table="traces")
+    shown = {name for names in traces.loc[traces["screening"], "candidates"] for name in names}
+    assert shown == set(many)
+    check_round_trip(adata, tmp_path)
+
+
+def test_two_groups_of_one_type():
+    adata = toy()
+    adata.obs["leiden"] = pd.Categorical(adata.obs["leiden"].astype(str) + np.where(np.arange(80) % 20 < 10, "a", "b"))
+    adata, _ = run(adata, n_votes=20)
+    assert labels(adata) == adata.obs["truth"].astype(object).tolist()
+
+
+def test_one_to_one_is_said_and_can_be_lifted(monkeypatch):
+    log = io.StringIO()
+    monkeypatch.setattr(sc.logging._RootLogger, "log", lambda self, level, msg, **_: log.write(f"{msg}\n"))
+    same = FakeEngine(
+        lambda puzzle: "<think></think>\n<answer>" + " | ".join(["B cell"] * puzzle.n_cells) + "</answer>"
+    )
+    adata, _ = run(engine=same, min_support=0)
+    assert "each type is given to one group" in log.getvalue()
+    assert cello1_df(adata)["best"].nunique() == 4
+    # Only what the votes carry is a label.
+    assert (cello1_df(adata)["label"] == "Unassigned").sum() == 3
+    adata, _ = run(engine=same, one_to_one=False)
+    assert cello1_df(adata)["label"].unique().tolist() == ["B cell"]
+
+
+def test_decoys_are_counted_and_never_a_label():
+    adata, _ = run(decoys=["neuron", "hepatocyte"])
+    assert adata.uns["cello1"]["checks"]["decoy_rate"] == 0
+    adata, _ = run(cell_types=TYPES[:3], decoys=["plasma cell", "neuron"], puzzle_size=1)
+    found = cello1_df(adata)
+    assert "plasma cell" not in set(found["label"])
+    engine = FakeEngine(
+        lambda p: format_answer(["neuron"] + [c for c in p.candidates if c != "neuron"][: p.n_cells - 1])
+    )
+    adata, _ = run(engine=engine, decoys=["neuron"], puzzle_size=1)
+    assert set(cello1_df(adata)["status"]) == {"decoy"} and set(labels(adata)) == {"Unassigned"}
+    assert adata.uns["cello1"]["checks"]["decoy_rate"] == 1
+
+
+def test_mixed_groups_are_flagged():
+    adata = toy()
+    adata.obs["leiden"] = pd.Categorical(np.where(adata.obs["leiden"].isin(["0", "1"]), "mix", adata.obs["leiden"]))
+    adata, _ = run(adata, puzzle_size=1, n_votes=20, cells_per_group=10)
+    found = cello1_df(adata)
+    assert found["mixed"].to_dict() == {"2": False, "3": False, "mix": True}
+    assert found.loc["mix", "cell_gap"] > 0.25 and found.loc["2", "cell_gap"] == 0
+
+
+def test_position_bias_is_measured():
+    def biased(puzzle):  # right on the first cell only
+        return format_answer(sorted(puzzle.candidates)[: puzzle.n_cells])
+
+    adata, _ = run(engine=FakeEngine(biased), n_votes=30, one_to_one=False, min_support=0)
+    fair, _ = run(n_votes=30)
+    assert adata.uns["cello1"]["positions"]["votes"].tolist() == [30] * 4
+    assert np.isnan(fair.uns["cello1"]["checks"]["position_p_value"])  # all right: nothing to compare
+    assert fair.uns["cello1"]["positions"]["agreement"].tolist() == [1] * 4
+    assert adata.uns["cello1"]["positions"]["agreement"].max() < 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "nonsense", "<think></think>\n<answer>x | y | z | w</answer>", "B cell | NK cell"]
+)
+def test_nonsense_never_becomes_a_label(text, tmp_path):
+    adata, _ = run(engine=FakeEngine(lambda puzzle: text))
+    assert set(labels(adata)) == {"Unassigned"}
+    found = cello1_df(adata)
+    assert set(found["status"]) == {"no_votes"} and (found["failures"] == found["puzzles"]).all()
+    assert (found["best"] == "").all()
+    check_round_trip(adata, tmp_path)
+
+
+def test_text_that_hdf5_cannot_hold_is_kept_readable(tmp_path):
+    adata, _ = run(engine=FakeEngine(lambda puzzle: "\0 \ud800 text"))
+    check_round_trip(adata, tmp_path)
+
+
+def test_ties_are_no_labels():
+    engine = FakeEngine(lambda p: format_answer([TYPES[int(p.cells[0][0] == "MS4A1" and len(engine.asked) % 2)]]))
+    adata, _ = run(toy(types=["B cell"]), engine=engine, n_votes=10, cells_per_group=10)
+    assert cello1_df(adata).loc["0", "status"] == "tie"
+    assert set(labels(adata)) == {"Unassigned"}
+
+
+def test_dry_run_returns_prompts_and_changes_nothing():
+    adata = toy()
+    before = adata.copy()
+    prompts = annotate(adata, TYPES, groupby="leiden", model="nowhere", dry_run=True, n_votes=3)
+    assert [message["role"] for message in prompts[0]] == ["system", "user"]
+    assert len(prompts) == 3
+    assert set(adata.uns) == set(before.uns) and set(adata.obs) == set(before.obs)
+    _, engine = run(n_votes=3)
+    assert [list(map(dict, request.messages)) for _, request in engine.asked] == prompts
+
+
+def test_copy_and_view():
+    adata = toy()
+    other, _ = run(adata, copy=True)
+    assert "cello1" in other.obs and "cello1" not in adata.obs
+    view = adata[:40]
+    run(view, cell_types=TYPES)
+    assert labels(view) == view.obs["truth"].astype(object).tolist() and not view.is_view
+    assert "cello1" not in adata.obs
+
+
+def test_second_run_replaces_the_first():
+    adata, _ = run()
+    adata.uns["cello1_colors"] = ["red"] * 4
+    adata.obs["cello1_ontology_term_id"] = "CL:0"
+    adata, _ = run(adata, cell_types=TYPES[:2], groups=["0", "1"])
+    assert "cello1_colors" not in adata.uns and "cello1_ontology_term_id" not in adata.obs
+    assert adata.uns["cello1"]["types"].tolist() == TYPES[:2]
+
+
+def test_constraint_is_asked_of_engines_that_have_it():
+    _, engine = run(engine=FakeEngine(constraint="exact"))
+    assert all(request.n_answers == puzzle.n_cells for puzzle, request in engine.asked)
+    assert all(request.candidates == puzzle.candidates for puzzle, request in engine.asked)
+    _, engine = run(engine=FakeEngine(constraint="exact"), constrained=False)
+    assert not any(request.n_answers for _, request in engine.asked)
+
+
+# ------------------------------------------------------------------------------------------ expression
+
+
+@pytest.mark.parametrize("matrix", [np.asarray, sp.csr_matrix, sp.csc_matrix, sp.csr_array])
+def test_every_kind_of_matrix_gives_the_same_prompts(matrix):
+    expected = annotate(toy(), TYPES, groupby="leiden", model="m", dry_run=True)
+    assert annotate(toy(matrix=matrix), TYPES, groupby="leiden", model="m", dry_run=True) == expected
+
+
+def test_backed_and_dask(tmp_path):
+    expected = annotate(toy(), TYPES, groupby="leiden", model="m", dry_run=True)
+    for kind in (np.asarray, sp.csr_matrix):
+        toy(matrix=kind).write_h5ad(tmp_path / "a.h5ad")
+        backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+        assert annotate(backed, TYPES, groupby="leiden", model="m", dry_run=True) == expected
+        run(backed)
+        assert labels(backed) == backed.obs["truth"].astype(object).tolist()
+        backed.file.close()
+    da = pytest.importorskip("dask.array")
+    lazy = toy(matrix=np.asarray)
+    lazy.X = da.from_array(lazy.X, chunks=(30, 45))
+    assert annotate(lazy, TYPES, groupby="leiden", model="m", dry_run=True) == expected
+
+
+def test_genes_come_from_where_they_should():
+    adata = toy()
+    adata.layers["counts"] = adata.X.copy()
+    adata.raw = adata.copy()
+    adata = adata[:, 10:].copy()  # X lacks the markers, raw has them
+    for options, marker in (
+        ({}, True),
+        ({"use_raw": True}, True),
+        ({"use_raw": False}, False),
+        ({"layer": "counts"}, False),
+    ):
+        _, engine = run(adata.copy(), n_votes=1, **options)
+        assert any("LYZ" in cell for puzzle, _ in engine.asked for cell in puzzle.cells) == marker
+    _, engine = run(n_votes=1, n_top_genes=3, mask_var="half", exclude_genes=["^GENE1"], rank_by="specificity")
+    listed = {gene for puzzle, _ in engine.asked for cell in puzzle.cells for gene in cell}
+    assert "NKG7" not in listed and not any(gene.startswith("GENE1") for gene in listed)
+    assert all(len(cell) <= 3 for puzzle, _ in engine.asked for cell in puzzle.cells)
+
+
+def test_symbols_of_a_column_that_repeat_count_once():
+    for matrix in (np.asarray, sp.csr_matrix):
+        adata = toy(matrix=matrix)
+        adata.var["symbol"] = ["SAME" if name in ("GENE1", "GENE2") else name for name in adata.var_names]
+        adata.var.index = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
+        _, engine = run(adata, gene_symbols="symbol", n_votes=1)
+        cells = [cell for puzzle, _ in engine.asked for cell in puzzle.cells]
+        assert any("SAME" in cell for cell in cells) and all(len(set(cell)) == len(cell) for cell in cells)
+
+
+def test_representative_cells():
+    adata, _ = run(cell_choice="representative", cells_per_group=2)
+    assert labels(adata) == adata.obs["truth"].astype(object).tolist()
+    assert (cello1_df(adata)["cells_asked"] == 2).all()
+
+
+# ------------------------------------------------------------------------------------------ engines and caches
+
+
+def test_cache_asks_only_what_is_missing(tmp_path):
+    cache = tmp_path / "answers.jsonl"
+    whole, engine = run(n_votes=6)
+    total = len(engine.asked)
+
+    def dies(puzzle):
+        return Failure("server gone") if len(first.asked) > 3 else engine.answer(puzzle)
+
+    first = FakeEngine(dies)
+    with pytest.raises(EngineError, match=r"3 of 6 puzzles have no answer \(server gone\).*run the same call again"):
+        run(engine=first, n_votes=6, cache=cache)
+    assert len(first.asked) == 4  # after the failure nothing more is asked
+    second = FakeEngine()
+    adata, _ = run(engine=second, n_votes=6, cache=cache)
+    assert len(second.asked) == total - 3
+    assert labels(adata) == labels(whole)
+    assert adata.uns["cello1"]["traces"]["cached"].sum() == 3
+    third = FakeEngine()
+    again, _ = run(engine=third, n_votes=6, cache=cache)
+    assert not third.asked
+    pd.testing.assert_frame_equal(again.uns["cello1"]["groups"], adata.uns["cello1"]["groups"])
+    for other in ({"temperature": 0.5}, {"max_tokens": 9}, {"engine": FakeEngine(model="other")}):
+        asked = run(**({"engine": FakeEngine()} | other), n_votes=6, cache=cache)[1].asked
+        assert len(asked) == total
+
+
+def test_failures_can_be_skipped(tmp_path):
+    engine = FakeEngine(lambda p: Failure("no memory") if len(engine.asked) % 2 else FakeEngine().answer(p))
+    adata, _ = run(engine=engine, on_error="skip")
+    assert labels(adata) == adata.obs["truth"].astype(object).tolist()
+    assert adata.uns["cello1"]["checks"]["n_errors"] == 5
+    assert (cello1_df(adata)["failures"] == 5).all()
+    check_round_trip(adata, tmp_path)
+
+
+def test_no_secret_is_stored(monkeypatch, tmp_path):
+    from tests.recipe.test_engine_openai import Server
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    adata = toy()
+    with Server(lambda body, n: "nonsense") as server:
+        options = {"constrained": False, "engine_options": {"server": "other", "retries": 0}}
+        annotate(
+            adata, TYPES, groupby="leiden", engine="openai", model="m", base_url=server.url, progress=False, **options
+        )
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    assert b"sk-secret" not in (tmp_path / "a.h5ad").read_bytes()
+    assert adata.uns["cello1"]["params"]["base_url"] == server.url
+    assert json.loads(adata.uns["cello1"]["params"]["engine_options"]) == {"retries": 0}
+
+
+def test_signature_follows_the_convention():
+    for function in (scverse_plugin.tl.annotate, scverse_plugin.tl.ontology_ids):
+        parameters = list(inspect.signature(function).parameters.values())
+        assert parameters[0].name == "adata" and parameters[-1].name == "copy" and parameters[-1].default is False
+        assert all(p.kind is p.KEYWORD_ONLY for p in parameters[2:])
+    for name in scverse_plugin.pl.__all__:
+        parameters = inspect.signature(getattr(scverse_plugin.pl, name)).parameters
+        assert {"show", "save", "ax", "return_fig"} <= set(parameters)

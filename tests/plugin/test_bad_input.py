@@ -1,0 +1,210 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+import scverse_plugin
+from recipe.cello1.engine import EngineError
+from tests.plugin.toy import TYPES, FakeEngine, toy
+
+annotate = scverse_plugin.tl.annotate
+
+
+def refuse(match, adata=None, cell_types=TYPES, error=ValueError, **options):
+    adata = toy() if adata is None else adata
+    options = {"groupby": "leiden", "engine": FakeEngine()} | options
+    before = (set(adata.obs), set(adata.uns), set(adata.obsm))
+    with pytest.raises(error, match=match):
+        annotate(adata, cell_types, progress=False, **options)
+    assert (set(adata.obs), set(adata.uns), set(adata.obsm)) == before
+
+
+@pytest.mark.parametrize(
+    ("match", "options"),
+    [
+        (r"groupby: adata.obs has no column 'louvain'; it has \['truth', 'leiden'", {"groupby": "louvain"}),
+        (r"groups: .* has no \['9'\]; it has \['0', '1'", {"groups": ["0", "9"]}),
+        (r"groups must be a list .* write \['0'\]", {"groups": "0"}),
+        (r"groups=\['0'\] needs groupby", {"groups": ["0"], "groupby": None}),
+        (r"sample_key: adata.obs has no column 'who'", {"sample_key": "who"}),
+        (r"cell_types is empty; give", {"cell_types": []}),
+        (r"cell_types holds both 'B cell' and 'b cell'", {"cell_types": ["B cell", "b cell"]}),
+        (r"cell_types: the type 'a\|b' contains '\|'.*rename", {"cell_types": ["a|b"]}),
+        (r"cell_types: adata.obs has no column 'B cell'; give a list", {"cell_types": "B cell"}),
+        (r"cell_types must be a list .* got int", {"cell_types": 3}),
+        (r"cell_types maps samples .* needs sample_key", {"cell_types": {"d0": TYPES}}),
+        (r"cell_types has no list for the samples \['d1'\]", {"cell_types": {"d0": TYPES}, "sample_key": "donor"}),
+        (r"reference is given, but cell_types is no column", {"reference": toy()}),
+        (r"decoys: \['b cell'\] are candidates, too", {"decoys": ["B cell"]}),
+        (r"unassigned='b cell' is one of the cell types", {"unassigned": "b cell"}),
+        (r"Received `use_raw=True`, but `adata.raw` is empty.*Set use_raw=False", {"use_raw": True}),
+        (r"Cannot specify `layer` and have `use_raw=True`", {"use_raw": True, "layer": "a"}),
+        (r"adata has no layer 'a'", {"layer": "a"}),
+        (r"gene_symbols: adata.var has no column 'name'; it has \['symbol'", {"gene_symbols": "name"}),
+        (r"mask_var: adata.var has no column 'm'", {"mask_var": "m"}),
+        (r"mask_var must be a boolean for each of the 45 genes", {"mask_var": np.ones(3, dtype=bool)}),
+        (r"exclude_genes: '\(' is not a regular expression", {"exclude_genes": ["("]}),
+        (r"exclude_genes must be a list .* write \['MT-'\]", {"exclude_genes": "MT-"}),
+        (r"all of its genes are left out; check gene_symbols, mask_var and exclude_genes", {"exclude_genes": ["."]}),
+        (r"context_keys: adata.obs has no column 'age'; it has", {"context_keys": ["age"]}),
+        (r"context_keys: no sentence is known for the column 'donor'; give it", {"context_keys": ["donor"]}),
+        (r"context and context_keys exclude each other", {"context": "x", "context_keys": ["tissue"]}),
+        (r"context contains a line break", {"context": "a\nb"}),
+        (r"context has no text for the samples \['d1'\]", {"context": {"d0": "x"}, "sample_key": "donor"}),
+        (r"n_top_genes must be a positive integer, got 0", {"n_top_genes": 0}),
+        (r"n_votes must be a positive integer, got 0", {"n_votes": 0}),
+        (r"puzzle_size must be a positive integer, got 2.5", {"puzzle_size": 2.5}),
+        (r"rank_by must be one of expression, specificity", {"rank_by": "x"}),
+        (r"cell_choice must be one of random", {"cell_choice": "x"}),
+        (r"on_error must be one of raise, skip", {"on_error": "x"}),
+        (r"one_to_one must be True, False or 'auto'", {"one_to_one": "yes"}),
+        (
+            r"one_to_one=True, but there are 4 groups and only 2 cell_types",
+            {"one_to_one": True, "cell_types": TYPES[:2]},
+        ),
+        (r"min_support must lie between 0 and 1, got 2", {"min_support": 2}),
+        (r"temperature must be 0 \(greedy\) or more", {"temperature": -1}),
+        (r"rng is None; pass a seed", {"rng": None}),
+        (r"key_added must be a name without '/'", {"key_added": "a/b"}),
+        (r"cache: .* must end in .jsonl", {"cache": "a.json"}),
+        (r"prompt_layout|layout must be one of system, user", {"prompt_layout": "x"}),
+        (r"engine must be one of vllm, openai, transformers or an engine object, got 'x'", {"engine": "x"}),
+        (r"engine: object has no name", {"engine": object()}),
+        (r"model, base_url and engine_options go with the name of an engine", {"model": "m"}),
+        (r"model is missing; give the folder", {"engine": "vllm"}),
+        (r"base_url='http://a' goes with engine='openai'", {"engine": "vllm", "model": "m", "base_url": "http://a"}),
+    ],
+)
+def test_parameters(match, options):
+    refuse(match, **options)
+
+
+def test_groups_must_be_categorical():
+    adata = toy()
+    adata.obs["number"] = adata.obs["leiden"].astype(int)
+    refuse(
+        r"groupby: adata.obs\['number'\] must be categorical, got int.*astype\('category'\)", adata, groupby="number"
+    )
+
+
+def test_missing_groups():
+    adata = toy()
+    adata.obs.loc["cell0", "leiden"] = np.nan
+    refuse(r"groupby: 1 cells have no group \(NaN\).*groups=", adata)
+
+
+def test_missing_samples():
+    adata = toy()
+    adata.obs.loc["cell0", "donor"] = np.nan
+    refuse(r"sample_key: 1 cells have no sample \(NaN\)", adata, sample_key="donor")
+
+
+@pytest.mark.parametrize("column", ["feature_name", "other"])
+def test_ensembl_ids(column):
+    adata = toy()
+    adata.var.index = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
+    adata.var[column] = adata.var["symbol"]
+    remedy = "pass gene_symbols='feature_name'" if column == "feature_name" else "name the column of adata.var"
+    refuse(rf"gene_symbols: 45 of 45 genes have Ensembl ids \(ENSG0+\) .*TP53.*{remedy}", adata)
+
+
+def with_value(value, matrix=np.asarray):
+    adata = toy(matrix=np.asarray)
+    adata.X[3, 4] = value
+    adata.X = matrix(adata.X)
+    return adata
+
+
+@pytest.mark.parametrize("matrix", [np.asarray, "csr", "csc"])
+@pytest.mark.parametrize(
+    ("value", "match"),
+    [
+        (-1.5, r"adata.X holds negative values \(-1.5\), as scaled data do; choose .*layer= or use_raw="),
+        (np.nan, r"adata.X holds NaN or infinite values; filter"),
+        (np.inf, r"adata.X holds NaN or infinite values; filter"),
+    ],
+)
+def test_values(value, match, matrix):
+    import scipy.sparse as sp
+
+    kinds = {"csr": sp.csr_matrix, "csc": sp.csc_matrix}
+    refuse(match, with_value(value, kinds.get(matrix, np.asarray)))
+
+
+def test_empty_cells():
+    adata = toy()
+    matrix = adata.X.tolil()
+    matrix[5] = 0
+    adata.X = matrix.tocsr()
+    refuse(r"adata.X: 1 of the cells to annotate express no gene \(cell5\); .*filter_cells", adata)
+
+
+@pytest.mark.parametrize("taken", ["obs", "support", "obsm", "uns"])
+def test_columns_of_others_are_not_overwritten(taken):
+    adata = toy()
+    if taken == "obs":
+        adata.obs["mine"] = 1
+    elif taken == "support":
+        adata.obs["mine_support"] = 1
+    elif taken == "obsm":
+        adata.obsm["mine_votes"] = np.ones((adata.n_obs, 1))
+    else:
+        adata.uns["mine"] = {"params": {}}
+    refuse(
+        r"key_added='mine' would overwrite adata\..*which cello1 has not written; choose another",
+        adata,
+        key_added="mine",
+    )
+
+
+def test_repeated_names_of_cells():
+    adata = toy()
+    adata.obs_names = ["same"] * adata.n_obs
+    refuse("obs_names_make_unique", adata, groupby=None)
+
+
+def test_unreachable_server():
+    options = {"engine": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1"}
+    refuse(r"cannot reach http://127.0.0.1:9/v1 .*is the server running", error=EngineError, **options)
+
+
+def test_unknown_model_on_a_server():
+    from tests.recipe.test_engine_openai import Server
+
+    with Server() as server:
+        options = {"engine": "openai", "model": "other", "base_url": server.url}
+        refuse(r"model: .* has no 'other'; it has m", error=EngineError, **options)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+@pytest.mark.parametrize(
+    ("model", "match"),
+    [
+        ("./nowhere", r"model: there is no folder ./nowhere; give the folder"),
+        ("owner/name", r"model: there is no folder owner/name; download it first: hf download owner/name"),
+    ],
+)
+def test_unknown_model_on_disk(engine, model, match):
+    refuse(match, error=FileNotFoundError, engine=engine, model=model)
+
+
+def test_vllm_that_is_not_installed_names_the_extra(monkeypatch, tmp_path):
+    import sys
+
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    refuse(r"vLLM cannot be imported.*\[cpu\] or \[gpu\] extra", error=EngineError, engine="vllm", model=str(tmp_path))
+
+
+def test_damaged_cache(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"other": 1}\n')
+    refuse(r"cache: line 1 of .* is no response", cache=tmp_path / "a.jsonl")
+
+
+def test_reading_a_run_that_is_not_there():
+    adata = toy()
+    for read in (scverse_plugin.get.cello1_df, scverse_plugin.pl.votes, scverse_plugin.tl.ontology_ids):
+        with pytest.raises(ValueError, match=r"key: adata.uns has no cello1 run 'cello1'; there is none; call"):
+            read(adata)
+    adata.uns["x"] = {"params": {"tool": "cello1"}, "groups": pd.DataFrame()}
+    with pytest.raises(ValueError, match=r"no cello1 run 'cello1'; there are \['x'\]"):
+        scverse_plugin.get.cello1_df(adata)

@@ -1,0 +1,91 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import anndata as ad
+import pytest
+
+from scverse_plugin import _cli
+from tests.plugin.toy import TYPES, toy
+from tests.recipe.test_engine_openai import Server
+
+
+@pytest.fixture
+def file(tmp_path):
+    toy().write_h5ad(tmp_path / "in.h5ad")
+    return tmp_path / "in.h5ad"
+
+
+def solved(body, n):
+    from recipe.cello1.prompt import parse_user
+    from tests.plugin.toy import by_marker
+
+    return by_marker(parse_user(body["messages"][-1]["content"]))
+
+
+def test_annotate_through_a_server(file, tmp_path, capsys):
+    out, html = tmp_path / "out.h5ad", tmp_path / "out.html"
+    with Server(solved) as server:
+        argv = ["annotate", str(file), "-o", str(out), "--groupby", "leiden", "--cell-types", "|".join(TYPES)]
+        argv += ["--engine", "openai", "--model", "m", "--base-url", server.url, "--no-constrained", "--n-votes", "2"]
+        assert _cli.main([*argv, "--report", str(html), "--key-added", "mine"]) == 0
+    found = ad.read_h5ad(out)
+    assert found.obs["mine"].astype(str).tolist() == found.obs["truth"].astype(str).tolist()
+    assert html.is_file() and "T/NK cell" in capsys.readouterr().out
+    assert _cli.main(["report", str(out), "-o", str(tmp_path / "again.html"), "--key", "mine"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.html", "in.h5ad", "out.h5ad", "out.html"]
+
+
+def test_types_from_a_file_and_a_dry_run(file, tmp_path, capsys):
+    (tmp_path / "types.txt").write_text("\n".join(TYPES) + "\n\n")
+    base = ["annotate", str(file), "-o", "x", "--groupby", "leiden", "--dry-run", "--n-votes", "1", "--cell-types"]
+    assert _cli.main([*base, f"@{tmp_path / 'types.txt'}"]) == 0
+    first = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert first[0][1]["content"].endswith("\n".join(sorted(TYPES)))
+    assert _cli.main([*base, "truth"]) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == first
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["annotate", "nowhere.h5ad", "-o", "x", "--cell-types", "a|b"], "error: input: there is no file nowhere.h5ad"),
+        (["serve", "nowhere"], "error: model: nowhere holds no config.json; give the folder"),
+        (["report", "nowhere.h5ad", "-o", "x.html"], "error: "),
+    ],
+)
+def test_errors_are_one_line(argv, message, capsys):
+    assert _cli.main(argv) == 1
+    found = capsys.readouterr().err.strip().splitlines()
+    assert found[-1].startswith(message)
+
+
+def test_no_output_when_it_fails(file, tmp_path, capsys):
+    argv = ["annotate", str(file), "-o", str(tmp_path / "out.h5ad"), "--groupby", "x", "--cell-types", "a|b"]
+    assert _cli.main([*argv, "--model", "m"]) == 1
+    assert "groupby: adata.obs has no column 'x'" in capsys.readouterr().err
+    assert not (tmp_path / "out.h5ad").exists()
+
+
+def test_serve_line_is_on_loopback_and_constrains(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert _cli.main(["serve", str(tmp_path), "--port", "8123", "--print-only", "--", "--max-model-len", "512"]) == 0
+    assert capsys.readouterr().out.split() == [
+        *("vllm", "serve", str(tmp_path), "--host", "127.0.0.1", "--port", "8123"),
+        *("--served-model-name", str(tmp_path)),
+        *("--logits-processors", "recipe.cello1.constrained_vllm:MatchingLogitsProcessor", "--max-model-len", "512"),
+    ]
+
+
+def test_reachable_through_scanpy(tmp_path):
+    script = tmp_path / "scanpy-cello1"
+    script.write_text(f"#!{sys.executable}\nfrom scverse_plugin._cli import main\nraise SystemExit(main())\n")
+    script.chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    assert shutil.which("scanpy-cello1", path=path)
+    command = [sys.executable, "-m", "scanpy", "cello1", "serve", "nowhere"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert found.returncode != 0 and "holds no config.json" in found.stderr
