@@ -1,6 +1,6 @@
 """Annotate the held-out blood cells of the embedded default with the model that the main job has trained.
 
-``python examples/annotate_pbmc.py --model outputs/embedded/grpo-model --data outputs/embedded/data``
+``python examples/annotate_pbmc.py --model outputs/embedded/model --data outputs/embedded/data``
 
 The clusters get shuffled numbers for names, so that nothing but the genes tells what they are. Printed is one table:
 accuracy over groups by consensus of puzzles, next to the same question put cell by cell, with a majority vote in each
@@ -92,7 +92,7 @@ def table(adata: ad.AnnData, gold: Mapping[str, str], majority: Mapping[str, str
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the example."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="outputs/embedded/grpo-model", help="model folder")
+    parser.add_argument("--model", default="outputs/embedded/model", help="model folder")
     parser.add_argument("--data", type=Path, default=Path("outputs/embedded/data"), help="folder of the embedded data")
     parser.add_argument("--engine", default="vllm", choices=("vllm", "transformers"))
     parser.add_argument("--seed", type=int, default=0)

@@ -105,7 +105,7 @@ def check_engine(
         msg = (
             "model is missing; give the name that the server lists"
             if engine == "openai"
-            else "model is missing; give the folder of a trained model, outputs/embedded/grpo-model for example"
+            else "model is missing; give the folder of a trained model, outputs/embedded/model for example"
         )
         raise ValueError(msg)
     if base_url is not None and engine != "openai":

@@ -2,13 +2,14 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,9 @@ def served(model, port):
         "VLLM_NO_USAGE_STATS": "1",
     }
     run = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]
-    server = subprocess.Popen(run, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(
+        run, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 900
         while True:
@@ -77,8 +80,15 @@ def served(model, port):
         try:
             server.wait(60)
         except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+            pass
+        kill(server)
+
+
+def kill(server):
+    """Kill the server with its engine, which would outlive it."""
+    with suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
 
 
 def test_vllm_in_process_gives_legal_answers(in_process):
@@ -106,8 +116,7 @@ def test_server_gives_the_same_labels_and_can_die(model, in_process, tmp_path):
         def kill_after(n):
             while not (cache.is_file() and cache.read_bytes().count(b"\n") >= n):
                 time.sleep(0.005)
-            server.kill()
-            server.wait()
+            kill(server)
 
         killer = threading.Thread(target=kill_after, args=(3,), daemon=True)
         killer.start()
@@ -131,7 +140,7 @@ def test_server_gives_the_same_labels_and_can_die(model, in_process, tmp_path):
 def embedded():
     """Model and data of the main job: CELLO1_EMBEDDED, or outputs/embedded."""
     folder = Path(os.environ.get("CELLO1_EMBEDDED", ROOT / "outputs" / "embedded"))
-    found = folder / "grpo-model"
+    found = folder / "model"
     if not (found / "config.json").is_file() or not (folder / "data" / "manifest.json").is_file():
         pytest.skip("the main job has not left a model: bash recipe/cello1/run_grpo.sh")
     return found, folder / "data"

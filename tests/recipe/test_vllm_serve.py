@@ -2,12 +2,13 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -53,7 +54,9 @@ def served(folder, log, *options):
         try:
             server.wait(timeout=60)
         except subprocess.TimeoutExpired:
-            server.kill()
+            pass
+        with suppress(ProcessLookupError):  # its engine would outlive it
+            os.killpg(server.pid, signal.SIGKILL)
 
 
 @pytest.mark.integration
