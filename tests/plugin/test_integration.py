@@ -20,7 +20,7 @@ from scverse_plugin._cli import serve_command
 from scverse_plugin.get import cello1_df
 from tests.plugin.toy import TYPES, toy
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"n_top_genes": 3, "n_votes": 6, "max_tokens": 120, "min_support": 0, "puzzle_size": 3, "progress": False}
 LENGTH = 1024

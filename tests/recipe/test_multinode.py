@@ -13,7 +13,7 @@ import pytest
 from recipe.cello1.rl_parquet import write_rl_parquet
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 IN_CPU_ENVIRONMENT = ["bash", "-c", 'source "$0" && exec "$@"', str(ROOT / "recipe" / "cello1" / "cpu_env.sh")]
 

@@ -12,7 +12,7 @@ from recipe.cello1.rl_parquet import write_rl_parquet
 from recipe.cello1.watch import failure_reason, read_metrics, watch
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 RECIPE = Path(__file__).parents[2] / "recipe" / "cello1"
 
 
