@@ -35,7 +35,7 @@ def served(folder, log, *options):
     command = shutil.which("vllm", path=os.path.dirname(sys.executable)) or "vllm"
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "toy", "--enforce-eager", *options]
     # A prompt cut in two makes vLLM turn a seeded request's random generator back, which CPU generators refuse.
-    flags.append("--no-enable-chunked-prefill")
+    flags += ["--no-enable-chunked-prefill", "--dtype", "float32"]
     with open(log, "w") as output:
         server = subprocess.Popen(
             [command, "serve", str(folder), *flags], stdout=output, stderr=output, env=env, start_new_session=True
