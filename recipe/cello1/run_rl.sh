@@ -54,9 +54,6 @@ fi
 [ "$HARDWARE" != multinode ] || [ -n "${NNODES:-}" ] || fail "HARDWARE=multinode needs NNODES, the number of Ray nodes"
 settings+=("hardware=$HARDWARE")
 [ -z "${NNODES:-}" ] || settings+=("trainer.nnodes=$NNODES")
-# A Ray cluster that is there already says itself what its nodes have.
-[ "$HARDWARE" != cpu ] || [ -z "${RAY_ADDRESS:-}" ] ||
-  settings+=(ray_kwargs.ray_init.num_cpus=null ray_kwargs.ray_init.num_gpus=null ray_kwargs.ray_init.object_store_memory=null)
 
 mkdir -p "$OUTPUT"
 OUTPUT=$(cd "$OUTPUT" && pwd)
@@ -90,6 +87,12 @@ fi
 
 [ -z "${WANDB_API_KEY:-}" ] || settings+=("trainer.logger=[console,file,tensorboard,wandb]")
 export TENSORBOARD_DIR="${TENSORBOARD_DIR:-$OUTPUT/tensorboard}"
+if [ -n "${RAY_ADDRESS:-}" ]; then
+  # The workers of a cluster that is there already have its environment, not this one, and it says itself what its nodes have.
+  worker=+ray_kwargs.ray_init.runtime_env.env_vars
+  settings+=("$worker.VERL_FILE_LOGGER_PATH=@METRICS@" "$worker.TENSORBOARD_DIR=$TENSORBOARD_DIR")
+  [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_cpus,num_gpus,object_store_memory}=null)
+fi
 
 files=$("$PYTHON" -m recipe.cello1.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --out "$OUTPUT/data")
 train_file=$(sed -n 1p <<<"$files")

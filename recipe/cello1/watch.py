@@ -25,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 METRICS_VARIABLE = "VERL_FILE_LOGGER_PATH"  # where verl's "file" logger writes one JSON line a step
+METRICS_MARK = "@METRICS@"  # stands for that file in the command, for workers that do not inherit the environment
 _TOTAL_STEPS = re.compile(rb"Total training steps: (\d+)")
 _ERROR = re.compile(r"^(?:\x1b\[\d+m\([^)]*\)\x1b\[0m )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)$")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -150,7 +151,7 @@ def watch(
     Parameters
     ----------
     command
-        The command and its arguments.
+        The command and its arguments; ``@METRICS@`` in them becomes the path of the metrics file.
     log
         File that its output is appended to.
     metrics
@@ -174,7 +175,7 @@ def watch(
         bar.skip(log)
         start = log.stat().st_size
         process = subprocess.Popen(
-            command,
+            [argument.replace(METRICS_MARK, str(attempt.absolute())) for argument in command],
             stdout=sink,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,

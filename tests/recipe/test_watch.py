@@ -114,3 +114,9 @@ def alive(pid: int) -> bool:
         return False
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_the_metrics_file_can_be_named_in_the_command(tmp_path):
+    command = [sys.executable, "-c", "import sys; open(sys.argv[1][5:], 'w').close()", "path=@METRICS@"]
+    assert watch(command, tmp_path / "log", tmp_path / "metrics") == 0
+    assert [path.name for path in (tmp_path / "metrics").iterdir()] == ["attempt-000.jsonl"]
