@@ -9,21 +9,9 @@ from hypothesis import strategies as st
 from recipe.cello1.answer import parse_answer, type_fault
 from recipe.cello1.constrained import Cursor, Matching, Vocabulary, mask_logits, matching_for, tokens_needed
 from recipe.cello1.scoring import score_answer
-from tests.recipe.toy_model import build_toy_tokenizer
+from tests.recipe.toy_model import ODD_TYPES, build_toy_tokenizer
 
-ODD = (
-    "CD4+/CD45RO+ Memory",
-    "T cell",
-    "T cell, CD8-positive",
-    "T cell, CD8-positive, alpha-beta",
-    "γδ T cell",
-    "naïve B cell",
-    "B",
-    "B <mature>",
-    "</x>",
-    "浆细胞",
-    "NK 🧬",
-)
+ODD = (*ODD_TYPES, "NK 🧬")
 EOS = 0
 BYTES = [b"", *(bytes((byte,)) for byte in range(256))]  # id 0 ends the turn
 # Tokens across every boundary there is.
