@@ -66,6 +66,7 @@ TEST = [
     *ONTOLOGY,
     "pytest>=8.2",
     "pytest-timeout>=2.3",  # a Ray or vLLM that hangs must fail its test, not hold CI
+    "pytest-xdist>=3.6",  # two tests at a time: an integration test is mostly start-up, which leaves a core half idle
     "hypothesis>=6.100",
     "coverage[toml]>=7.5",
     "ruff>=0.8",

@@ -17,5 +17,10 @@ settings.load_profile("cello1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the integration tests after all others, so that a plain mistake shows within seconds."""
-    items.sort(key=lambda item: item.get_closest_marker("integration") is not None)
+    """Run the integration tests after all others, so that a plain mistake shows within seconds, and the longest first."""
+
+    def order(item: pytest.Item) -> tuple[bool, float]:
+        time_out = item.get_closest_marker("timeout")
+        return item.get_closest_marker("integration") is not None, -time_out.args[0] if time_out else 0
+
+    items.sort(key=order)

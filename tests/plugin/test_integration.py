@@ -20,7 +20,8 @@ from scverse_plugin._cli import serve_command
 from scverse_plugin.get import cello1_df
 from tests.plugin.toy import TYPES, toy
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+# One group: what vLLM has answered in process is made once.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600), pytest.mark.xdist_group("plugin")]
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"n_top_genes": 3, "n_votes": 6, "max_tokens": 120, "min_support": 0, "puzzle_size": 3, "progress": False}
 LENGTH = 1024
