@@ -163,8 +163,9 @@ def test_example_script_on_the_trained_model(embedded, tmp_path):
 
 def test_notebook_on_the_trained_model(embedded, tmp_path):
     pytest.importorskip("vllm")
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
-    pytest.importorskip("ipykernel")
+    import nbclient
+    import nbformat
+
     model, data = embedded
     notebook = nbformat.read(ROOT / "examples" / "annotate_pbmc.ipynb", as_version=4)
     environment = {
