@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from recipe.cello1.versions import package_versions
 
 # verl's metric, and how the card calls it.
 _METRICS = (
@@ -17,13 +18,6 @@ _METRICS = (
     ("response_length/mean", "response length (tokens)"),
 )
 _STEPS = 5  # averaged at the start and at the end
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "from a source tree"
 
 
 def _source(model: str) -> str:
@@ -71,7 +65,8 @@ def model_card(config: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], st
         lines += [f"| prompt layout | {config['data']['prompt_layout'] or 'as written in the data'} |"]
         lines += _files(config["data"]["train_files"])
     lines += [f"| training step | {step} |"]
-    lines += [f"| software | cello1 {_version('cello1')}, verl {_version('verl')} |"]
+    software = ", ".join(f"{name} {found}" for name, found in package_versions(("cello1", "verl")).items())
+    lines += [f"| software | {software} |"]
     lines += [f"| check | logits differ from those of the sharded weights by {difference:.1e} of their norm |", ""]
     rows = []
     for key, label in _METRICS:
