@@ -42,6 +42,7 @@ CURVES = {
     "training/reward/format_valid": "format validity",
     "training/reward/unique": "no type twice",
 }
+MAX_TOKENS = 2048  # of a response, where nothing else is said
 WINDOW = 5  # steps at either end of the training that are compared
 
 
@@ -84,6 +85,36 @@ def evaluate_model(
     evaluation = evaluate(read_predictions(predictions), puzzles)
     atomic_write(result, dumps(evaluation, indent=1))
     return evaluation
+
+
+def read_limits(config: str | Path) -> dict[str, int]:
+    """Read how long prompts and responses may be in a training.
+
+    Parameters
+    ----------
+    config
+        Its composed configuration (``HYDRA_DIR/.hydra/config.yaml``).
+
+    Returns
+    -------
+    ``max_tokens`` of a response and, where it is set, ``max_model_len``: arguments of :func:`evaluate_model`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it does not say how long a response may be.
+    """
+    from omegaconf import OmegaConf
+
+    settings = OmegaConf.load(config)
+    keys = {"max_tokens": "data.max_response_length", "max_model_len": "actor_rollout_ref.rollout.max_model_len"}
+    limits = {name: OmegaConf.select(settings, key) for name, key in keys.items()}
+    if limits["max_tokens"] is None:
+        msg = f"--config: {config} has no {keys['max_tokens']}; give the composed configuration of a training"
+        raise ValueError(msg)
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> dict[str, float] | None:
@@ -195,18 +226,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="held-out puzzles: JSON, JSONL or RL parquet")
     parser.add_argument("--metrics", required=True, help="folder with the metrics of the training")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--max-tokens", type=int, default=2048, help="longest response (default 2048)")
+    parser.add_argument("--config", help="composed configuration of the training, whose limits of length hold here too")
+    parser.add_argument("--max-tokens", type=int, help=f"longest response (without --config {MAX_TOKENS})")
     parser.add_argument("--max-model-len", type=int, help="longest prompt and response together, in tokens")
     parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
     arguments = parser.parse_args(argv)
-    options = {} if arguments.max_model_len is None else {"max_model_len": arguments.max_model_len}
     try:
+        limits = read_limits(arguments.config) if arguments.config else {"max_tokens": MAX_TOKENS}
+        given = {name: getattr(arguments, name) for name in ("max_tokens", "max_model_len")}
+        limits |= {name: value for name, value in given.items() if value is not None}
         puzzles = read_dataset(arguments.data)[: arguments.limit]
         arguments.out.mkdir(parents=True, exist_ok=True)
         evaluations = {}
         for name, model in arguments.stages:
             stem = arguments.out / re.sub(r"\W+", "-", name.lower())
-            evaluations[name] = evaluate_model(model, puzzles, stem, arguments.max_tokens, **options)
+            evaluations[name] = evaluate_model(model, puzzles, stem, **limits)
         steps = read_metrics(arguments.metrics)
     except (ValueError, OSError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
