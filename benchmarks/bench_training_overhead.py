@@ -34,9 +34,9 @@ import numpy as np
 from tqdm import tqdm
 
 from recipe.cello1.answer import format_answer
+from recipe.cello1.files import atomic_write
 from recipe.cello1.prompt import render_user
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import atomic_write
 from recipe.cello1.scoring import score_answer
 from recipe.cello1.versions import package_versions
 from recipe.cello1.watch import read_metrics

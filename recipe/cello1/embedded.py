@@ -35,10 +35,11 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.cells import expression, top_genes
 from recipe.cello1.context import build_context
 from recipe.cello1.curriculum import order_by_size
+from recipe.cello1.files import atomic_write, dumps
 from recipe.cello1.hf_folder import save_model
 from recipe.cello1.prompt import LAYOUTS, Layout, messages
 from recipe.cello1.puzzle import Puzzle, sample_puzzles
-from recipe.cello1.records import REASONING_KEY, atomic_write, dumps, write_puzzles
+from recipe.cello1.records import REASONING_KEY, write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 from recipe.cello1.tiny_model import build_model, build_tokenizer
 from recipe.cello1.traces import add_traces, marker_evidence

@@ -18,9 +18,10 @@ from typing import Any
 from recipe.cello1.answer import format_answer
 from recipe.cello1.asking import add_asking, add_engines, engine_options, sampling_of
 from recipe.cello1.engine import EngineError, start_engines
+from recipe.cello1.files import write_items
 from recipe.cello1.predict import predict, read_dataset
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import read_predictions, write_items
+from recipe.cello1.records import read_predictions
 from recipe.cello1.voting import (
     Consensus,
     consensus,

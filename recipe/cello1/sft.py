@@ -28,17 +28,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.answer import format_answer
+from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, write_items
 from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import (
-    REASONING_KEY,
-    append_jsonl,
-    atomic_write,
-    dumps,
-    read_items,
-    read_puzzles,
-    write_items,
-)
+from recipe.cello1.records import REASONING_KEY, read_puzzles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

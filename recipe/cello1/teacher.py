@@ -27,18 +27,11 @@ from tqdm import tqdm
 from recipe.cello1.answer import Reason, parse_answer
 from recipe.cello1.asking import add_sampling, add_server, engine_options, sampling_of
 from recipe.cello1.engine import Completion, Engine, EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items
 from recipe.cello1.predict import read_dataset, sample_seed
 from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import (
-    REASONING_KEY,
-    append_jsonl,
-    atomic_write,
-    dumps,
-    puzzle_to_item,
-    read_items,
-    write_puzzles,
-)
+from recipe.cello1.records import REASONING_KEY, puzzle_to_item, write_puzzles
 from recipe.cello1.scoring import score_answer
 
 TEACHER_KEY = "teacher"  # of the accepted items: the name of the model

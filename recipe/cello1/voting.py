@@ -25,8 +25,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import softmax, xlogy
 
 from recipe.cello1.answer import format_answer, parse_answer
+from recipe.cello1.files import write_items
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import check_prediction, item_to_puzzle, read_predictions, write_items
+from recipe.cello1.records import check_prediction, item_to_puzzle, read_predictions
 
 Answer = tuple[str, ...]
 RULES = ("consensus", "majority", "medoid", "likeliest")

@@ -4,8 +4,9 @@ from recipe.cello1 import second_round as command
 from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import Completion, EngineBase, Failure
 from recipe.cello1.evaluate import evaluate
+from recipe.cello1.files import read_items, write_items
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import prediction_record, puzzle_to_item, read_items, write_items, write_puzzles
+from recipe.cello1.records import prediction_record, puzzle_to_item, write_puzzles
 from recipe.cello1.second_round import find_open, main
 from recipe.cello1.voting import vote_records
 

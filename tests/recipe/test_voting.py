@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from recipe.cello1.answer import format_answer
 from recipe.cello1.evaluate import evaluate
+from recipe.cello1.files import read_items, write_items
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import error_record, prediction_record, puzzle_to_item, read_items, write_items
+from recipe.cello1.records import error_record, prediction_record, puzzle_to_item
 from recipe.cello1.voting import (
     assign,
     consensus,

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from recipe.cello1.records import dumps
+from recipe.cello1.files import dumps
 
 _PIECE = 1 << 20
 
@@ -18,7 +18,7 @@ _PIECE = 1 << 20
 class JsonListWriter:
     """Writes a ``.json`` list item by item, whole or not at all; a context manager.
 
-    The bytes are those of :func:`recipe.cello1.records.write_items`, unless ``indent`` says otherwise.
+    The bytes are those of :func:`recipe.cello1.files.write_items`, unless ``indent`` says otherwise.
 
     Parameters
     ----------
