@@ -1,11 +1,13 @@
-"""Files that a killed process leaves whole: JSON and JSONL, written at once or line by line; any other by its name."""
+"""Files that a killed process leaves whole: JSON and JSONL, written at once or line by line, and any other."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -214,7 +216,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it takes its place.
+    """Write a file whole or not at all, and push it to the disk.
 
     Parameters
     ----------
@@ -224,17 +226,49 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
         Text (written as UTF-8) or bytes.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode() if isinstance(content, str) else content
+    with replacing(path) as temporary, open(temporary, "xb") as file:
+        if path.exists():
+            os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Have a file written whole or not at all: under another name, beside its place, which it takes at the end.
+
+    Parameters
+    ----------
+    path
+        The file; missing folders are made.
+
+    Yields
+    ------
+    The path to write to. Where the block ends with an error, it is removed, and the file stays as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            if path.exists():
-                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
+
+
+def sha256(path: str | Path) -> str:
+    """Hash a file.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Hexadecimal SHA-256 of its content.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.cello1.files import sha256
 from recipe.cello1.versions import package_versions
 
 # verl's metric, and how the card calls it.
@@ -29,7 +29,7 @@ def _source(model: str) -> str:
 def _files(paths: str | Sequence[str]) -> list[str]:
     lines = []
     for path in [paths] if isinstance(paths, str) else paths:
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else "not found"
+        digest = sha256(path) if Path(path).is_file() else "not found"
         lines.append(f"| data | `{Path(path).name}`, sha256 `{digest}` |")
     return lines
 

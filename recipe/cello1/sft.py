@@ -17,7 +17,6 @@ TRL 0.27 with transformers 5 takes the length of a rendered chat for 2 and train
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.answer import format_answer
-from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, write_items
+from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, sha256, write_items
 from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import REASONING_KEY, read_puzzles
@@ -301,7 +300,7 @@ def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that must not change between two starts of one run, with the hash of the data."""
     fixed = {key: value for key, value in settings.items() if key not in _FREE}
     fixed["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in _FREE_TRAINER}
-    fixed["train_sha256"] = hashlib.sha256(Path(settings["train"]).read_bytes()).hexdigest()
+    fixed["train_sha256"] = sha256(settings["train"])
     return json.loads(dumps(fixed))
 
 

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from recipe.cello1.engine import EngineError, Sampling, start_engine
 from recipe.cello1.evaluate import evaluate
-from recipe.cello1.files import atomic_write, dumps
+from recipe.cello1.files import atomic_write, dumps, replacing
 from recipe.cello1.predict import predict, read_dataset
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import read_predictions
@@ -176,9 +176,8 @@ def plot(steps: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     axes.set(xlabel="training step", ylabel="mean over the step's responses", title="Training")
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.legend(frameon=False)
-    temporary = Path(path).with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def _cell(metric: Mapping[str, Any], name: str) -> str:

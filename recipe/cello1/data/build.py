@@ -16,10 +16,10 @@ import numpy as np
 from recipe.cello1.answer import join_types
 from recipe.cello1.data.audit import Audit, audit
 from recipe.cello1.data.identity import VALUE_SEPARATOR, fingerprint_of
-from recipe.cello1.data.outputs import JsonListWriter, sha256
+from recipe.cello1.data.outputs import JsonListWriter
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.sides import LEFT_OUT, Plan, decide_sides
-from recipe.cello1.files import atomic_write, dumps
+from recipe.cello1.files import atomic_write, dumps, sha256
 from recipe.cello1.prompt import render_user
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import puzzle_to_item
