@@ -27,7 +27,8 @@ from recipe.cello1.predict import read_dataset
 from recipe.cello1.prompt import VARIANTS
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import USER_KEYS, read_predictions
-from recipe.cello1.report import render, to_html, to_markdown
+from recipe.cello1.report import render, to_markdown
+from recipe.cello1.report_html import to_html
 from recipe.cello1.rules import compare_rules
 from recipe.cello1.scored import MEASURED, Scored, means, per_puzzle, score_predictions, summarise
 

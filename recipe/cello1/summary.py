@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from recipe.cello1.engine import EngineError, Sampling, start_engine
 from recipe.cello1.evaluate import evaluate
@@ -26,16 +24,10 @@ from recipe.cello1.files import atomic_write, dumps, replacing
 from recipe.cello1.predict import predict, read_dataset
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import read_predictions
+from recipe.cello1.report import METRICS, Table, print_table, terminal, with_interval
 from recipe.cello1.watch import read_metrics
 
-ROWS = {
-    "cell_accuracy": "cell accuracy",
-    "exact_match": "exact match",
-    "format_valid": "format validity",
-    "uniqueness": "uniqueness",
-    "legal": "legal answers",
-    "length": "mean length",
-}
+ROWS = {name: label for name, label in METRICS.items() if name != "cell_accuracy_micro"} | {"length": "mean length"}
 REWARD = "critic/score/mean"
 CURVES = {
     REWARD: "mean reward",
@@ -180,13 +172,6 @@ def plot(steps: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         figure.savefig(temporary, dpi=150, format="png")
 
 
-def _cell(metric: Mapping[str, Any], name: str) -> str:
-    digits = 1 if name == "length" else 3
-    if metric["low"] is None:
-        return f"{metric['mean']:.{digits}f}"
-    return f"{metric['mean']:.{digits}f} [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
-
-
 def as_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Lay the evaluations out as a table.
 
@@ -202,7 +187,8 @@ def as_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     unit = next(iter(evaluations.values()))["length_unit"]
     names = {**ROWS, "length": f"{ROWS['length']} ({unit})"}
     return [
-        [names[key], *(_cell(evaluation["metrics"][key], key) for evaluation in evaluations.values())] for key in ROWS
+        [names[key], *(with_interval(key, evaluation["metrics"][key]) for evaluation in evaluations.values())]
+        for key in ROWS
     ]
 
 
@@ -260,13 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     atomic_write(arguments.out / "summary.json", dumps(report, indent=1))
     atomic_write(arguments.out / "summary.md", f"{_markdown(heading, rows)}\n\n{note}\n")
 
-    table = Table(title="Held-out puzzles", title_justify="left")
-    for name in heading:
-        table.add_column(name, justify="left" if not name else "right")
-    for row in rows:
-        table.add_row(*row)
-    console = Console() if sys.stdout.isatty() else Console(width=120)  # a log has no width of its own
-    console.print(table)
+    console = terminal()
+    print_table(console, Table("Held-out puzzles", heading, rows))
     console.print(note, soft_wrap=True)
     console.print(f"model:    {arguments.stages[-1][1]}\nresults:  {arguments.out}", soft_wrap=True)
     console.print(
