@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.cello1.engine import LOGITS_PROCESSOR
 from recipe.cello1.files import replacing
 
-PROCESSOR = "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"
 LOOPBACK = "127.0.0.1"
 # Options of annotate that are named as the parameters of tl.annotate: kind, and what to say of them.
 _PLAIN: dict[str, tuple[Any, str]] = {
@@ -128,7 +128,7 @@ def serve_command(model: Path, *, port: int = 8000, name: str | None = None, mor
         msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
         raise FileNotFoundError(msg)
     command = ["vllm", "serve", str(model), "--host", LOOPBACK, "--port", str(port)]
-    command += ["--served-model-name", name or str(model), "--logits-processors", PROCESSOR]
+    command += ["--served-model-name", name or str(model), "--logits-processors", LOGITS_PROCESSOR]
     return [*command, *more]
 
 

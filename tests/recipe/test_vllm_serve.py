@@ -2,13 +2,11 @@
 
 import pytest
 
-from recipe.cello1.engine import Request, Sampling, start_engine
+from recipe.cello1.engine import LOGITS_PROCESSOR, Request, Sampling, start_engine
 from recipe.cello1.prompt import messages
 from recipe.cello1.scoring import score_answer
 from tests.recipe.processes import free_port, served
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
-
-PROCESSOR = "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"
 
 
 @pytest.mark.integration
@@ -19,7 +17,7 @@ def test_served_answers_are_legal(tmp_path):
     asked = [Request(messages(p), i, p.candidates, p.n_cells) for i, p in enumerate(puzzles)]
     hot = Sampling(temperature=1.0, max_tokens=300, reasoning_budget=5, logprobs=True)
     command = ["vllm", "serve", str(tmp_path / "model"), "--host", "127.0.0.1", "--port", str(free_port())]
-    command += ["--served-model-name", "toy", "--logits-processors", PROCESSOR]
+    command += ["--served-model-name", "toy", "--logits-processors", LOGITS_PROCESSOR]
     with (
         served(command, tmp_path / "server.log") as (url, _),
         start_engine("openai", "toy", base_url=url, constrained=True) as engine,
