@@ -15,7 +15,6 @@ stop where the answer ends; the constraint is therefore judged by the time its l
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import sys
@@ -35,6 +34,7 @@ from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import read_predictions
 from recipe.cello1.scoring import score_answer
 from recipe.cello1.tiny_model import build_model, build_tokenizer
+from recipe.cello1.versions import package_versions
 
 PACKAGES = ("torch", "transformers", "vllm")
 COLUMNS = ("path", "puzzles", "tokens", "start [s]", "run [s]", "puzzles/s", "tokens/s", "times as fast", "legal")
@@ -172,7 +172,7 @@ class Watch:
 def versions() -> str:
     """Say what was measured on."""
     parts = [f"Python {platform.python_version()}"]
-    parts += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    parts += [f"{name} {found}" for name, found in package_versions(PACKAGES).items()]
     return ", ".join([*parts, f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores"])
 
 

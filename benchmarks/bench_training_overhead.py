@@ -27,7 +27,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +34,11 @@ import numpy as np
 from tqdm import tqdm
 
 from recipe.cello1.answer import format_answer
+from recipe.cello1.files import atomic_write
 from recipe.cello1.prompt import render_user
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import atomic_write
 from recipe.cello1.scoring import score_answer
+from recipe.cello1.versions import package_versions
 from recipe.cello1.watch import read_metrics
 
 N_WORDS = 500
@@ -170,13 +170,8 @@ def machine() -> str:
 
 def versions() -> str:
     """List the versions that matter."""
-    found = [f"Python {platform.python_version()}"]
-    for name in PACKAGES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} missing")
-    return ", ".join(found)
+    found = {"Python": platform.python_version(), **package_versions(PACKAGES)}
+    return ", ".join(f"{name} {value}" for name, value in found.items())
 
 
 def step_seconds(folder: Path) -> tuple[float, int]:

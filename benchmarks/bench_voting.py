@@ -15,8 +15,9 @@ from pathlib import Path
 
 from recipe.cello1.engine import EngineError, Sampling, start_engine
 from recipe.cello1.evaluate import evaluate
+from recipe.cello1.files import atomic_write, dumps
 from recipe.cello1.predict import predict, read_dataset
-from recipe.cello1.records import atomic_write, dumps, read_predictions
+from recipe.cello1.records import read_predictions
 from recipe.cello1.report import rules_markdown
 
 

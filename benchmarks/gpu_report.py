@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from recipe.cello1.versions import package_versions
 from recipe.cello1.watch import read_metrics
 
 N_WARM_UP = 2
@@ -22,13 +22,6 @@ METRICS = (
     ("response_length/mean", "response (tokens)"),
 )
 PACKAGES = ("cello1", "verl", "vllm", "torch", "transformers", "flash-attn")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
 
 
 def _gpu() -> str:
@@ -47,7 +40,7 @@ def main() -> int:
     if not steps:
         raise SystemExit(f"error: {args.metrics} has no step after the first {N_WARM_UP}")
     print(f"## {args.hardware} on {_gpu()}, median of {len(steps)} steps\n")
-    print(", ".join(f"{package} {_version(package)}" for package in PACKAGES) + "\n")
+    print(", ".join(f"{name} {found}" for name, found in package_versions(PACKAGES).items()) + "\n")
     print("| | median |\n| --- | ---: |")
     for key, label in METRICS:
         if values := [step[key] for step in steps if key in step]:

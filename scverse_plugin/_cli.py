@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PROCESSOR = "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"
+from recipe.cello1.engine import LOGITS_PROCESSOR
+from recipe.cello1.files import replacing
+
 LOOPBACK = "127.0.0.1"
 # Options of annotate that are named as the parameters of tl.annotate: kind, and what to say of them.
 _PLAIN: dict[str, tuple[Any, str]] = {
@@ -126,7 +128,7 @@ def serve_command(model: Path, *, port: int = 8000, name: str | None = None, mor
         msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
         raise FileNotFoundError(msg)
     command = ["vllm", "serve", str(model), "--host", LOOPBACK, "--port", str(port)]
-    command += ["--served-model-name", name or str(model), "--logits-processors", PROCESSOR]
+    command += ["--served-model-name", name or str(model), "--logits-processors", LOGITS_PROCESSOR]
     return [*command, *more]
 
 
@@ -168,22 +170,13 @@ def _annotate(args: argparse.Namespace) -> int:
     key = options.get("key_added", "cello1")
     if args.ontology:
         scverse_plugin.tl.ontology_ids(adata, key)
-    _write(adata, args.output)
+    with replacing(args.output) as temporary:
+        adata.write_h5ad(temporary)
     if args.report is not None:
         scverse_plugin.report(adata, args.report, key)
     table = scverse_plugin.get.cello1_df(adata, key)
     print(table[["label", "support", "runner_up", "margin", "votes", "failures", "status"]].head(100).to_string())
     return 0
-
-
-def _write(adata: Any, path: Path) -> None:
-    """Write whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        adata.write_h5ad(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _report(args: argparse.Namespace) -> int:

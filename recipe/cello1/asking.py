@@ -11,7 +11,7 @@ from recipe.cello1.prompt import LAYOUTS, VARIANTS
 _LORA = ("--lora", str, "folder of a LoRA adapter")
 _DTYPE = ("--dtype", str, "number format; default: the model's own, float32 on CPUs without bfloat16")
 _MAX_LEN = ("--max-model-len", int, "longest prompt and answer together, in tokens")
-# Options of each engine, under the names its class has for them.
+# Options of each engine, under the names its class has for them; bool is a switch.
 _ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "vllm": (
         _MAX_LEN,
@@ -26,13 +26,40 @@ _ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("--concurrency", int, "requests under way at a time (default 32)"),
         ("--timeout", float, "seconds to wait for one answer (default 1200)"),
         ("--retries", int, "how often to try again (default 6)"),
+        ("--think-opened", bool, "the server's chat template ends with <think>, which its answers then lack"),
     ),
     "transformers": (_MAX_LEN, _DTYPE, _LORA, ("--batch-size", int, "answers made together (default 16)")),
 }
 
 
+def add_sampling(
+    parser: argparse.ArgumentParser, *, temperature: float = 0.0, max_tokens: int = 2048
+) -> argparse._ArgumentGroup:
+    """Add the options of prompt and sampling that go with any use of a model.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    temperature, max_tokens
+        Defaults.
+
+    Returns
+    -------
+    The group of these options, for more of them.
+    """
+    group = parser.add_argument_group("prompt and sampling")
+    group.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
+    group.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
+    group.add_argument("--temperature", type=float, default=temperature, help="default %(default)s; 0 is greedy")
+    group.add_argument("--top-p", type=float, default=1.0)
+    group.add_argument("--max-tokens", type=int, default=max_tokens, help="longest answer (default %(default)s)")
+    group.add_argument("--seed", type=int, default=0)
+    return group
+
+
 def add_asking(parser: argparse.ArgumentParser, *, samples: int = 1, temperature: float = 0.0) -> None:
-    """Add the options of prompt and sampling.
+    """Add the options of prompt and sampling, with those for predictions.
 
     Parameters
     ----------
@@ -41,14 +68,8 @@ def add_asking(parser: argparse.ArgumentParser, *, samples: int = 1, temperature
     samples, temperature
         Defaults.
     """
-    group = parser.add_argument_group("prompt and sampling")
-    group.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
-    group.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
+    group = add_sampling(parser, temperature=temperature)
     group.add_argument("--samples", type=int, default=samples, help="answers for each puzzle (default %(default)s)")
-    group.add_argument("--temperature", type=float, default=temperature, help="default %(default)s; 0 is greedy")
-    group.add_argument("--top-p", type=float, default=1.0)
-    group.add_argument("--max-tokens", type=int, default=2048, help="longest answer (default 2048)")
-    group.add_argument("--seed", type=int, default=0)
     group.add_argument("--logprobs", action="store_true", help="record the log-probability of each answer")
     group.add_argument("--constrain", action="store_true", help="only legal one-to-one matchings can be answered")
     group.add_argument("--reasoning-budget", type=int, help="with --constrain: most tokens of reasoning")
@@ -65,13 +86,31 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", "--llm_name", required=True, help="model folder or name")
     parser.add_argument("--engine", default="vllm", choices=sorted(ENGINES))
     parser.add_argument("--num-engines", type=int, default=1, help="engines side by side, as Ray actors (default 1)")
+    _add_flags(parser, *_ENGINE_FLAGS)
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model on a server, which answers freely.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    """
+    parser.add_argument("--model", required=True, help="name of the model on the server")
+    _add_flags(parser, "openai")
+    parser.set_defaults(engine="openai", constrain=False, logprobs=False, reasoning_budget=None)
+
+
+def _add_flags(parser: argparse.ArgumentParser, *engines: str) -> None:
     known: set[str] = set()
-    for engine, flags in _ENGINE_FLAGS.items():
+    for engine in engines:
         group = parser.add_argument_group(f"engine {engine}")
-        for flag, kind, text in flags:
+        for flag, kind, text in _ENGINE_FLAGS[engine]:
             if flag not in known:  # shared by several engines: shown with the first
                 known.add(flag)
-                group.add_argument(flag, type=kind, help=text)
+                how: dict[str, Any] = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+                group.add_argument(flag, help=text, **how)
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
@@ -118,7 +157,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     options: dict[str, Any] = {"constrained": True} if args.constrain else {}
     for flag in dict.fromkeys(flag for flags in _ENGINE_FLAGS.values() for flag, *_ in flags):
         name = flag[2:].replace("-", "_")
-        if (value := getattr(args, name)) is not None:
+        if (value := getattr(args, name, None)) is not None:
             if flag not in own:
                 msg = f"{flag} does not apply to the engine {args.engine}"
                 raise ValueError(msg)

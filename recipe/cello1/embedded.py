@@ -19,7 +19,6 @@ sequencing run. The cells of ``train.json`` and ``test.json`` are as measured.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,10 +34,11 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.cells import expression, top_genes
 from recipe.cello1.context import build_context
 from recipe.cello1.curriculum import order_by_size
+from recipe.cello1.files import atomic_write, dumps, sha256
 from recipe.cello1.hf_folder import save_model
 from recipe.cello1.prompt import LAYOUTS, Layout, messages
 from recipe.cello1.puzzle import Puzzle, sample_puzzles
-from recipe.cello1.records import REASONING_KEY, atomic_write, dumps, write_puzzles
+from recipe.cello1.records import REASONING_KEY, write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 from recipe.cello1.tiny_model import build_model, build_tokenizer
 from recipe.cello1.traces import add_traces, marker_evidence
@@ -288,7 +288,7 @@ def _token_counts(tokenizer: Any, puzzles: Mapping[str, Sequence[Puzzle]], layou
 def _hashes(out: Path) -> dict[str, str]:
     files = [*out.glob("*.json"), *out.glob("*.parquet"), *(out / MODEL).glob("*")]
     names = sorted(file.relative_to(out).as_posix() for file in files if file.is_file() and file.name != MANIFEST)
-    return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}
+    return {name: sha256(out / name) for name in names}
 
 
 def is_built(out: str | Path, settings: Settings) -> bool:

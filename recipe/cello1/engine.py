@@ -7,17 +7,11 @@ is never mistaken for an answer.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, Self, runtime_checkable
-
-from recipe.cello1.answer import THINK_OPEN
-from recipe.cello1.constrained import Vocabulary, matching_for, tokens_needed
 
 Message = Mapping[str, str]
 
@@ -32,8 +26,8 @@ ENGINES = {
 CANDIDATES_ARG = "cello1_candidates"
 N_ANSWERS_ARG = "cello1_n_answers"
 REASONING_BUDGET_ARG = "cello1_reasoning_budget"
-
-_SAMPLED_BYTES = 1 << 16
+# What reads them there.
+LOGITS_PROCESSOR = "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"
 
 
 class EngineError(RuntimeError):
@@ -192,8 +186,8 @@ class Engine(Protocol):
         ...
 
 
-class EngineBase:
-    """``with engine:`` for the engines."""
+class EngineBase(Engine):
+    """An engine for ``with``, which closes it."""
 
     def close(self) -> None:
         """Free what the engine holds."""
@@ -205,7 +199,7 @@ class EngineBase:
         self.close()
 
 
-def start_engine(name: str, model: str | Path, **options: Any) -> Engine:
+def start_engine(name: str, model: str | Path, **options: Any) -> EngineBase:
     """Start an engine.
 
     Parameters
@@ -237,7 +231,7 @@ def start_engine(name: str, model: str | Path, **options: Any) -> Engine:
     return getattr(import_module(module), cls)(str(model), **options)
 
 
-def start_engines(name: str, model: str | Path, number: int = 1, **options: Any) -> Engine:
+def start_engines(name: str, model: str | Path, number: int = 1, **options: Any) -> EngineBase:
     """Start one engine, or several of the same kind side by side as Ray actors.
 
     Parameters
@@ -291,157 +285,3 @@ def constraint_args(request: Request, sampling: Sampling) -> dict[str, Any]:
     if sampling.reasoning_budget is not None:
         args[REASONING_BUDGET_ARG] = sampling.reasoning_budget
     return args
-
-
-def check_model_path(model: str) -> None:
-    """Check that what looks like the path of a model folder is one.
-
-    Parameters
-    ----------
-    model
-        Path, or name on the Hugging Face hub (``owner/name``), which is not looked up.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it looks like a path and is none, or the folder holds no ``config.json``.
-    """
-    path = Path(model)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
-            raise FileNotFoundError(msg)
-    elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        msg = f"model: {model} does not exist; give a model folder, or a name on the Hugging Face hub (owner/name)"
-        raise FileNotFoundError(msg)
-
-
-def fingerprint(model: str) -> str:
-    """Compute a short hash that changes when the model in a folder changes.
-
-    Of each weight file the size and samples of the bytes count, so that this takes no time for a large model; training
-    changes nearly every weight.
-
-    Parameters
-    ----------
-    model
-        Model folder; for a name on the hub there is no fingerprint.
-
-    Returns
-    -------
-    12 hexadecimal digits, or an empty string.
-    """
-    path = Path(model)
-    if not path.is_dir():
-        return ""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix in (".safetensors", ".bin"):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size} ".encode())
-            with open(file, "rb") as stream:
-                for part in range(8):
-                    stream.seek(max(0, size - _SAMPLED_BYTES) * part // 7)
-                    digest.update(stream.read(_SAMPLED_BYTES))
-        elif file.name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def lora_rank(lora: str) -> int:
-    """Read the rank of a LoRA adapter.
-
-    Parameters
-    ----------
-    lora
-        Folder of the adapter, as PEFT saves it.
-
-    Returns
-    -------
-    The rank.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no adapter.
-    """
-    path = Path(lora) / "adapter_config.json"
-    if not path.is_file():
-        msg = f"lora: {lora} holds no adapter_config.json; give the folder of a LoRA adapter as PEFT saves it"
-        raise FileNotFoundError(msg)
-    return int(json.loads(path.read_text())["r"])
-
-
-def cpu_dtype() -> str:
-    """Choose the number format for CPUs.
-
-    Returns
-    -------
-    ``"auto"`` (the model's own), but ``"float32"`` where the processor would emulate bfloat16, which is slow (x86
-    without AMX or AVX512-BF16).
-    """
-    import torch
-
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return "auto"
-    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return "auto" if any(getattr(torch.cpu, check, bool)() for check in checks) else "float32"
-
-
-def constraint_fault(vocabulary: Vocabulary | None, request: Request, room: int) -> str:
-    """Say why a request's answer cannot be constrained.
-
-    Parameters
-    ----------
-    vocabulary
-        Tokens of the model; ``None`` if the engine was not started for constrained answers.
-    request
-        The request.
-    room
-        Most tokens the completion may have.
-
-    Returns
-    -------
-    Why not; empty if it can, or if the request is unconstrained.
-    """
-    if not request.n_answers:
-        return ""
-    if vocabulary is None:
-        return "the engine was not started for constrained answers; start it with constrained=True"
-    try:
-        matching = matching_for(vocabulary, request.candidates, request.n_answers)
-    except ValueError as error:
-        return str(error)
-    if (needed := tokens_needed(matching)) > room:
-        return f"the answer may need {needed} tokens and there is room for {room}; give more max_tokens"
-    return ""
-
-
-def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], str]:
-    """Apply the chat template.
-
-    Parameters
-    ----------
-    tokenizer
-        A Hugging Face tokenizer.
-    messages
-        Chat messages.
-
-    Returns
-    -------
-    Token ids of the prompt, and what the template has already put into the assistant's turn (``<think>`` in the
-    templates of some reasoning models): the completion goes on from there, so it belongs in front of its text.
-
-    Raises
-    ------
-    ValueError
-        If the tokenizer has no chat template.
-    """
-    if not getattr(tokenizer, "chat_template", None):
-        msg = "the model's tokenizer has no chat template; use a chat model, or add chat_template.jinja to its folder"
-        raise ValueError(msg)
-    text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
-    # The template has written the special tokens, so the tokenizer must not add its own.
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    opened = text.rfind(THINK_OPEN) if text.rstrip().endswith(THINK_OPEN) else len(text)
-    return ids, text[opened:]

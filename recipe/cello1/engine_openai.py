@@ -168,24 +168,7 @@ class OpenAIEngine(EngineBase):
         return text.replace(key, "***") if key else text
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
-        """Answer requests; see :meth:`recipe.cello1.engine.Engine.generate`.
-
-        Parameters
-        ----------
-        requests
-            What to answer.
-        sampling
-            How.
-
-        Yields
-        ------
-        Position of the request, and its completion or failure.
-
-        Raises
-        ------
-        EngineError
-            If the engine is closed.
-        """
+        """Answer requests, as :meth:`recipe.cello1.engine.Engine.generate` says; not once it is closed."""
         if self._closed:
             msg = "the engine is closed; start another"
             raise EngineError(msg)

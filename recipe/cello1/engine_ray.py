@@ -117,24 +117,7 @@ class RayEngines(EngineBase):
         return facts[0]
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
-        """Answer requests; see :meth:`recipe.cello1.engine.Engine.generate`.
-
-        Parameters
-        ----------
-        requests
-            What to answer.
-        sampling
-            How.
-
-        Yields
-        ------
-        Position of the request, and its completion or failure.
-
-        Raises
-        ------
-        EngineError
-            If the engines are closed, or all have died.
-        """
+        """Answer requests, as :meth:`recipe.cello1.engine.Engine.generate` says; not once it is closed."""
         if not self._actors:
             msg = "the engines are closed; start others"
             raise EngineError(msg)

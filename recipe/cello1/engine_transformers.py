@@ -10,28 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from recipe.cello1.answer import TAGS, THINK_OPEN
-from recipe.cello1.constrained import Cursor, Vocabulary, mask_logits, matching_for
-from recipe.cello1.engine import (
-    Completion,
-    EngineBase,
-    EngineError,
-    Failure,
-    Request,
-    Sampling,
-    check_model_path,
-    constraint_fault,
-    cpu_dtype,
-    fingerprint,
-    lora_rank,
-    render_prompt,
-)
+from recipe.cello1.answer import THINK_OPEN
+from recipe.cello1.constrained import Cursor, mask_logits, matching_for
+from recipe.cello1.engine import Completion, EngineError, Failure, Request, Sampling
+from recipe.cello1.engine_local import LocalEngine, cpu_dtype
 
 if TYPE_CHECKING:
     import torch
 
 
-class TransformersEngine(EngineBase):
+class TransformersEngine(LocalEngine):
     """A transformers model, in batches.
 
     Parameters
@@ -77,12 +65,7 @@ class TransformersEngine(EngineBase):
         if batch_size < 1:
             msg = f"batch_size must be at least 1, got {batch_size}"
             raise ValueError(msg)
-        check_model_path(model)
-        self.model = model
-        self.fingerprint = fingerprint(model)
-        if lora is not None:
-            lora_rank(lora)
-            self.fingerprint += "+" + fingerprint(lora)
+        super().__init__(model, lora)
         self.batch_size = batch_size
         self._model: Any = None
         try:
@@ -95,7 +78,7 @@ class TransformersEngine(EngineBase):
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
             device = accelerator.type if accelerator else "cpu"
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+            tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
             loaded = AutoModelForCausalLM.from_pretrained(
                 model, dtype=cpu_dtype() if dtype == "auto" and device == "cpu" else dtype
             )
@@ -109,33 +92,13 @@ class TransformersEngine(EngineBase):
             msg = f"transformers cannot load {model}: {type(error).__name__}: {reason}"
             raise EngineError(msg) from error
         ends = self._model.generation_config.eos_token_id
-        ends = [self._tokenizer.eos_token_id] if ends is None else ends
+        ends = [tokenizer.eos_token_id] if ends is None else ends
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
-        self._max_len = max_model_len or getattr(self._model.config, "max_position_embeddings", None) or 2**31
-        self._vocabulary = Vocabulary.from_tokenizer(self._tokenizer) if constrained else None
-        self.constraint = "exact" if constrained else ""
-        # Tags that are special tokens would be left out of the text.
-        self._skip_special = not any(tag in self._tokenizer.all_special_tokens for tag in TAGS)
+        max_len = max_model_len or getattr(self._model.config, "max_position_embeddings", None) or 2**31
+        self._set_tokenizer(tokenizer, max_len, constrained)
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
-        """Answer requests; see :meth:`recipe.cello1.engine.Engine.generate`.
-
-        Parameters
-        ----------
-        requests
-            What to answer.
-        sampling
-            How.
-
-        Yields
-        ------
-        Position of the request, and its completion or failure.
-
-        Raises
-        ------
-        EngineError
-            If the engine is closed.
-        """
+        """Answer requests, as :meth:`recipe.cello1.engine.Engine.generate` says; not once it is closed."""
         if self._model is None:
             msg = "the engine is closed; start another"
             raise EngineError(msg)
@@ -151,21 +114,15 @@ class TransformersEngine(EngineBase):
             yield from self._answer(rows, sampling)
 
     def _row(self, position: int, request: Request, sampling: Sampling) -> _Row | Failure:
-        try:
-            ids, opened = render_prompt(self._tokenizer, request.messages)
-        except Exception as error:  # templates raise errors of their own, on message orders they do not allow
-            return Failure(f"{type(error).__name__}: {error}")
-        if len(ids) >= self._max_len:
-            return Failure(f"the prompt is too long: the engine takes {self._max_len} tokens, the answer's included")
-        room = min(sampling.max_tokens, self._max_len - len(ids))
-        if fault := constraint_fault(self._vocabulary, request, room):
-            return Failure(fault)
+        prompt = self._prompt(request, sampling)
+        if isinstance(prompt, Failure):
+            return prompt
         cursor = None
-        if request.n_answers:
+        if self._vocabulary is not None and request.n_answers:
             matching = matching_for(self._vocabulary, request.candidates, request.n_answers)
-            cursor = Cursor(matching, room, sampling.reasoning_budget, opened.startswith(THINK_OPEN))
+            cursor = Cursor(matching, prompt.room, sampling.reasoning_budget, prompt.opened.startswith(THINK_OPEN))
         rng = np.random.default_rng(request.seed) if sampling.temperature > 0 else None
-        return _Row(position, ids, opened, room, rng, cursor)
+        return _Row(position, *prompt, rng, cursor)
 
     def _answer(self, rows: list[_Row], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer one batch; what does not fit into memory is tried in halves."""

@@ -8,23 +8,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from recipe.cello1.answer import TAGS
-from recipe.cello1.constrained import Vocabulary
 from recipe.cello1.engine import (
+    LOGITS_PROCESSOR,
     Completion,
-    EngineBase,
     EngineError,
     Failure,
     Request,
     Sampling,
-    check_model_path,
     constraint_args,
-    constraint_fault,
-    cpu_dtype,
-    fingerprint,
-    lora_rank,
-    render_prompt,
 )
+from recipe.cello1.engine_local import LocalEngine, cpu_dtype, lora_rank
 
 # For the start only, and only where the user has not set them.
 _QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
@@ -37,14 +30,12 @@ _ON_CPU = {
 }
 # What vLLM on CPU sets for workers of its own: preloaded libraries, and what others take for a distributed run.
 _LEAKS = ("LD_PRELOAD", "LOCAL_WORLD_SIZE")
-_PROCESSOR = "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"
-
 
 # By vLLM's id: position of the request, what the template put before the completion, whether it is constrained.
 _InWork = tuple[int, str, bool]
 
 
-class VllmEngine(EngineBase):
+class VllmEngine(LocalEngine):
     """vLLM in this process.
 
     Requests are handed over as earlier ones get done, so that the batch stays full to the end.
@@ -99,18 +90,15 @@ class VllmEngine(EngineBase):
         self._llm = None
         self._broken = ""
         self._set_num_threads = None
-        check_model_path(model)
-        self.model = model
-        self.fingerprint = fingerprint(model)
+        super().__init__(model, lora)
         if lora is not None:
             options |= {"enable_lora": True, "max_lora_rank": _rank_limit(lora_rank(lora))}
-            self.fingerprint += "+" + fingerprint(lora)
         if max_num_seqs is not None:
             options["max_num_seqs"] = max_num_seqs
         if gpu_memory_utilization is not None:
             options["gpu_memory_utilization"] = gpu_memory_utilization
         if constrained:
-            options["logits_processors"] = [*options.get("logits_processors", ()), _PROCESSOR]
+            options["logits_processors"] = [*options.get("logits_processors", ()), LOGITS_PROCESSOR]
 
         with _environment(_QUIET):
             try:
@@ -142,13 +130,9 @@ class VllmEngine(EngineBase):
                     reason = " ".join(str(error).split())  # one line
                     msg = f"vLLM cannot start with {model}: {type(error).__name__}: {reason}"
                     raise EngineError(msg) from error
-        self._tokenizer = self._llm.get_tokenizer()
-        self._max_len = self._llm.llm_engine.model_config.max_model_len
-        self._window = 2 * self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
-        self._vocabulary = Vocabulary.from_tokenizer(self._tokenizer) if constrained else None
-        self.constraint = "exact" if constrained else ""
-        # Tags that are special tokens would be left out of the text.
-        self._skip_special = not any(tag in self._tokenizer.all_special_tokens for tag in TAGS)
+        engine = self._llm.llm_engine
+        self._set_tokenizer(self._llm.get_tokenizer(), engine.model_config.max_model_len, constrained)
+        self._window = 2 * engine.vllm_config.scheduler_config.max_num_seqs
         self._lora = None
         if lora is not None:
             from vllm.lora.request import LoRARequest
@@ -156,24 +140,7 @@ class VllmEngine(EngineBase):
             self._lora = LoRARequest("adapter", 1, lora)
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
-        """Answer requests; see :meth:`recipe.cello1.engine.Engine.generate`.
-
-        Parameters
-        ----------
-        requests
-            What to answer.
-        sampling
-            How.
-
-        Yields
-        ------
-        Position of the request, and its completion or failure.
-
-        Raises
-        ------
-        EngineError
-            If the engine is closed.
-        """
+        """Answer requests, as :meth:`recipe.cello1.engine.Engine.generate` says; not once it is closed."""
         if self._llm is None:
             msg = "the engine is closed; start another"
             raise EngineError(msg)
@@ -215,15 +182,9 @@ class VllmEngine(EngineBase):
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        try:
-            ids, opened = render_prompt(self._tokenizer, request.messages)
-        except Exception as error:  # templates raise errors of their own, on message orders they do not allow
-            return Failure(f"{type(error).__name__}: {error}")
-        if len(ids) >= self._max_len:
-            return Failure(f"the prompt is too long: the engine takes {self._max_len} tokens, the answer's included")
-        room = min(sampling.max_tokens, self._max_len - len(ids))
-        if fault := constraint_fault(self._vocabulary, request, room):
-            return Failure(fault)
+        prompt = self._prompt(request, sampling)
+        if isinstance(prompt, Failure):
+            return prompt
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -236,10 +197,10 @@ class VllmEngine(EngineBase):
         )
         name = str(position)
         try:
-            self._llm.llm_engine.add_request(name, {"prompt_token_ids": ids}, params, lora_request=self._lora)
+            self._llm.llm_engine.add_request(name, {"prompt_token_ids": prompt.ids}, params, lora_request=self._lora)
         except ValueError as error:  # a request vLLM refuses
             return Failure(f"{type(error).__name__}: {error}")
-        in_work[name] = (position, opened, request.n_answers > 0)
+        in_work[name] = (position, prompt.opened, request.n_answers > 0)
         return None
 
     def _completion(self, output: Any, opened: str, constrained: bool) -> Completion:

@@ -19,14 +19,16 @@ import numpy as np
 
 from recipe.cello1.answer import Reason
 from recipe.cello1.engine import Engine, EngineError, start_engine
+from recipe.cello1.files import atomic_write, dumps
 from recipe.cello1.intervals import LEVEL, Estimate, mcnemar, paired_difference, wilson
 from recipe.cello1.ontology import CellOntology, load_ontology
 from recipe.cello1.open_ended import by_judge, by_ontology
 from recipe.cello1.predict import read_dataset
 from recipe.cello1.prompt import VARIANTS
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import USER_KEYS, atomic_write, dumps, read_predictions
-from recipe.cello1.report import render, to_html, to_markdown
+from recipe.cello1.records import USER_KEYS, read_predictions
+from recipe.cello1.report import render, to_markdown
+from recipe.cello1.report_html import to_html
 from recipe.cello1.rules import compare_rules
 from recipe.cello1.scored import MEASURED, Scored, means, per_puzzle, score_predictions, summarise
 

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from recipe.cello1.hf_folder import save_folder
 from recipe.cello1.model_card import model_card
 from recipe.cello1.watch import read_metrics
 
@@ -129,24 +128,22 @@ def export(
         msg = f"{out} exists; remove it or choose another --out"
         raise FileExistsError(msg)
     actor, step = find_checkpoint(run, step)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}.tmp")
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
-    command += ["--local_dir", str(actor), "--target_dir", str(temporary)]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
+
+    def write(folder: Path) -> None:
+        result = subprocess.run([*command, "--target_dir", str(folder)], capture_output=True, text=True, check=False)
         if result.returncode:
             last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
             msg = f"verl.model_merger failed on {actor}: {last}"
             raise RuntimeError(msg)
-        difference = _finish(temporary, actor, keep_adapter)
+        difference = _finish(folder, actor, keep_adapter)
         if not difference < MAX_DIFFERENCE:  # also if it is not a number
             msg = f"the logits of the exported model differ from those of {actor} by {difference:.2f} of their norm"
             raise RuntimeError(msg)
         card = model_card(_read_config(config), read_metrics(metrics) if metrics else [], step, difference)
-        (temporary / "README.md").write_text(card, encoding="utf-8")
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    save_folder(out, write)
     return out
 
 

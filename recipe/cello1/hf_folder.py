@@ -1,4 +1,4 @@
-"""Write model folders in Hugging Face format whole or not at all."""
+"""Model folders in Hugging Face format: looked at before they are loaded, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,6 +11,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def check_model_path(model: str) -> None:
+    """Check that what looks like the path of a model folder is one.
+
+    Parameters
+    ----------
+    model
+        Path, or name on the Hugging Face hub (``owner/name``), which is not looked up.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it looks like a path and is none, or the folder holds no ``config.json``.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
+            raise FileNotFoundError(msg)
+    elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        msg = f"model: {model} does not exist; give a model folder, or a name on the Hugging Face hub (owner/name)"
+        raise FileNotFoundError(msg)
 
 
 def save_folder(target: str | Path, write: Callable[[Path], None]) -> None:

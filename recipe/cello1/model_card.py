@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from recipe.cello1.files import sha256
+from recipe.cello1.versions import package_versions
 
 # verl's metric, and how the card calls it.
 _METRICS = (
@@ -19,13 +20,6 @@ _METRICS = (
 _STEPS = 5  # averaged at the start and at the end
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "from a source tree"
-
-
 def _source(model: str) -> str:
     """Name a model by its Hub id, or by the last parts of its path: a card is made to be shared."""
     path = Path(model)
@@ -35,7 +29,7 @@ def _source(model: str) -> str:
 def _files(paths: str | Sequence[str]) -> list[str]:
     lines = []
     for path in [paths] if isinstance(paths, str) else paths:
-        digest = hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else "not found"
+        digest = sha256(path) if Path(path).is_file() else "not found"
         lines.append(f"| data | `{Path(path).name}`, sha256 `{digest}` |")
     return lines
 
@@ -71,7 +65,8 @@ def model_card(config: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], st
         lines += [f"| prompt layout | {config['data']['prompt_layout'] or 'as written in the data'} |"]
         lines += _files(config["data"]["train_files"])
     lines += [f"| training step | {step} |"]
-    lines += [f"| software | cello1 {_version('cello1')}, verl {_version('verl')} |"]
+    software = ", ".join(f"{name} {found}" for name, found in package_versions(("cello1", "verl")).items())
+    lines += [f"| software | {software} |"]
     lines += [f"| check | logits differ from those of the sharded weights by {difference:.1e} of their norm |", ""]
     rows = []
     for key, label in _METRICS:

@@ -9,15 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from recipe.cello1.records import (
-    append_jsonl,
-    atomic_write,
-    check_prediction,
-    dumps,
-    read_items,
-    read_predictions,
-    write_items,
-)
+from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, write_items
+from recipe.cello1.records import check_prediction, read_predictions
 
 Record = Mapping[str, Any]
 Key = tuple[int, int]  # index of the item, number of the sample

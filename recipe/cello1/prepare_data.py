@@ -47,7 +47,7 @@ from recipe.cello1.data.parallel import cpu_count, default_workers, run_jobs
 from recipe.cello1.data.parts import load_part, load_puzzles, save_part
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import SUFFIXES as EXPRESSION_SUFFIXES
-from recipe.cello1.records import atomic_write, dumps
+from recipe.cello1.files import atomic_write, dumps
 
 _SHOWN = 20  # items that cannot be read are printed up to this number
 

@@ -1,4 +1,4 @@
-"""Files: puzzle items, RL rows and predictions, as plain dicts; reading and writing them as JSON and JSONL.
+"""Puzzle items, RL rows and predictions as plain dicts, and the files they stand in.
 
 Layouts (all of them the field's own, so that published files load here and ours load there):
 
@@ -11,16 +11,14 @@ Layouts (all of them the field's own, so that published files load here and ours
 
 from __future__ import annotations
 
-import json
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from recipe.cello1.answer import TAGS, format_answer, join_types, parse_answer, split_types
+from recipe.cello1.files import read_items, read_json, write_items
 from recipe.cello1.prompt import Layout, Variant, chat, check_layout, instruction, parse_user, render_user
 from recipe.cello1.puzzle import Puzzle
 
@@ -516,7 +514,7 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
             msg = f"{path}: {strange[0]!r} is not named after an item (<index>.json); move it elsewhere"
             raise ValueError(msg)
         files.sort(key=lambda file: int(file.stem))
-        named = [(str(file), int(file.stem), _load(file)) for file in files]
+        named = [(str(file), int(file.stem), read_json(file)) for file in files]
     else:
         named = [(f"{path}: record {i}", i, record) for i, record in enumerate(read_items(path))]
     if not named:
@@ -525,216 +523,3 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
     for where, _, record in named:
         check_prediction(record, where)
     return [{"index": index, **record} for _, index, record in named]
-
-
-# ----------------------------------------------------------------------------------------------------------- files
-
-
-def dumps(value: Any, indent: int | None = None) -> str:
-    """Encode as JSON that always can be written as UTF-8.
-
-    Parameters
-    ----------
-    value
-        What to encode; numpy scalars and arrays are taken as numbers and lists.
-    indent
-        As in :func:`json.dumps`.
-
-    Returns
-    -------
-    JSON. Text is kept readable, unless it holds lone surrogates (then everything beyond ASCII is escaped).
-
-    Raises
-    ------
-    ValueError
-        If the value holds something that JSON cannot, NaN for example.
-    """
-    try:
-        text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
-        msg = f"cannot be written as JSON: {error}"
-        raise ValueError(msg) from error
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = json.dumps(value, indent=indent, allow_nan=False, default=_plain)
-    return text
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    msg = f"{type(value).__name__} is not JSON"
-    raise TypeError(msg)
-
-
-def _is_jsonl(path: Path) -> bool:
-    if path.suffix not in (".json", ".jsonl"):
-        msg = f"{path}: the name must end in .json or .jsonl"
-        raise ValueError(msg)
-    return path.suffix == ".jsonl"
-
-
-def _load(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:  # bad JSON and bad UTF-8 alike
-        msg = f"{path} is not valid JSON: {error}"
-        raise ValueError(msg) from None
-
-
-def read_items(path: str | Path, *, drop_partial_tail: bool = False) -> list[Any]:
-    """Read a ``.json`` list or the lines of a ``.jsonl`` file.
-
-    Parameters
-    ----------
-    path
-        The file.
-    drop_partial_tail
-        Leave out a last JSONL line without line break, as a killed writer leaves behind, instead of reading it.
-
-    Returns
-    -------
-    The items, unchecked.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the suffix is neither, or the content is not such a list, naming the line.
-    """
-    path = Path(path)
-    if not _is_jsonl(path):
-        items = _load(path)
-        if not isinstance(items, list):
-            msg = f"{path} must hold a list of items, got {type(items).__name__}"
-            raise ValueError(msg)
-        return items
-    # Only "\n" ends a line: text may hold U+2028 and the like.
-    lines = path.read_bytes().split(b"\n")
-    tail = lines.pop()
-    if tail and not drop_partial_tail:
-        lines.append(tail)
-    items = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            items.append(json.loads(line))
-        except ValueError as error:
-            msg = f"{path}, line {number} is not valid JSON: {error}"
-            raise ValueError(msg) from None
-    return items
-
-
-def write_items(path: str | Path, items: Iterable[Any]) -> None:
-    """Write a ``.json`` list or ``.jsonl``, atomically.
-
-    Parameters
-    ----------
-    path
-        The file.
-    items
-        JSON values.
-
-    Raises
-    ------
-    ValueError
-        If the suffix is neither, or an item is not JSON, naming the item.
-    """
-    path = Path(path)
-    items = list(items)
-    lines = _is_jsonl(path)
-    for index, item in enumerate(items):
-        try:
-            items[index] = dumps(item, None if lines else 2)
-        except ValueError as error:
-            msg = f"{path}: item {index} {error}"
-            raise ValueError(msg) from error
-    if lines:
-        atomic_write(path, "".join([text + "\n" for text in items]))
-    else:
-        atomic_write(path, "[\n" + ",\n".join(items) + "\n]\n" if items else "[]\n")
-
-
-def append_jsonl(path: str | Path, record: Any) -> None:
-    """Append one line to a ``.jsonl`` file and push it to the disk.
-
-    A line that a killed writer left unfinished is cut off first: it holds no whole record, and would spoil this one.
-
-    Parameters
-    ----------
-    path
-        The file; it is made if need be.
-    record
-        A JSON value.
-
-    Raises
-    ------
-    ValueError
-        If the suffix is not ``.jsonl`` or the record is not JSON.
-    """
-    path = Path(path)
-    if not _is_jsonl(path):
-        msg = f"{path}: only .jsonl files can be appended to"
-        raise ValueError(msg)
-    line = (dumps(record) + "\n").encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        if tail := _unfinished_tail(file):
-            if _is_json(tail):
-                line = b"\n" + line
-            else:
-                file.truncate(file.seek(0, os.SEEK_END) - len(tail))
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _unfinished_tail(file: BinaryIO) -> bytes:
-    """Return what follows the last line break, reading backwards from the end."""
-    end = file.seek(0, os.SEEK_END)
-    start, tail = end, b""
-    while start and b"\n" not in tail:
-        start = max(0, start - (1 << 16))
-        file.seek(start)
-        tail = file.read(end - start)
-    return tail.rpartition(b"\n")[2]
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
-
-
-def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: a temporary file beside it takes its place.
-
-    Parameters
-    ----------
-    path
-        The file; missing folders are made.
-    content
-        Text (written as UTF-8) or bytes.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            if path.exists():
-                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

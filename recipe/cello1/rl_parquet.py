@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recipe.cello1.files import replacing
 from recipe.cello1.prompt import Layout, Variant
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import check_rl_row, puzzle_from_rl_row, rl_row
@@ -52,21 +51,13 @@ def write_rl_parquet(
     if not batch:
         msg = f"no puzzles to write to {path}; an RL data set needs at least one"
         raise ValueError(msg)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     schema = pa.Table.from_pylist(batch).schema
     count = 0
-    try:
-        with pq.ParquetWriter(temporary, schema) as writer:
-            while batch:
-                writer.write_table(pa.Table.from_pylist(batch, schema))
-                count += len(batch)
-                batch = list(islice(rows, _BATCH))
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while batch:
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+            count += len(batch)
+            batch = list(islice(rows, _BATCH))
     return count
 
 

@@ -25,7 +25,6 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 SEED=${SEED:-1}
 SMOKE=${SMOKE:-0}
-limits=()
 config=(--config-path "$here/config" --config-name "cello1_$algorithm")
 settings=("data.seed=$SEED" "actor_rollout_ref.actor.data_loader_seed=$SEED" "actor_rollout_ref.rollout.seed=$SEED")
 if [ "$CELLO1_DEVICE" = cpu ]; then
@@ -79,7 +78,6 @@ if [ -z "${MODEL:-}" ]; then
   "$PYTHON" -m recipe.cello1.sft --config embedded "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
     "output=$OUTPUT/sft" "seed=$SEED" "${sft[@]}"
   before=("before SFT=$OUTPUT/data/model" "after SFT=$OUTPUT/sft/model")
-  limits=(--max-tokens 80 --max-model-len 256) # as in config/scale/embedded.yaml
   MODEL=$OUTPUT/sft/model
   TRAIN_DATA=$OUTPUT/data/train.parquet
   VAL_DATA=$OUTPUT/data/test.parquet
@@ -98,6 +96,7 @@ files=$("$PYTHON" -m recipe.cello1.preflight --model "$MODEL" --train "$TRAIN_DA
 train_file=$(sed -n 1p <<<"$files")
 val_file=$(sed -n 2p <<<"$files")
 
+composed=$OUTPUT/hydra/.hydra/config.yaml
 stage "$title with verl (HARDWARE=$HARDWARE; log: $OUTPUT/$algorithm.log)"
 if [ ! -e "$OUTPUT/model" ]; then
   "$PYTHON" -m recipe.cello1.watch --log "$OUTPUT/$algorithm.log" --metrics "$OUTPUT/metrics" --description "$title" -- \
@@ -106,9 +105,9 @@ if [ ! -e "$OUTPUT/model" ]; then
     "trainer.default_local_dir=$OUTPUT/$algorithm" "hydra.run.dir=$OUTPUT/hydra" "$@"
   stage "checkpoint to Hugging Face format"
   "$PYTHON" -m recipe.cello1.export "$OUTPUT/$algorithm" --out "$OUTPUT/model" \
-    --config "$OUTPUT/hydra/.hydra/config.yaml" --metrics "$OUTPUT/metrics"
+    --config "$composed" --metrics "$OUTPUT/metrics"
 fi
 
 stage "held-out puzzles, before and after"
 "$PYTHON" -m recipe.cello1.summary --data "$val_file" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
-  "${limits[@]}" "${before[@]}" "after $title=$OUTPUT/model"
+  --config "$composed" "${before[@]}" "after $title=$OUTPUT/model"

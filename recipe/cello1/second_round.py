@@ -15,21 +15,90 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recipe.cello1.answer import format_answer
 from recipe.cello1.asking import add_asking, add_engines, engine_options, sampling_of
 from recipe.cello1.engine import EngineError, start_engines
+from recipe.cello1.files import write_items
 from recipe.cello1.predict import predict, read_dataset
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import read_predictions, write_items
-from recipe.cello1.voting import (
-    Consensus,
-    consensus,
-    merge_rounds,
-    open_cells,
-    read_answers,
-    second_puzzle,
-    vote_records,
-)
+from recipe.cello1.records import read_predictions
+from recipe.cello1.vote import vote_records
+from recipe.cello1.voting import Answer, Consensus, consensus, read_answers
+
+
+def open_cells(found: Consensus, min_support: float) -> list[int]:
+    """Find the cells that the votes leave open.
+
+    Parameters
+    ----------
+    found
+        A consensus.
+    min_support
+        Cells with less support are open.
+
+    Returns
+    -------
+    Their positions. None if a single one is open and no decoys are left: there is nothing to choose from then.
+    """
+    cells = np.flatnonzero(found.support < min_support).tolist()
+    free = len(found.candidates) - (len(found.types) - len(cells))
+    return cells if len(cells) > 1 or (cells and free > 1) else []
+
+
+def second_puzzle(puzzle: Puzzle, found: Consensus, cells: Sequence[int]) -> Puzzle:
+    """Make the smaller puzzle of the open cells: the types of the settled ones are taken off the candidates.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle.
+    found
+        Its consensus.
+    cells
+        The open cells, as :func:`open_cells` returned.
+
+    Returns
+    -------
+    A puzzle of the open cells. It has gold only if the gold of the open cells is still among the candidates.
+
+    Raises
+    ------
+    ValueError
+        If ``cells`` is empty.
+    """
+    if not cells:
+        msg = "cells is empty; there is nothing to ask again"
+        raise ValueError(msg)
+    settled = {name for i, name in enumerate(found.types) if i not in set(cells)}
+    candidates = tuple(name for name in puzzle.candidates if name not in settled)
+    gold = None if puzzle.answer is None else tuple(puzzle.answer[i] for i in cells)
+    if gold is not None and not set(gold) <= set(candidates):
+        gold = None
+    return Puzzle(tuple(puzzle.cells[i] for i in cells), candidates, gold, puzzle.context, {"open_cells": list(cells)})
+
+
+def merge_rounds(found: Consensus, cells: Sequence[int], second: Sequence[str]) -> Answer:
+    """Put the answer to the smaller puzzle in its place.
+
+    Parameters
+    ----------
+    found
+        The first consensus.
+    cells
+        The open cells.
+    second
+        Their types.
+
+    Returns
+    -------
+    The types of all cells.
+    """
+    types = list(found.types)
+    for i, name in zip(cells, second, strict=True):
+        types[i] = name
+    return tuple(types)
 
 
 class OpenPuzzle:
@@ -63,7 +132,7 @@ class OpenPuzzle:
 
         Returns
         -------
-        Keys of a voted record (see :func:`recipe.cello1.voting.vote_records`) that change; nothing if no answer can be
+        Keys of a voted record (see :func:`recipe.cello1.vote.vote_records`) that change; nothing if no answer can be
         used, so that the first round stands.
         """
         second = consensus(read_answers(texts, self.smaller.n_cells), self.smaller.candidates, self.smaller.n_cells)
@@ -82,7 +151,7 @@ def find_open(voted: Sequence[Mapping[str, Any]], puzzles: Sequence[Puzzle], min
     Parameters
     ----------
     voted
-        What :func:`recipe.cello1.voting.vote_records` returned, rule ``"consensus"``.
+        What :func:`recipe.cello1.vote.vote_records` returned, rule ``"consensus"``.
     puzzles
         The data set.
     min_support

@@ -17,7 +17,6 @@ TRL 0.27 with transformers 5 takes the length of a rendered chat for 2 and train
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import logging
 import os
@@ -28,17 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.answer import format_answer
+from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, sha256, write_items
+from recipe.cello1.hf_folder import check_model_path, save_model
 from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import (
-    REASONING_KEY,
-    append_jsonl,
-    atomic_write,
-    dumps,
-    read_items,
-    read_puzzles,
-    write_items,
-)
+from recipe.cello1.records import REASONING_KEY, read_puzzles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -308,7 +301,7 @@ def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that must not change between two starts of one run, with the hash of the data."""
     fixed = {key: value for key, value in settings.items() if key not in _FREE}
     fixed["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in _FREE_TRAINER}
-    fixed["train_sha256"] = hashlib.sha256(Path(settings["train"]).read_bytes()).hexdigest()
+    fixed["train_sha256"] = sha256(settings["train"])
     return json.loads(dumps(fixed))
 
 
@@ -359,7 +352,7 @@ def train(settings: Mapping[str, Any]) -> Path:
     if not Path(settings["train"]).is_file():
         msg = f"train={settings['train']} does not exist; give CellPuzzles JSON with traces, or RL parquet"
         raise FileNotFoundError(msg)
-    _check_model(settings["model"])
+    check_model_path(settings["model"])
     fixed = _fixed(settings)
     _check_same_run(output, fixed)
     if target.is_dir():
@@ -376,8 +369,6 @@ def train(settings: Mapping[str, Any]) -> Path:
     # Where the weights are sharded, all processes have to take part in gathering them.
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
-        from recipe.cello1.hf_folder import save_model
-
         model = trainer.accelerator.unwrap_model(trainer.model)
         if settings["lora"]:
             model = model.merge_and_unload()
@@ -385,17 +376,6 @@ def train(settings: Mapping[str, Any]) -> Path:
         save_model(target, model, trainer.processing_class, weights)
     trainer.accelerator.wait_for_everyone()
     return target
-
-
-def _check_model(model: str) -> None:
-    path = Path(model)
-    if path.is_dir() or not (path.is_absolute() or model.startswith(".") or model.count("/") != 1):
-        if path.is_dir() and not (path / "config.json").is_file():
-            msg = f"model={model} has no config.json; give a folder in Hugging Face format"
-            raise FileNotFoundError(msg)
-        return
-    msg = f"model={model} does not exist; give a folder in Hugging Face format or a Hub id (owner/name)"
-    raise FileNotFoundError(msg)
 
 
 def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:

@@ -17,24 +17,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from recipe.cello1.engine import EngineError, Sampling, start_engine
 from recipe.cello1.evaluate import evaluate
+from recipe.cello1.files import atomic_write, dumps, replacing
 from recipe.cello1.predict import predict, read_dataset
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import atomic_write, dumps, read_predictions
+from recipe.cello1.records import read_predictions
+from recipe.cello1.report import METRICS, Table, print_table, terminal, with_interval
 from recipe.cello1.watch import read_metrics
 
-ROWS = {
-    "cell_accuracy": "cell accuracy",
-    "exact_match": "exact match",
-    "format_valid": "format validity",
-    "uniqueness": "uniqueness",
-    "legal": "legal answers",
-    "length": "mean length",
-}
+ROWS = {name: label for name, label in METRICS.items() if name != "cell_accuracy_micro"} | {"length": "mean length"}
 REWARD = "critic/score/mean"
 CURVES = {
     REWARD: "mean reward",
@@ -42,6 +35,7 @@ CURVES = {
     "training/reward/format_valid": "format validity",
     "training/reward/unique": "no type twice",
 }
+MAX_TOKENS = 2048  # of a response, where nothing else is said
 WINDOW = 5  # steps at either end of the training that are compared
 
 
@@ -84,6 +78,36 @@ def evaluate_model(
     evaluation = evaluate(read_predictions(predictions), puzzles)
     atomic_write(result, dumps(evaluation, indent=1))
     return evaluation
+
+
+def read_limits(config: str | Path) -> dict[str, int]:
+    """Read how long prompts and responses may be in a training.
+
+    Parameters
+    ----------
+    config
+        Its composed configuration (``HYDRA_DIR/.hydra/config.yaml``).
+
+    Returns
+    -------
+    ``max_tokens`` of a response and, where it is set, ``max_model_len``: arguments of :func:`evaluate_model`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it does not say how long a response may be.
+    """
+    from omegaconf import OmegaConf
+
+    settings = OmegaConf.load(config)
+    keys = {"max_tokens": "data.max_response_length", "max_model_len": "actor_rollout_ref.rollout.max_model_len"}
+    limits = {name: OmegaConf.select(settings, key) for name, key in keys.items()}
+    if limits["max_tokens"] is None:
+        msg = f"--config: {config} has no {keys['max_tokens']}; give the composed configuration of a training"
+        raise ValueError(msg)
+    return {name: value for name, value in limits.items() if value is not None}
 
 
 def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> dict[str, float] | None:
@@ -144,16 +168,8 @@ def plot(steps: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     axes.set(xlabel="training step", ylabel="mean over the step's responses", title="Training")
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.legend(frameon=False)
-    temporary = Path(path).with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=150)
-    temporary.replace(path)
-
-
-def _cell(metric: Mapping[str, Any], name: str) -> str:
-    digits = 1 if name == "length" else 3
-    if metric["low"] is None:
-        return f"{metric['mean']:.{digits}f}"
-    return f"{metric['mean']:.{digits}f} [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
 
 
 def as_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
@@ -171,7 +187,8 @@ def as_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     unit = next(iter(evaluations.values()))["length_unit"]
     names = {**ROWS, "length": f"{ROWS['length']} ({unit})"}
     return [
-        [names[key], *(_cell(evaluation["metrics"][key], key) for evaluation in evaluations.values())] for key in ROWS
+        [names[key], *(with_interval(key, evaluation["metrics"][key]) for evaluation in evaluations.values())]
+        for key in ROWS
     ]
 
 
@@ -195,18 +212,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="held-out puzzles: JSON, JSONL or RL parquet")
     parser.add_argument("--metrics", required=True, help="folder with the metrics of the training")
     parser.add_argument("--out", required=True, type=Path, help="folder for the results")
-    parser.add_argument("--max-tokens", type=int, default=2048, help="longest response (default 2048)")
+    parser.add_argument("--config", help="composed configuration of the training, whose limits of length hold here too")
+    parser.add_argument("--max-tokens", type=int, help=f"longest response (without --config {MAX_TOKENS})")
     parser.add_argument("--max-model-len", type=int, help="longest prompt and response together, in tokens")
     parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
     arguments = parser.parse_args(argv)
-    options = {} if arguments.max_model_len is None else {"max_model_len": arguments.max_model_len}
     try:
+        limits = read_limits(arguments.config) if arguments.config else {"max_tokens": MAX_TOKENS}
+        given = {name: getattr(arguments, name) for name in ("max_tokens", "max_model_len")}
+        limits |= {name: value for name, value in given.items() if value is not None}
         puzzles = read_dataset(arguments.data)[: arguments.limit]
         arguments.out.mkdir(parents=True, exist_ok=True)
         evaluations = {}
         for name, model in arguments.stages:
             stem = arguments.out / re.sub(r"\W+", "-", name.lower())
-            evaluations[name] = evaluate_model(model, puzzles, stem, arguments.max_tokens, **options)
+            evaluations[name] = evaluate_model(model, puzzles, stem, **limits)
         steps = read_metrics(arguments.metrics)
     except (ValueError, OSError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -226,13 +246,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     atomic_write(arguments.out / "summary.json", dumps(report, indent=1))
     atomic_write(arguments.out / "summary.md", f"{_markdown(heading, rows)}\n\n{note}\n")
 
-    table = Table(title="Held-out puzzles", title_justify="left")
-    for name in heading:
-        table.add_column(name, justify="left" if not name else "right")
-    for row in rows:
-        table.add_row(*row)
-    console = Console() if sys.stdout.isatty() else Console(width=120)  # a log has no width of its own
-    console.print(table)
+    console = terminal()
+    print_table(console, Table("Held-out puzzles", heading, rows))
     console.print(note, soft_wrap=True)
     console.print(f"model:    {arguments.stages[-1][1]}\nresults:  {arguments.out}", soft_wrap=True)
     console.print(

@@ -25,24 +25,19 @@ from typing import Any
 from tqdm import tqdm
 
 from recipe.cello1.answer import Reason, parse_answer
+from recipe.cello1.asking import add_sampling, add_server, engine_options, sampling_of
 from recipe.cello1.engine import Completion, Engine, EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items
 from recipe.cello1.predict import read_dataset, sample_seed
-from recipe.cello1.prompt import LAYOUTS, VARIANTS, Layout, Variant, check_layout, messages
+from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import (
-    REASONING_KEY,
-    append_jsonl,
-    atomic_write,
-    dumps,
-    puzzle_to_item,
-    read_items,
-    write_puzzles,
-)
+from recipe.cello1.records import REASONING_KEY, puzzle_to_item, write_puzzles
 from recipe.cello1.scoring import score_answer
 
 TEACHER_KEY = "teacher"  # of the accepted items: the name of the model
 NO_REASONING = "no_reasoning"
 WRONG = "wrong"
+_TEMPERATURE = 0.7
 _MAX_TOKENS = 8192  # teachers reason at length
 _RUN_KEY = "run"  # the first line of the journal
 
@@ -136,7 +131,7 @@ def ask_teacher(
         If a puzzle has no answer, ``tries`` is not positive, several greedy responses are asked for, or the journal is
         of another teacher, setting or data set.
     """
-    sampling = sampling or Sampling(temperature=0.7)
+    sampling = sampling or Sampling(temperature=_TEMPERATURE)
     if not puzzles:
         msg = "puzzles is empty; there is nothing to ask"
         raise ValueError(msg)
@@ -347,7 +342,6 @@ def report_table(found: Mapping[str, Any]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    default = Sampling(temperature=0.7)
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.teacher",
         description="Collect traces from a teacher, keeping those with the right answer; resumes what was interrupted.",
@@ -355,25 +349,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", required=True, type=Path, help="puzzles with answers: .json, .jsonl or .parquet")
     parser.add_argument("--out", required=True, type=Path, help="the accepted puzzles with traces: .json or .jsonl")
-    parser.add_argument("--model", required=True, help="name of the teacher on the server")
-    parser.add_argument("--base-url", help="address of the API (default: OPENAI_BASE_URL)")
     parser.add_argument("--tries", type=int, default=4, help="most responses for each puzzle (default %(default)s)")
     parser.add_argument("--limit", type=int, help="ask only for the first LIMIT puzzles")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
-    parser.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
-    parser.add_argument("--temperature", type=float, default=default.temperature, help="(default %(default)s)")
-    parser.add_argument("--top-p", type=float, default=default.top_p, help="(default %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, help="longest response (default %(default)s)")
-    parser.add_argument("--concurrency", type=int, help="requests under way at a time (default 32)")
-    parser.add_argument("--timeout", type=float, help="seconds to wait for one response (default 1200)")
-    parser.add_argument("--retries", type=int, help="how often to try a failed request again (default 6)")
-    parser.add_argument(
-        "--think-opened",
-        action="store_true",
-        default=None,
-        help="the server's chat template ends with <think>, which its responses then lack",
-    )
+    add_sampling(parser, temperature=_TEMPERATURE, max_tokens=_MAX_TOKENS)
+    add_server(parser)
     return parser
 
 
@@ -391,8 +370,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     could not start or had to stop.
     """
     args = _parser().parse_args(argv)
-    names = ("base_url", "concurrency", "timeout", "retries", "think_opened")
-    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
         if args.out.suffix not in (".json", ".jsonl"):
             msg = f"--out: {args.out} must end in .json or .jsonl"
@@ -403,9 +380,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.limit is not None and args.limit < 1:
             msg = f"--limit must be at least 1, got {args.limit}"
             raise ValueError(msg)
-        sampling = Sampling(args.temperature, args.top_p, args.max_tokens)
+        sampling, options = sampling_of(args), engine_options(args)
         puzzles = read_dataset(args.data, args.variant)[: args.limit]
-        with start_engine("openai", args.model, **options) as engine:
+        with start_engine(args.engine, args.model, **options) as engine:
             kept, found = ask_teacher(
                 engine,
                 puzzles,

@@ -3,33 +3,24 @@
 :func:`consensus` takes the matching with the highest expected cell accuracy under the votes (minimum Bayes risk; the
 votes of each cell stand for the probability of each type, and the best one-to-one assignment is found by
 ``scipy.optimize.linear_sum_assignment``). It comes with, for each cell, how strong the votes for it are.
-:func:`majority`, :func:`medoid` and :func:`likeliest` are the plainer rules it is compared with.
-
-As a command, it turns predictions with several samples for each item into one prediction each::
-
-    python -m recipe.cello1.voting predictions.jsonl --out voted.jsonl
+:func:`majority`, :func:`medoid` and :func:`likeliest` are the plainer rules it is compared with. The command that
+votes over prediction files is :mod:`recipe.cello1.vote`.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.special import softmax, xlogy
 
-from recipe.cello1.answer import format_answer, parse_answer
-from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import check_prediction, item_to_puzzle, read_predictions, write_items
+from recipe.cello1.answer import parse_answer
 
 Answer = tuple[str, ...]
-RULES = ("consensus", "majority", "medoid", "likeliest")
 
 # Of two matchings with the same votes, the one nearer to the most common whole answer: too little to outweigh a vote.
 _TIE = 1e-6
@@ -391,228 +382,3 @@ def likeliest(answers: Sequence[Answer | None], weights: Sequence[float] | np.nd
     """
     order = np.argsort(-np.asarray(weights, dtype=float), kind="stable")
     return next((answers[i] for i in order if answers[i] is not None), None)
-
-
-# ----------------------------------------------------------------------------------------------------- second round
-
-
-def open_cells(found: Consensus, min_support: float) -> list[int]:
-    """Find the cells that the votes leave open.
-
-    Parameters
-    ----------
-    found
-        A consensus.
-    min_support
-        Cells with less support are open.
-
-    Returns
-    -------
-    Their positions. None if a single one is open and no decoys are left: there is nothing to choose from then.
-    """
-    cells = np.flatnonzero(found.support < min_support).tolist()
-    free = len(found.candidates) - (len(found.types) - len(cells))
-    return cells if len(cells) > 1 or (cells and free > 1) else []
-
-
-def second_puzzle(puzzle: Puzzle, found: Consensus, cells: Sequence[int]) -> Puzzle:
-    """Make the smaller puzzle of the open cells: the types of the settled ones are taken off the candidates.
-
-    Parameters
-    ----------
-    puzzle
-        The puzzle.
-    found
-        Its consensus.
-    cells
-        The open cells, as :func:`open_cells` returned.
-
-    Returns
-    -------
-    A puzzle of the open cells. It has gold only if the gold of the open cells is still among the candidates.
-
-    Raises
-    ------
-    ValueError
-        If ``cells`` is empty.
-    """
-    if not cells:
-        msg = "cells is empty; there is nothing to ask again"
-        raise ValueError(msg)
-    settled = {name for i, name in enumerate(found.types) if i not in set(cells)}
-    candidates = tuple(name for name in puzzle.candidates if name not in settled)
-    gold = None if puzzle.answer is None else tuple(puzzle.answer[i] for i in cells)
-    if gold is not None and not set(gold) <= set(candidates):
-        gold = None
-    return Puzzle(tuple(puzzle.cells[i] for i in cells), candidates, gold, puzzle.context, {"open_cells": list(cells)})
-
-
-def merge_rounds(found: Consensus, cells: Sequence[int], second: Sequence[str]) -> Answer:
-    """Put the answer to the smaller puzzle in its place.
-
-    Parameters
-    ----------
-    found
-        The first consensus.
-    cells
-        The open cells.
-    second
-        Their types.
-
-    Returns
-    -------
-    The types of all cells.
-    """
-    types = list(found.types)
-    for i, name in zip(cells, second, strict=True):
-        types[i] = name
-    return tuple(types)
-
-
-# ---------------------------------------------------------------------------------------------------------- command
-
-
-def vote_records(
-    records: Sequence[Mapping[str, Any]],
-    *,
-    rule: str = "consensus",
-    weighted: bool = False,
-    smoothing: float = 0.5,
-    variant: str = "batch",
-) -> list[dict[str, Any]]:
-    """Turn several predictions for each item into one.
-
-    Parameters
-    ----------
-    records
-        Prediction and error records; the latter cast no vote.
-    rule
-        One of ``RULES``.
-    weighted
-        Whether to weigh the answers by log-probability; the records must have it (``--logprobs``).
-    smoothing
-        As for :func:`consensus`.
-    variant
-        Task variant of the items.
-
-    Returns
-    -------
-    One prediction record for each item, by index: the item, the voted answer as ``prediction`` (with the reasoning of
-    the first response that gave just this answer, if one did), the answers it is made of (``voted``) and, for a
-    consensus, ``cells``. Items with error records only get an error record.
-
-    Raises
-    ------
-    ValueError
-        If the rule is unknown, an item cannot be read, or log-probabilities are wanted and missing.
-    """
-    if rule not in RULES:
-        msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
-        raise ValueError(msg)
-    groups: dict[int, list[Mapping[str, Any]]] = {}
-    for record in records:
-        groups.setdefault(record["index"], []).append(record)
-    voted = []
-    for index in sorted(groups):
-        group = sorted(groups[index], key=lambda record: record.get("sample", 0))
-        answered = [record for record in group if check_prediction(record, f"prediction {index}")]
-        made = ("prediction", "error", "sample", "tokens", "prompt_tokens", "finish_reason", "logprob")
-        base = {key: value for key, value in group[0].items() if key not in made}
-        if not answered:
-            voted.append({**base, "sample": 0, "error": group[0]["error"]})
-            continue
-        voted.append({**base, "sample": 0, **_vote(base, answered, rule, weighted, smoothing, variant, index)})
-    return voted
-
-
-_MADE = ("index", "engine", "model", "fingerprint", "sampling", "prompt_layout")
-
-
-def _vote(
-    base: Mapping[str, Any],
-    answered: Sequence[Mapping[str, Any]],
-    rule: str,
-    weighted: bool,
-    smoothing: float,
-    variant: Any,
-    index: int,
-) -> dict[str, Any]:
-    item = {key: value for key, value in base.items() if key not in _MADE}
-    puzzle = item_to_puzzle(item, index, variant, require_gold=False)
-    if not puzzle.candidates:
-        msg = f"item {index} has no candidates to vote for"
-        raise ValueError(msg)
-    answers = read_answers([record["prediction"] for record in answered], puzzle.n_cells)
-    weights = None
-    if weighted or rule == "likeliest":
-        if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:
-            msg = f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs"
-            raise ValueError(msg)
-        weights = logprob_weights([r["logprob"] for r in answered], [r["tokens"] for r in answered])
-    found: dict[str, Any] = {"rule": rule, "voted": [None if answer is None else list(answer) for answer in answers]}
-    types: Answer | None
-    if rule == "consensus":
-        result = consensus(answers, puzzle.candidates, puzzle.n_cells, weights=weights, smoothing=smoothing)
-        types = result.types
-        found["cells"] = result.cells()
-    elif rule == "majority":
-        types = majority(answers, puzzle.candidates, puzzle.n_cells)
-    elif rule == "medoid":
-        types = medoid(answers)
-    else:
-        types = likeliest(answers, weights)
-    # Without one usable answer there is nothing to choose from: an empty response, which is scored as malformed.
-    text = "" if types is None else _text_for(types, answers, answered)
-    return {**found, "prediction": text}
-
-
-def _text_for(types: Answer, answers: Sequence[Answer | None], answered: Sequence[Mapping[str, Any]]) -> str:
-    """Return the first response that gives just this answer, for its reasoning; else the answer alone."""
-    wanted = [name.lower() for name in types]
-    for answer, record in zip(answers, answered, strict=True):
-        if answer is not None and [name.lower() for name in answer] == wanted:
-            return record["prediction"]
-    return format_answer(types)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.voting", description="Combine several predictions for each item into one."
-    )
-    parser.add_argument("predictions", type=Path, help="predictions with several samples for each item")
-    parser.add_argument("--out", type=Path, required=True, help="voted predictions, .jsonl or .json")
-    parser.add_argument("--rule", default="consensus", choices=RULES)
-    parser.add_argument("--weighted", action="store_true", help="weigh the answers by log-probability")
-    parser.add_argument("--smoothing", type=float, default=0.5)
-    parser.add_argument("--variant", default="batch", help="task variant")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv
-        Arguments, ``sys.argv`` by default.
-
-    Returns
-    -------
-    0, or 2 if the predictions cannot be combined.
-    """
-    args = _parser().parse_args(argv)
-    try:
-        records = read_predictions(args.predictions)
-        voted = vote_records(
-            records, rule=args.rule, weighted=args.weighted, smoothing=args.smoothing, variant=args.variant
-        )
-        write_items(args.out, voted)
-    except (ValueError, OSError) as error:
-        print(f"voting: {error}", file=sys.stderr)
-        return 2
-    print(f"voting: {len(records)} predictions combined into {len(voted)} in {args.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -12,9 +12,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from recipe.cello1.engine import Engine, EngineError, Failure, Request, Sampling
+from recipe.cello1.files import append_jsonl, dumps, read_items
 from recipe.cello1.prompt import Layout, Variant, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import append_jsonl, dumps, read_items
 
 ON_ERROR = ("raise", "skip")
 

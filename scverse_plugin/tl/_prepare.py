@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from scanpy import logging as logg
 
 from recipe.cello1.prompt import check_layout
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.versions import package_versions
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._context import ContextWriter
 from scverse_plugin.adata._groups import CELL_CHOICES, make_units, read_groups, read_samples
@@ -263,8 +263,7 @@ def provenance(given: Mapping[str, Any], prepared: Prepared, about: Mapping[str,
             if isinstance(value, bool | int | float) or name == "dtype"
         },
         "version": scverse_plugin.__version__,
-        "scanpy": version("scanpy"),
-        "anndata": version("anndata"),
+        **package_versions(("scanpy", "anndata")),
         **about,
     }
     return found

@@ -321,6 +321,8 @@ def test_every_kind_of_matrix_gives_the_same_prompts(matrix):
 
 
 def test_backed_and_dask(tmp_path):
+    import dask.array as da
+
     expected = annotate(toy(), TYPES, groupby="leiden", model="m", dry_run=True)
     for kind in (np.asarray, sp.csr_matrix):
         toy(matrix=kind).write_h5ad(tmp_path / "a.h5ad")
@@ -329,7 +331,6 @@ def test_backed_and_dask(tmp_path):
         run(backed)
         assert labels(backed) == backed.obs["truth"].astype(object).tolist()
         backed.file.close()
-    da = pytest.importorskip("dask.array")
     lazy = toy(matrix=np.asarray)
     lazy.X = da.from_array(lazy.X, chunks=(30, 45))
     assert annotate(lazy, TYPES, groupby="leiden", model="m", dry_run=True) == expected

@@ -3,14 +3,9 @@ import sys
 
 import pytest
 
-from recipe.cello1.engine import (
-    ENGINES,
-    Sampling,
-    check_model_path,
-    fingerprint,
-    render_prompt,
-    start_engine,
-)
+from recipe.cello1.engine import ENGINES, Sampling, start_engine
+from recipe.cello1.engine_local import fingerprint, render_prompt
+from recipe.cello1.hf_folder import check_model_path
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 
 from recipe.cello1.answer import format_answer, parse_answer
 from recipe.cello1.engine import CANDIDATES_ARG, EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.files import read_items
 from recipe.cello1.predict import predict
 from recipe.cello1.prompt import messages
-from recipe.cello1.records import read_items
 from tests.recipe.toy_model import toy_puzzles
 
 PUZZLES = toy_puzzles(6)

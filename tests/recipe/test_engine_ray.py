@@ -1,13 +1,9 @@
-import json
-import os
-import subprocess
-import sys
-
 import pytest
 
 from recipe.cello1.engine import Request, start_engines
 from recipe.cello1.engine_ray import _gpus, _say, _Work
 from recipe.cello1.records import write_puzzles
+from tests.recipe.processes import run_scenario
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
 
 
@@ -103,10 +99,7 @@ def test_two_engines_answer_like_one(tmp_path):
     pytest.importorskip("ray", reason="Ray is not installed")
     build_toy_model(tmp_path / "model")
     write_puzzles(tmp_path / "data.json", toy_puzzles(40))
-    (tmp_path / "scenario.py").write_text(SCENARIO)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-    subprocess.run([sys.executable, str(tmp_path / "scenario.py"), str(tmp_path)], check=True, env=env, timeout=900)
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = run_scenario(SCENARIO, tmp_path)
     assert found["rc"] == [0, 0]
     assert (tmp_path / "one.jsonl").read_bytes() == (tmp_path / "two.jsonl").read_bytes()
     failed, total, error = found["after a death"]

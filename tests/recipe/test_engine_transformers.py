@@ -5,9 +5,9 @@ import torch
 from recipe.cello1.answer import parse_answer
 from recipe.cello1.engine import EngineError, Failure, Request, Sampling, start_engine
 from recipe.cello1.engine_transformers import _keep_nucleus
+from recipe.cello1.files import read_items
 from recipe.cello1.predict import predict
 from recipe.cello1.prompt import messages
-from recipe.cello1.records import read_items
 from recipe.cello1.scoring import score_answer
 from tests.recipe.toy_model import build_toy_model, odd_puzzles, toy_puzzles
 

@@ -1,13 +1,12 @@
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
 from recipe.cello1.answer import parse_answer
-from recipe.cello1.records import read_items, write_puzzles
+from recipe.cello1.files import read_items
+from recipe.cello1.records import write_puzzles
 from recipe.cello1.scoring import score_answer
+from tests.recipe.processes import run_scenario
 from tests.recipe.toy_model import build_toy_model, odd_puzzles, toy_puzzles
 
 # One process for all of it: importing vLLM takes longest.
@@ -121,13 +120,6 @@ def main():
 if __name__ == "__main__":
     main()
 """
-
-
-def run_scenario(code, tmp_path):
-    (tmp_path / "scenario.py").write_text(code)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
-    subprocess.run([sys.executable, str(tmp_path / "scenario.py"), str(tmp_path)], check=True, env=env, timeout=900)
-    return json.loads((tmp_path / "found.json").read_text())
 
 
 @pytest.mark.integration

@@ -21,7 +21,18 @@ HEAVY = (
     "datasets",
     "cello1_verl",
 )
-FLOOR_0 = ("puzzle", "context", "answer", "prompt", "scoring", "records", "shaping", "curriculum")
+FLOOR_0 = (
+    "puzzle",
+    "context",
+    "answer",
+    "prompt",
+    "scoring",
+    "files",
+    "records",
+    "shaping",
+    "curriculum",
+    "versions",
+)
 
 
 def loaded_by(module: str, folder: Path = ROOT) -> set[str]:

@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipe.cello1.data.imports import read_hub, read_puzzle_file, split_in_name
+from recipe.cello1.files import write_items
 from recipe.cello1.prompt import VARIANTS
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import puzzle_to_item, write_items
+from recipe.cello1.records import puzzle_to_item
 from recipe.cello1.rl_parquet import write_rl_parquet
 from tests.recipe.toy_model import toy_puzzles
 

@@ -3,19 +3,16 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from recipe.cello1.rl_parquet import write_rl_parquet
+from tests.recipe.processes import IN_CPU_ENVIRONMENT, ROOT, environment, free_port
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
-ROOT = Path(__file__).parents[2]
-IN_CPU_ENVIRONMENT = ["bash", "-c", 'source "$0" && exec "$@"', str(ROOT / "recipe" / "cello1" / "cpu_env.sh")]
 
 
 @pytest.fixture
@@ -23,19 +20,16 @@ def address(monkeypatch):
     """Start a head node and a second node, and yield the address of the cluster."""
     pytest.importorskip("verl")
     pytest.importorskip("vllm")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ray = [*IN_CPU_ENVIRONMENT, sys.executable, "-m", "ray.scripts.scripts"]
     size = ["--num-cpus=32", "--num-gpus=1", "--object-store-memory=200000000"]
     # Ray's sockets lie below the folder, and their paths must be short.
     head = [f"--port={port}", "--head", "--include-dashboard=false", f"--temp-dir=/tmp/ray-{port}"]
     # Left to itself, Ray 2.60 gives the head a token that the second node is not told of.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
     try:
         for options in (head, [f"--address=127.0.0.1:{port}"]):
-            subprocess.run([*ray, "start", *options, *size], check=True, capture_output=True, env=environment)
+            subprocess.run([*ray, "start", *options, *size], check=True, capture_output=True, env=environment())
         yield f"127.0.0.1:{port}"
     finally:
         # Not `ray stop`, which would stop every cluster of this machine.

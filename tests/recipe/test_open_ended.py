@@ -3,11 +3,12 @@ import pytest
 from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import Completion, EngineBase, Failure
 from recipe.cello1.evaluate import evaluate, main
+from recipe.cello1.files import write_items
 from recipe.cello1.judge import ask_judge, read_verdict
 from recipe.cello1.ontology import CellOntology
 from recipe.cello1.open_ended import by_judge, by_ontology
-from recipe.cello1.records import write_items
-from recipe.cello1.report import to_html, to_markdown
+from recipe.cello1.report import to_markdown
+from recipe.cello1.report_html import to_html
 from recipe.cello1.scored import score_predictions
 from tests.recipe.test_ontology import TERMS
 

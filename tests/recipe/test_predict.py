@@ -6,10 +6,11 @@ import pytest
 from recipe.cello1 import predict as predict_module
 from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import Completion, EngineBase, Failure, Sampling
+from recipe.cello1.files import read_items
 from recipe.cello1.predict import main, predict, read_dataset, sample_seed
 from recipe.cello1.prompt import messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import puzzle_to_item, read_items, read_predictions, write_puzzles
+from recipe.cello1.records import puzzle_to_item, read_predictions, write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 
 TYPES = ("B cell", "NK cell", "T cell")

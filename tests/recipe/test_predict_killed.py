@@ -1,7 +1,6 @@
 """A run that is killed (SIGKILL) again and again ends with the file of an undisturbed one."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from recipe.cello1.records import write_puzzles
+from tests.recipe.processes import environment
 from tests.recipe.toy_model import toy_puzzles
 
 KILLS = 20
@@ -47,12 +47,11 @@ raise SystemExit(command.main(["--model", "m", "--data", f"{folder}/data.json", 
 def test_twenty_kills_lose_and_repeat_nothing(tmp_path, out):
     write_puzzles(tmp_path / "data.json", toy_puzzles(500))
     (tmp_path / "script.py").write_text(SCRIPT)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])}
 
     def start(pause, name):
         arguments = [sys.executable, str(tmp_path / "script.py"), str(tmp_path), str(pause), str(tmp_path / name)]
         return subprocess.Popen(
-            arguments, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
 
     def finish(name):

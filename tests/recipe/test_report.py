@@ -9,7 +9,8 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.evaluate import compare, evaluate
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import error_record, prediction_record, puzzle_to_item
-from recipe.cello1.report import render, rules_markdown, to_html, to_markdown
+from recipe.cello1.report import render, rules_markdown, to_markdown
+from recipe.cello1.report_html import to_html
 
 GOLD = ("B cell", "NK cell", "T cell")
 RIGHT = format_answer(GOLD)

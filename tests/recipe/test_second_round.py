@@ -4,10 +4,12 @@ from recipe.cello1 import second_round as command
 from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import Completion, EngineBase, Failure
 from recipe.cello1.evaluate import evaluate
+from recipe.cello1.files import read_items, write_items
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import prediction_record, puzzle_to_item, read_items, write_items, write_puzzles
-from recipe.cello1.second_round import find_open, main
-from recipe.cello1.voting import vote_records
+from recipe.cello1.records import prediction_record, puzzle_to_item, write_puzzles
+from recipe.cello1.second_round import find_open, main, merge_rounds, open_cells, second_puzzle
+from recipe.cello1.vote import vote_records
+from recipe.cello1.voting import consensus
 
 ABC = ("a", "b", "c")
 
@@ -41,6 +43,26 @@ class Engine(EngineBase):
                 yield position, Failure("out of memory")
             else:
                 yield position, Completion(format_answer(("b", "c")), "stop", 5, 5)
+
+
+def test_the_smaller_puzzle_and_its_place():
+    found = consensus([("a", "b", "c")] * 3 + [("a", "c", "b")] * 2, ABC, 3)
+    cells = open_cells(found, 0.9)
+    assert cells == [1, 2]
+    smaller = second_puzzle(PUZZLES[0], found, cells)
+    assert smaller.cells == (("G2",), ("G3",))
+    assert (smaller.candidates, smaller.answer) == (("b", "c"), ("b", "c"))
+    assert merge_rounds(found, cells, ("c", "b")) == ("a", "c", "b")
+    assert open_cells(found, 0.5) == []
+    with pytest.raises(ValueError, match="cells is empty"):
+        second_puzzle(PUZZLES[0], found, [])
+
+
+def test_without_choice_or_gold():
+    sure = consensus([("b", "a", "c")] * 5 + [("b", "a", "a")], ABC, 3)
+    assert open_cells(sure, 0.99) == []  # one open cell and one type left
+    wrong = consensus([("b", "a", "c")] * 3 + [("b", "c", "a")] * 2, ABC, 3)
+    assert second_puzzle(PUZZLES[0], wrong, open_cells(wrong, 0.9)).answer is None  # its gold type is taken
 
 
 @pytest.fixture

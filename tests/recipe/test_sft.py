@@ -14,10 +14,11 @@ pytest.importorskip("omegaconf")
 
 from recipe.cello1 import sft  # noqa: E402
 from recipe.cello1.answer import parse_answer  # noqa: E402
+from recipe.cello1.files import read_items, write_items
 from recipe.cello1.hf_folder import save_model  # noqa: E402
 from recipe.cello1.prompt import LAYOUTS, messages  # noqa: E402
 from recipe.cello1.puzzle import Puzzle  # noqa: E402
-from recipe.cello1.records import read_items, write_items, write_puzzles  # noqa: E402
+from recipe.cello1.records import write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet  # noqa: E402
 from recipe.cello1.tiny_model import build_model, build_tokenizer  # noqa: E402
 

@@ -82,6 +82,49 @@ def test_command_uses_what_was_evaluated_and_writes_all(run, capsys, monkeypatch
     assert (run / "out" / "training.png").exists()
 
 
+CONFIG = """
+data:
+  max_response_length: 80
+actor_rollout_ref:
+  rollout:
+    max_model_len: {length}
+    response_length: ${{oc.select:data.max_response_length,512}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "limits"),
+    [
+        (None, [], {"max_tokens": 2048}),
+        (None, ["--max-tokens", "9", "--max-model-len", "99"], {"max_tokens": 9, "max_model_len": 99}),
+        (CONFIG.format(length=256), [], {"max_tokens": 80, "max_model_len": 256}),
+        (CONFIG.format(length="null"), [], {"max_tokens": 80}),
+        (CONFIG.format(length=256), ["--max-tokens", "9"], {"max_tokens": 9, "max_model_len": 256}),
+    ],
+)
+def test_limits_are_those_of_the_training_unless_others_are_given(run, monkeypatch, config, options, limits):
+    seen = []
+
+    def noted(model, puzzles, stem, **options):
+        seen.append(options)
+        return evaluation(1)
+
+    monkeypatch.setattr(summary, "evaluate_model", noted)
+    if config:
+        (run / "config.yaml").write_text(config)
+        options = [*options, "--config", str(run / "config.yaml")]
+    command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out"), "a=b"]
+    assert main([*command, *options]) == 0
+    assert seen == [limits]
+
+
+def test_configuration_without_a_limit(run, capsys):
+    (run / "config.yaml").write_text("data: {}")
+    command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out"), "a=b"]
+    assert main([*command, "--config", str(run / "config.yaml")]) == 1
+    assert "has no data.max_response_length" in capsys.readouterr().err
+
+
 def test_missing_data(run, capsys):
     code = main(["--data", str(run / "no.json"), "--metrics", str(run / "metrics"), "--out", str(run / "o"), "a=b"])
     assert code == 1

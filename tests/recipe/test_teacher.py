@@ -6,10 +6,11 @@ import pytest
 from recipe.cello1 import teacher
 from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import Completion, EngineBase, Failure, Sampling
+from recipe.cello1.files import read_items
 from recipe.cello1.predict import sample_seed
 from recipe.cello1.prompt import messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import item_to_puzzle, puzzle_to_item, read_items, read_puzzles, write_puzzles
+from recipe.cello1.records import item_to_puzzle, puzzle_to_item, read_puzzles, write_puzzles
 from recipe.cello1.scoring import score_answer
 from recipe.cello1.sft import load_puzzles
 from recipe.cello1.teacher import ask_teacher, judge, main, report_table

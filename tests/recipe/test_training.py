@@ -10,10 +10,10 @@ import pytest
 from recipe.cello1.export import export
 from recipe.cello1.rl_parquet import write_rl_parquet
 from recipe.cello1.watch import failure_reason, read_metrics, watch
+from tests.recipe.processes import IN_CPU_ENVIRONMENT, ROOT
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
-RECIPE = Path(__file__).parents[2] / "recipe" / "cello1"
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +31,8 @@ def train(inputs, tmp_path):
     """Return a function that trains with some overrides and returns the metrics of each step."""
 
     def run(algorithm: str, *overrides: str) -> list[dict]:
-        command = ["bash", "-c", 'source "$0" && exec "$@"', str(RECIPE / "cpu_env.sh")]
-        command += [sys.executable, "-m", "verl.trainer.main_ppo", "--config-path", str(RECIPE / "config")]
+        command = [*IN_CPU_ENVIRONMENT, sys.executable, "-m", "verl.trainer.main_ppo"]
+        command += ["--config-path", str(ROOT / "recipe" / "cello1" / "config")]
         command += ["--config-name", f"cello1_{algorithm}", "hardware=cpu", "+scale=embedded"]
         command += [f"data.train_files={inputs / 'data.parquet'}", f"data.val_files={inputs / 'data.parquet'}"]
         command += [f"actor_rollout_ref.model.path={inputs / 'model'}", f"hydra.run.dir={tmp_path / 'hydra'}"]

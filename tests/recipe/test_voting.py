@@ -7,23 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.cello1.answer import format_answer
-from recipe.cello1.evaluate import evaluate
-from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import error_record, prediction_record, puzzle_to_item, read_items, write_items
 from recipe.cello1.voting import (
     assign,
     consensus,
     likeliest,
     logprob_weights,
-    main,
     majority,
     medoid,
-    merge_rounds,
-    open_cells,
     read_answers,
-    second_puzzle,
     vote_matrix,
-    vote_records,
 )
 
 ABC = ("a", "b", "c")
@@ -190,96 +182,3 @@ def test_likeliest():
     answers = [("a", "b"), ("b", "a"), None]
     assert likeliest(answers, [0.1, 0.3, 0.6]) == ("b", "a")
     assert likeliest([None], [1.0]) is None
-
-
-def puzzle(i=0):
-    return Puzzle((("G1", f"X{i}"), ("G2",), ("G3",)), ABC, ("a", "b", "c"), "Context.", {"tissue": "blood"})
-
-
-def test_second_round():
-    found = consensus([("a", "b", "c")] * 3 + [("a", "c", "b")] * 2, ABC, 3)
-    cells = open_cells(found, 0.9)
-    assert cells == [1, 2]
-    smaller = second_puzzle(puzzle(), found, cells)
-    assert smaller.cells == (("G2",), ("G3",))
-    assert (smaller.candidates, smaller.answer) == (("b", "c"), ("b", "c"))
-    assert merge_rounds(found, cells, ("c", "b")) == ("a", "c", "b")
-    assert open_cells(found, 0.5) == []
-    with pytest.raises(ValueError, match="cells is empty"):
-        second_puzzle(puzzle(), found, [])
-
-
-def test_second_round_without_choice_or_gold():
-    sure = consensus([("b", "a", "c")] * 5 + [("b", "a", "a")], ABC, 3)
-    assert open_cells(sure, 0.99) == []  # one open cell and one type left
-    wrong = consensus([("b", "a", "c")] * 3 + [("b", "c", "a")] * 2, ABC, 3)
-    assert second_puzzle(puzzle(), wrong, open_cells(wrong, 0.9)).answer is None  # its gold type is taken
-
-
-def records(texts, i=0, logprobs=None):
-    common = {"index": i, "engine": "fake", "sampling": {"temperature": 1.0}}
-    return [
-        error_record(puzzle_to_item(puzzle(i)), "out of memory", sample=s, **common)
-        if text is None
-        else prediction_record(
-            puzzle_to_item(puzzle(i)),
-            text,
-            finish_reason="stop",
-            tokens=10,
-            sample=s,
-            **common,
-            **({"logprob": logprobs[s]} if logprobs else {}),
-        )
-        for s, text in enumerate(texts)
-    ]
-
-
-TEXTS = [format_answer(("b", "a", "c")), format_answer(ABC, "because"), format_answer(ABC), "?", None]
-
-
-def test_vote_records():
-    (voted,) = vote_records(records(TEXTS))
-    assert voted["prediction"] == format_answer(ABC, "because")
-    assert voted["voted"] == [["b", "a", "c"], ["a", "b", "c"], ["a", "b", "c"], None]
-    assert voted["cells"][2]["support"] == 1.0
-    assert (voted["index"], voted["sample"], voted["tissue"], voted["rule"]) == (0, 0, "blood", "consensus")
-    assert evaluate([voted], [puzzle()])["metrics"]["exact_match"]["mean"] == 1.0
-
-
-def test_vote_records_by_other_rules():
-    logprobs = [-1.0, -50.0, -60.0, -70.0, None]
-    assert vote_records(records(TEXTS), rule="majority")[0]["prediction"] == format_answer(ABC, "because")
-    assert vote_records(records(TEXTS), rule="medoid")[0]["prediction"] == format_answer(ABC, "because")
-    chosen = vote_records(records(TEXTS, logprobs=logprobs), rule="likeliest")[0]
-    assert chosen["prediction"] == format_answer(("b", "a", "c"))
-    weighted = vote_records(records(TEXTS, logprobs=logprobs), weighted=True)[0]
-    assert weighted["prediction"] == format_answer(("b", "a", "c"))
-
-
-def test_voted_matching_that_nobody_gave():
-    texts = [format_answer(order) for order in (("a", "a", "c"), ("b", "b", "c"), ("a", "b", "b"))]
-    assert vote_records(records(texts))[0]["prediction"] == format_answer(ABC)
-
-
-def test_items_without_votes():
-    failed, lost = vote_records([*records(["?", ""], 3), *records([None, None], 1)])
-    assert (failed["index"], failed["error"]) == (1, "out of memory")
-    assert lost["index"] == 3
-    assert vote_records(records(["?"]), rule="medoid")[0]["prediction"] == ""
-
-
-@pytest.mark.parametrize(
-    ("options", "match"), [({"rule": "best"}, "rule must be one of"), ({"weighted": True}, "has no 'logprob'")]
-)
-def test_vote_records_refuses(options, match):
-    with pytest.raises(ValueError, match=match):
-        vote_records(records(TEXTS), **options)
-
-
-def test_command(tmp_path, capsys):
-    write_items(tmp_path / "p.jsonl", records(TEXTS) + records(TEXTS, 1))
-    assert main([str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "v.jsonl")]) == 0
-    assert [record["index"] for record in read_items(tmp_path / "v.jsonl")] == [0, 1]
-    assert "10 predictions combined into 2" in capsys.readouterr().out
-    assert main([str(tmp_path / "nothing.jsonl"), "--out", str(tmp_path / "v.jsonl")]) == 2
-    assert capsys.readouterr().err.startswith("voting: ")

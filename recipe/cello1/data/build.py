@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,20 @@ import numpy as np
 from recipe.cello1.answer import join_types
 from recipe.cello1.data.audit import Audit, audit
 from recipe.cello1.data.identity import VALUE_SEPARATOR, fingerprint_of
-from recipe.cello1.data.outputs import JsonListWriter, sha256
+from recipe.cello1.data.outputs import JsonListWriter
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.sides import LEFT_OUT, Plan, decide_sides
+from recipe.cello1.files import atomic_write, dumps, sha256
 from recipe.cello1.prompt import render_user
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import atomic_write, dumps, puzzle_to_item
+from recipe.cello1.records import puzzle_to_item
 from recipe.cello1.rl_parquet import write_rl_parquet
+from recipe.cello1.versions import package_versions
 
 MANIFEST = "manifest.json"
 AUDIT = "leak_audit.json"
 _RL_SIDES = ("train", "val", "test")
-_PACKAGES = ("numpy", "scipy", "numba", "h5py", "anndata", "zarr", "pyarrow")
+_PACKAGES = ("cello1", "numpy", "scipy", "numba", "h5py", "anndata", "zarr", "pyarrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,8 @@ def build(
     counts = {name: len(puzzles) for name, puzzles in of_side.items()}
     manifest = {
         "format": 1,
-        "versions": versions(),
+        # What may decide the bytes.
+        "versions": {"python": platform.python_version(), **package_versions(_PACKAGES)},
         "settings": settings.plain(),
         "plan": {name: getattr(plan, name) for name in Plan.__slots__},
         **(about or {}),
@@ -160,17 +162,6 @@ def build(
         (out / name).unlink(missing_ok=True)
     atomic_write(out / MANIFEST, dumps(manifest, 1) + "\n")
     return DataSet(counts, audits, (*sorted(files), MANIFEST), tuple(notes))
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that may decide the bytes: of Python and of the packages used."""
-    found = {"python": platform.python_version()}
-    for name in ("cello1", *_PACKAGES):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _written_before(out: Path) -> set[str]:

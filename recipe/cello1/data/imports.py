@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipe.cello1.files import read_items
 from recipe.cello1.prompt import VARIANTS, Variant
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import item_to_puzzle, puzzle_from_rl_row, read_items
+from recipe.cello1.records import item_to_puzzle, puzzle_from_rl_row
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 OWN_FILES = ("manifest.json", "leak_audit.json", "left_out.json")

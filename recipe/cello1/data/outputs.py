@@ -1,8 +1,7 @@
-"""Writing the files of a data set: lists that never lie in memory as a whole, hashes, and the copy to another place."""
+"""Writing the files of a data set: lists that never lie in memory as a whole, and the copy to another place."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import uuid
 from collections.abc import Iterable
@@ -10,15 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from recipe.cello1.records import dumps
-
-_PIECE = 1 << 20
+from recipe.cello1.files import dumps
 
 
 class JsonListWriter:
     """Writes a ``.json`` list item by item, whole or not at all; a context manager.
 
-    The bytes are those of :func:`recipe.cello1.records.write_items`, unless ``indent`` says otherwise.
+    The bytes are those of :func:`recipe.cello1.files.write_items`, unless ``indent`` says otherwise.
 
     Parameters
     ----------
@@ -73,25 +70,6 @@ class JsonListWriter:
             os.replace(self._temporary, self.path)
         else:
             self._temporary.unlink(missing_ok=True)
-
-
-def sha256(path: str | Path) -> str:
-    """Hash a file.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    Hexadecimal SHA-256 of its content.
-    """
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def copy_out(folder: str | Path, names: Iterable[str], url: str) -> list[str]:

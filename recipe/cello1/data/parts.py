@@ -8,8 +8,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from recipe.cello1.data.extract import FileResult, Job
+from recipe.cello1.files import atomic_write, dumps
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import atomic_write, dumps
 
 FOLDER = ".parts"
 _FORMAT = 1  # raise it when the same settings give other puzzles
