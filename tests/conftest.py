@@ -17,7 +17,7 @@ settings.load_profile("cello1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the integration tests after all others, so that a plain mistake shows within seconds, and the longest first."""
+    """Run the integration tests last, so that a plain mistake shows within seconds, and the longest of them first."""
 
     def order(item: pytest.Item) -> tuple[bool, float]:
         time_out = item.get_closest_marker("timeout")

@@ -10,6 +10,8 @@ pytest.importorskip("hydra")
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
+from recipe.cello1.embedded import Settings  # noqa: E402
+from recipe.cello1.summary import WINDOW  # noqa: E402
 from tests.recipe.toy_model import build_toy_model  # noqa: E402
 
 CONFIG = Path(__file__).parents[2] / "recipe" / "cello1" / "config"
@@ -112,6 +114,14 @@ PUBLISHED = {
 def test_published_settings(name):
     config = composed(name)
     assert {key: OmegaConf.select(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def test_the_last_steps_of_the_embedded_default_see_the_puzzles_of_the_first():
+    """Rewards of puzzles differ more than training changes them: what is compared must be of the same puzzles."""
+    config = composed("cello1_grpo", "hardware=cpu", "+scale=embedded")
+    steps_of_a_pass, rest = divmod(Settings(seed=1).n_train, config.data.train_batch_size)
+    assert rest == 0 and not config.data.shuffle
+    assert config.trainer.total_training_steps - steps_of_a_pass == WINDOW
 
 
 def test_the_order_of_the_data_has_a_seed():
