@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.cello1.answer import text_fault, type_fault
+from recipe.cello1.answer import check_types, text_fault
 
 _GENE_SEPARATOR = ", "
 
@@ -61,7 +61,7 @@ class Puzzle:
             raise ValueError(msg)
         object.__setattr__(self, "meta", dict(self.meta))
         self._check_cells()
-        _check_types("candidates", self.candidates)
+        check_types("candidates", self.candidates)
         self._check_answer()
         # An empty context is allowed; it is then an empty label in the prompt.
         if self.context != "" and (fault := text_fault(self.context)):
@@ -87,7 +87,7 @@ class Puzzle:
         if len(self.answer) != len(self.cells):
             msg = f"answer has {len(self.answer)} types for {len(self.cells)} cells; give one for each cell"
             raise ValueError(msg)
-        _check_types("answer", self.answer)
+        check_types("answer", self.answer)
         if self.candidates:
             known = set(self.candidates)
             strangers = [name for name in self.answer if name not in known]
@@ -116,19 +116,6 @@ def _sequence(name: str, values: object) -> Sequence[Any]:
         msg = f"{name} must be a sequence of str, got {type(values).__name__}: {values!r}"
         raise ValueError(msg)
     return tuple(values)
-
-
-def _check_types(name: str, types: tuple[str, ...]) -> None:
-    seen: dict[str, str] = {}
-    for label in types:
-        if fault := type_fault(label):
-            msg = f"{name}: the type {label!r} {fault}; rename it"
-            raise ValueError(msg)
-        # Scoring ignores case, so types that differ only in case could not be told apart.
-        if (other := seen.get(label.lower())) is not None:
-            msg = f"{name} holds both {other!r} and {label!r} (case is ignored); each type may stand once"
-            raise ValueError(msg)
-        seen[label.lower()] = label
 
 
 @dataclass(frozen=True, slots=True)
