@@ -151,9 +151,6 @@ def _task(variant: str) -> _Task:
     return VARIANTS[variant]
 
 
-SYSTEM_MESSAGE = instruction()
-
-
 def render_user(puzzle: Puzzle, variant: Variant = "batch") -> str:
     """Write the user message of a puzzle.
 
