@@ -127,7 +127,7 @@ def type_fault(name: object) -> str:
     An empty string for a usable name, else the fault in words.
     """
     fault = text_fault(name)
-    if fault:
+    if fault or not isinstance(name, str):
         return fault
     if SEPARATOR_MARK in name:
         return f"contains {SEPARATOR_MARK!r}, which separates the types of an answer"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations, product
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -118,6 +118,23 @@ def _sequence(name: str, values: object) -> Sequence[Any]:
     return tuple(values)
 
 
+class Coded(Protocol):
+    """A column of text as codes, such as a pandas categorical."""
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Position of each row's value in ``categories``, -1 for none."""
+        ...
+
+    @property
+    def categories(self) -> Sequence[Any]:
+        """The values."""
+        ...
+
+
+Column: TypeAlias = Sequence[str | None] | np.ndarray | Coded
+
+
 @dataclass(frozen=True, slots=True)
 class PuzzleIndex:
     """The rows that make one puzzle.
@@ -172,11 +189,11 @@ class _Group:
 
 
 def possible_puzzles(
-    labels: Sequence[str] | np.ndarray,
-    donors: Sequence[str] | np.ndarray | None,
+    labels: Column,
+    donors: Column | None,
     *,
     sizes: Iterable[int],
-    batches: Sequence[str] | np.ndarray | None = None,
+    batches: Column | None = None,
 ) -> dict[int, int]:
     """Count the different cell sets that :func:`sample_puzzles` could draw.
 
@@ -201,13 +218,13 @@ def possible_puzzles(
 
 
 def sample_puzzles(
-    labels: Sequence[str] | np.ndarray,
-    donors: Sequence[str] | np.ndarray | None,
+    labels: Column,
+    donors: Column | None,
     *,
     sizes: Iterable[int],
     n_per_size: int,
     rng: np.random.Generator | int,
-    batches: Sequence[str] | np.ndarray | None = None,
+    batches: Column | None = None,
 ) -> list[PuzzleIndex]:
     """Draw puzzles: one cell for each of N different labels, all from one donor (and batch).
 
@@ -312,7 +329,7 @@ def _sizes(sizes: Iterable[int]) -> list[int]:
     return [int(size) for size in found]
 
 
-def _groups(labels: object, donors: object, batches: object) -> list[_Group]:
+def _groups(labels: Column, donors: Column | None, batches: Column | None) -> list[_Group]:
     """Sort the rows once by donor, batch and label; the groups come out sorted by name."""
     label_codes, label_names = _codes(labels)
     n = len(label_codes)
@@ -343,7 +360,7 @@ def _groups(labels: object, donors: object, batches: object) -> list[_Group]:
     return found
 
 
-def _codes(values: object) -> tuple[np.ndarray, list[str]]:
+def _codes(values: Any) -> tuple[np.ndarray, list[str]]:
     """Assign codes to the distinct names, in sorted order.
 
     Returns

@@ -137,9 +137,9 @@ def find_checkpoint(folder: str | Path) -> Path | None:
     """
     found = []
     for path in Path(folder).glob("checkpoint-*"):
-        step = path.name.removeprefix("checkpoint-")
-        if step.isdecimal():
-            found.append((int(step), path))
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdecimal():
+            found.append((int(number), path))
     for step, path in sorted(found, reverse=True):
         if _is_whole(path, step):
             return path

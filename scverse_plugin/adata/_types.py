@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -11,7 +11,7 @@ from anndata import AnnData
 
 from recipe.cello1.answer import check_types
 
-CellTypes = Sequence[str] | Mapping[str, Sequence[str]] | pd.Series | str
+CellTypes: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | pd.Series | str
 
 
 def read_types(

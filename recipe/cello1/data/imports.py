@@ -129,10 +129,10 @@ def _variant_of(item: Any) -> Variant | None:
     """Find the variant an item is written in, by trying."""
     for name in VARIANTS:
         try:
-            item_to_puzzle(item, 0, name)  # type: ignore[arg-type]
+            item_to_puzzle(item, 0, name)
         except ValueError:
             continue
-        return name  # type: ignore[return-value]
+        return name
     return None
 
 
