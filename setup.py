@@ -70,6 +70,7 @@ TEST = [
     "hypothesis>=6.100",
     "coverage[toml]>=7.5",
     "ruff>=0.8",
+    "mypy>=2",
     "dask[array]>=2025.9",  # the plugin reads dask arrays; anndata 0.12 refuses the versions just before
     "nbclient>=0.10",  # this and the next two run the example's notebook
     "nbformat>=5.10",

@@ -163,7 +163,7 @@ def _annotate(args: argparse.Namespace) -> int:
     if args.dry_run:
         if "model" not in options:
             options["model"] = "none"
-        for prompt in scverse_plugin.tl.annotate(adata, types, dry_run=True, **options):
+        for prompt in scverse_plugin.tl.annotate(adata, types, dry_run=True, **options) or ():
             print(json.dumps(prompt, ensure_ascii=False))
         return 0
     scverse_plugin.tl.annotate(adata, types, **options)

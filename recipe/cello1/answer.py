@@ -18,7 +18,7 @@ search, so that the time is linear in the length of the text whatever it holds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -127,7 +127,7 @@ def type_fault(name: object) -> str:
     An empty string for a usable name, else the fault in words.
     """
     fault = text_fault(name)
-    if fault:
+    if fault or not isinstance(name, str):
         return fault
     if SEPARATOR_MARK in name:
         return f"contains {SEPARATOR_MARK!r}, which separates the types of an answer"
@@ -162,6 +162,32 @@ def text_fault(text: object) -> str:
     except UnicodeEncodeError:
         return "contains a lone surrogate, which UTF-8 cannot hold"
     return ""
+
+
+def check_types(name: str, types: Iterable[str]) -> None:
+    """Check that types can stand side by side in answers.
+
+    Parameters
+    ----------
+    name
+        What they are called in messages.
+    types
+        The types.
+
+    Raises
+    ------
+    ValueError
+        If one is unusable or stands twice; scoring ignores case, so case does not tell types apart.
+    """
+    seen: dict[str, str] = {}
+    for label in types:
+        if fault := type_fault(label):
+            msg = f"{name}: the type {label!r} {fault}; rename it"
+            raise ValueError(msg)
+        if (other := seen.get(label.lower())) is not None:
+            msg = f"{name} holds both {other!r} and {label!r} (case is ignored); give each type once"
+            raise ValueError(msg)
+        seen[label.lower()] = label
 
 
 def format_answer(types: Sequence[str], reasoning: str = "") -> str:

@@ -85,7 +85,7 @@ def top_genes(
     if n_top is not None and (isinstance(n_top, bool) or not isinstance(n_top, int | np.integer) or n_top < 1):
         msg = f"n_top must be a positive integer or None, got {n_top!r}"
         raise ValueError(msg)
-    values = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
+    values: Any = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
     genes = np.array([str(name) for name in names], dtype=object)
     if values.ndim != 2 or values.shape[1] != len(genes):
         msg = f"matrix has the shape {values.shape} for {len(genes)} gene names; it must be cells x genes"

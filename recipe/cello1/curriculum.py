@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.answer import join_types
-from recipe.cello1.prompt import LAYOUTS, chat, render_user
+from recipe.cello1.prompt import LAYOUTS, Variant, chat, render_user
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import REASONING_KEY, puzzle_from_rl_row
 
@@ -191,7 +191,7 @@ def augmented_row(row: Mapping[str, Any], *, seed: int, index: int, copy: int) -
     """
     puzzle = puzzle_from_rl_row(row, index)
     extra = row["extra_info"]
-    variant = extra.get("variant") or "batch"
+    variant: Variant = extra.get("variant") or "batch"
     asked = [dict(message) for message in row["prompt"]]
     layout = next((layout for layout in LAYOUTS if chat(extra["question"], layout, variant) == asked), None)
     if layout is None:

@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 
 from recipe.cello1.curriculum import ORDERS, augmented_row, pass_order
-from recipe.cello1.prompt import chat, check_layout
+from recipe.cello1.prompt import Layout, chat, check_layout
 from recipe.cello1.rl_parquet import read_rl_parquet
 from recipe.cello1.scoring import gold_types
 from verl.utils.dataset.rl_dataset import RLHFDataset
@@ -169,7 +169,7 @@ def _names(files: Any) -> list[str]:
     return [str(file) for file in files] if isinstance(files, Iterable) and not isinstance(files, str) else [str(files)]
 
 
-def _relayout(row: dict, index: int, layout: str) -> list[dict[str, str]]:
+def _relayout(row: dict, index: int, layout: Layout) -> list[dict[str, str]]:
     extra = row.get("extra_info") or {}
     if extra.get("prompt_layout") == layout:
         return row["prompt"]

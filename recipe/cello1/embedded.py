@@ -113,10 +113,10 @@ def split_cells(labels: Sequence[str], test_share: float, rng: np.random.Generat
     if not 0 < test_share < 1:
         msg = f"test_share must lie between 0 and 1, got {test_share}"
         raise ValueError(msg)
-    labels = np.asarray(labels, dtype=object)
-    held_out = np.zeros(len(labels), dtype=bool)
-    for name in sorted(set(labels.tolist())):
-        rows = np.flatnonzero(labels == name)
+    types = np.asarray(labels, dtype=object)
+    held_out = np.zeros(len(types), dtype=bool)
+    for name in sorted(set(types.tolist())):
+        rows = np.flatnonzero(types == name)
         if len(rows) < 2:
             msg = f"labels has a single cell of type {name!r}; it cannot be split"
             raise ValueError(msg)
@@ -217,12 +217,13 @@ def build(out: str | Path, settings: Settings) -> dict[str, Any]:
         puzzles = []
         for position in order_by_size([len(index.rows) for index in drawn], "mixed", rng[split]):
             index = drawn[position]
+            meta: dict[str, Any] = dict(DONOR)
             if split == "sft":
-                genes, meta = made(index.labels), DONOR
+                genes = made(index.labels)
             else:
                 genes = [cells[row][: settings.n_top] for row in index.rows]
-                meta = {**DONOR, "cell_ids": [ids[row] for row in index.rows]}
-            puzzles.append(Puzzle(tuple(genes), index.candidates, index.labels, build_context(DONOR), dict(meta)))
+                meta["cell_ids"] = [ids[row] for row in index.rows]
+            puzzles.append(Puzzle(tuple(genes), index.candidates, index.labels, build_context(DONOR), meta))
         return puzzles
 
     # Three times the length of the lists: genes that come up when others are lost need evidence, too.

@@ -121,8 +121,7 @@ class TransformersEngine(LocalEngine):
         if self._vocabulary is not None and request.n_answers:
             matching = matching_for(self._vocabulary, request.candidates, request.n_answers)
             cursor = Cursor(matching, prompt.room, sampling.reasoning_budget, prompt.opened.startswith(THINK_OPEN))
-        rng = np.random.default_rng(request.seed) if sampling.temperature > 0 else None
-        return _Row(position, *prompt, rng, cursor)
+        return _Row(position, *prompt, np.random.default_rng(request.seed), cursor)
 
     def _answer(self, rows: list[_Row], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer one batch; what does not fit into memory is tried in halves."""
@@ -178,7 +177,7 @@ class TransformersEngine(LocalEngine):
     def _completion(self, row: _Row) -> Completion:
         ended = bool(row.output) and row.output[-1] in self._ends
         ids = row.output[:-1] if ended else row.output
-        if row.cursor is not None:
+        if row.cursor is not None and self._vocabulary is not None:
             text = self._vocabulary.text(ids)
         else:
             text = self._tokenizer.decode(
@@ -212,22 +211,20 @@ class _Row:
     ids: list[int]
     opened: str
     room: int
-    rng: np.random.Generator | None
+    rng: np.random.Generator
     cursor: Cursor | None
     output: list[int] = field(default_factory=list)
     logprob: float | None = None
     state: Any = None
 
     def __post_init__(self) -> None:
-        self.state = None if self.rng is None else self.rng.bit_generator.state
+        self.state = self.rng.bit_generator.state
 
     def again(self) -> _Row:
         """Return the row as it was at the start."""
-        rng = self.rng
-        if rng is not None:
-            rng.bit_generator.state = self.state
+        self.rng.bit_generator.state = self.state
         cursor = None if self.cursor is None else self.cursor.restarted()
-        return _Row(self.position, self.ids, self.opened, self.room, rng, cursor)
+        return _Row(self.position, self.ids, self.opened, self.room, self.rng, cursor)
 
 
 class _Sampler:
@@ -254,8 +251,8 @@ class _Sampler:
             scores = scores / self.sampling.temperature
             if self.sampling.top_p < 1:
                 scores = _keep_nucleus(scores, self.sampling.top_p)
-            for i, row in self.open.items():
-                noise = row.rng.gumbel(size=scores.shape[1])
+            for i, drawing in self.open.items():
+                noise = drawing.rng.gumbel(size=scores.shape[1])
                 scores[i] += torch.from_numpy(noise).to(scores)
         chosen = scores.argmax(-1)
         for i, token in enumerate(chosen.tolist()):

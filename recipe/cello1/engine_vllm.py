@@ -87,7 +87,7 @@ class VllmEngine(LocalEngine):
         enforce_eager: bool | None = None,
         **options: Any,
     ) -> None:
-        self._llm = None
+        self._llm: Any = None
         self._broken = ""
         self._set_num_threads = None
         super().__init__(model, lora)
@@ -206,7 +206,7 @@ class VllmEngine(LocalEngine):
     def _completion(self, output: Any, opened: str, constrained: bool) -> Completion:
         best = output.outputs[0]
         # vLLM decodes while it goes and drops bytes that make no character; the constraint has counted them.
-        text = self._vocabulary.text(best.token_ids) if constrained else best.text
+        text = self._vocabulary.text(best.token_ids) if constrained and self._vocabulary else best.text
         return Completion(
             text=opened + text,
             finish_reason=best.finish_reason or "stop",

@@ -135,7 +135,8 @@ def compile_packages() -> None:
     containers), and then each of the many processes of a run would compile anew, for a minute and more.
     """
     for name in TRAIN_PACKAGES:
-        for folder in importlib.util.find_spec(name).submodule_search_locations:
+        spec = importlib.util.find_spec(name)
+        for folder in (spec and spec.submodule_search_locations) or ():
             compileall.compile_dir(folder, quiet=2, workers=0)
 
 

@@ -19,7 +19,7 @@ from recipe.cello1.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, THINK_CLO
 from recipe.cello1.puzzle import Puzzle
 
 Layout = Literal["system", "user"]
-LAYOUTS: tuple[str, ...] = ("system", "user")
+LAYOUTS: tuple[Layout, ...] = ("system", "user")
 Variant = Literal["batch", "batch_open", "single", "single_open"]
 
 _ROLE = "You are an expert assistant specialized in cell type annotation."
@@ -60,7 +60,7 @@ class _Task:
     candidates: bool
 
 
-VARIANTS: dict[str, _Task] = {
+VARIANTS: dict[Variant, _Task] = {
     "batch": _Task(
         opening=(_ROLE, _BATCH, _BATCH_CANDIDATES),
         closing=_BATCH_ANSWER,
@@ -144,14 +144,11 @@ def check_layout(layout: str) -> Layout:
     return layout
 
 
-def _task(variant: str) -> _Task:
+def _task(variant: Variant) -> _Task:
     if variant not in VARIANTS:
         msg = f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
         raise ValueError(msg)
     return VARIANTS[variant]
-
-
-SYSTEM_MESSAGE = instruction()
 
 
 def render_user(puzzle: Puzzle, variant: Variant = "batch") -> str:

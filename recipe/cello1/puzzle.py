@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations, product
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from recipe.cello1.answer import text_fault, type_fault
+from recipe.cello1.answer import check_types, text_fault
 
 _GENE_SEPARATOR = ", "
 
@@ -61,7 +61,7 @@ class Puzzle:
             raise ValueError(msg)
         object.__setattr__(self, "meta", dict(self.meta))
         self._check_cells()
-        _check_types("candidates", self.candidates)
+        check_types("candidates", self.candidates)
         self._check_answer()
         # An empty context is allowed; it is then an empty label in the prompt.
         if self.context != "" and (fault := text_fault(self.context)):
@@ -87,7 +87,7 @@ class Puzzle:
         if len(self.answer) != len(self.cells):
             msg = f"answer has {len(self.answer)} types for {len(self.cells)} cells; give one for each cell"
             raise ValueError(msg)
-        _check_types("answer", self.answer)
+        check_types("answer", self.answer)
         if self.candidates:
             known = set(self.candidates)
             strangers = [name for name in self.answer if name not in known]
@@ -118,17 +118,21 @@ def _sequence(name: str, values: object) -> Sequence[Any]:
     return tuple(values)
 
 
-def _check_types(name: str, types: tuple[str, ...]) -> None:
-    seen: dict[str, str] = {}
-    for label in types:
-        if fault := type_fault(label):
-            msg = f"{name}: the type {label!r} {fault}; rename it"
-            raise ValueError(msg)
-        # Scoring ignores case, so types that differ only in case could not be told apart.
-        if (other := seen.get(label.lower())) is not None:
-            msg = f"{name} holds both {other!r} and {label!r} (case is ignored); each type may stand once"
-            raise ValueError(msg)
-        seen[label.lower()] = label
+class Coded(Protocol):
+    """A column of text as codes, such as a pandas categorical."""
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Position of each row's value in ``categories``, -1 for none."""
+        ...
+
+    @property
+    def categories(self) -> Sequence[Any]:
+        """The values."""
+        ...
+
+
+Column: TypeAlias = Sequence[str | None] | np.ndarray | Coded
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +189,11 @@ class _Group:
 
 
 def possible_puzzles(
-    labels: Sequence[str] | np.ndarray,
-    donors: Sequence[str] | np.ndarray | None,
+    labels: Column,
+    donors: Column | None,
     *,
     sizes: Iterable[int],
-    batches: Sequence[str] | np.ndarray | None = None,
+    batches: Column | None = None,
 ) -> dict[int, int]:
     """Count the different cell sets that :func:`sample_puzzles` could draw.
 
@@ -214,13 +218,13 @@ def possible_puzzles(
 
 
 def sample_puzzles(
-    labels: Sequence[str] | np.ndarray,
-    donors: Sequence[str] | np.ndarray | None,
+    labels: Column,
+    donors: Column | None,
     *,
     sizes: Iterable[int],
     n_per_size: int,
     rng: np.random.Generator | int,
-    batches: Sequence[str] | np.ndarray | None = None,
+    batches: Column | None = None,
 ) -> list[PuzzleIndex]:
     """Draw puzzles: one cell for each of N different labels, all from one donor (and batch).
 
@@ -325,7 +329,7 @@ def _sizes(sizes: Iterable[int]) -> list[int]:
     return [int(size) for size in found]
 
 
-def _groups(labels: object, donors: object, batches: object) -> list[_Group]:
+def _groups(labels: Column, donors: Column | None, batches: Column | None) -> list[_Group]:
     """Sort the rows once by donor, batch and label; the groups come out sorted by name."""
     label_codes, label_names = _codes(labels)
     n = len(label_codes)
@@ -356,7 +360,7 @@ def _groups(labels: object, donors: object, batches: object) -> list[_Group]:
     return found
 
 
-def _codes(values: object) -> tuple[np.ndarray, list[str]]:
+def _codes(values: Any) -> tuple[np.ndarray, list[str]]:
     """Assign codes to the distinct names, in sorted order.
 
     Returns

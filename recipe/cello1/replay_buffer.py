@@ -41,7 +41,10 @@ class _RewardMetrics:
     """Adds the reward's metrics to those that ``sample`` returns for the training partition."""
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, float]]:
-        batch, metrics = super().sample(global_steps=global_steps, partition_id=partition_id, batch_size=batch_size)
+        # mypy: of the buffer that this is mixed into
+        batch, metrics = super().sample(  # type: ignore[misc]
+            global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
+        )
         if partition_id != "train":
             return batch, metrics
         fields = tq.kv_batch_get(keys=batch.keys, partition_id=partition_id, select_fields=["extra_fields"])

@@ -61,6 +61,30 @@ def write_rl_parquet(
     return count
 
 
+def read_table(path: str | Path) -> pa.Table:
+    """Read a parquet file.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    All of it.
+
+    Raises
+    ------
+    ValueError
+        If it is not parquet, or cut.
+    """
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        msg = f"{path} is not a readable parquet file: {error}"
+        raise ValueError(msg) from None
+
+
 def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:
     """Read RL data and check every row of it.
 
@@ -84,11 +108,7 @@ def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         msg = f"{path} does not exist; make it with `python -m recipe.cello1.prepare_data`, or correct the path"
         raise FileNotFoundError(msg)
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        msg = f"{path} is not a readable parquet file: {error}"
-        raise ValueError(msg) from None
+    table = read_table(path)
     if missing := [name for name in REQUIRED_COLUMNS if name not in table.column_names]:
         msg = (
             f"{path} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "

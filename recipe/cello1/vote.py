@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from recipe.cello1.answer import format_answer
 from recipe.cello1.files import write_items
 from recipe.cello1.prompt import VARIANTS, Variant
@@ -91,15 +93,10 @@ def _vote(
         msg = f"item {index} has no candidates to vote for"
         raise ValueError(msg)
     answers = read_answers([record["prediction"] for record in answered], puzzle.n_cells)
-    weights = None
-    if weighted or rule == "likeliest":
-        if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:
-            msg = f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs"
-            raise ValueError(msg)
-        weights = logprob_weights([r["logprob"] for r in answered], [r["tokens"] for r in answered])
     found: dict[str, Any] = {"rule": rule, "voted": [None if answer is None else list(answer) for answer in answers]}
     types: Answer | None
     if rule == "consensus":
+        weights = _weights(answered, index) if weighted else None
         result = consensus(answers, puzzle.candidates, puzzle.n_cells, weights=weights, smoothing=smoothing)
         types = result.types
         found["cells"] = result.cells()
@@ -108,10 +105,17 @@ def _vote(
     elif rule == "medoid":
         types = medoid(answers)
     else:
-        types = likeliest(answers, weights)
+        types = likeliest(answers, _weights(answered, index))
     # Without one usable answer there is nothing to choose from: an empty response, which is scored as malformed.
     text = "" if types is None else _text_for(types, answers, answered)
     return {**found, "prediction": text}
+
+
+def _weights(answered: Sequence[Mapping[str, Any]], index: int) -> np.ndarray:
+    if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:
+        msg = f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs"
+        raise ValueError(msg)
+    return logprob_weights([record["logprob"] for record in answered], [record["tokens"] for record in answered])
 
 
 def _text_for(types: Answer, answers: Sequence[Answer | None], answered: Sequence[Mapping[str, Any]]) -> str:

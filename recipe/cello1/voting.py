@@ -64,11 +64,6 @@ class Consensus:
     n_answers: int
     n_used: int
 
-    @property
-    def expected_accuracy(self) -> float:
-        """Mean of ``probability``: the cell accuracy to expect if the votes are calibrated."""
-        return float(self.probability.mean())
-
     def cells(self) -> list[dict[str, Any]]:
         """Return plain values for each cell.
 

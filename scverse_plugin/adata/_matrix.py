@@ -73,7 +73,7 @@ def open_expression(
         raise ValueError(msg)
     if use_raw is None:
         use_raw = layer is None and adata.raw is not None
-    matrix, names = expression(adata, layer=layer, use_raw=use_raw)
+    matrix, given = expression(adata, layer=layer, use_raw=use_raw)
     where = "adata.raw" if use_raw else "adata"
     var = adata.raw.var if use_raw else adata.var
     name = "adata.raw.X" if use_raw else "adata.X" if layer is None else f"adata.layers[{layer!r}]"
@@ -81,8 +81,8 @@ def open_expression(
         if gene_symbols not in var.columns:
             msg = f"gene_symbols: {where}.var has no column {gene_symbols!r}; it has {list(map(str, var.columns))}"
             raise ValueError(msg)
-        names = var[gene_symbols].to_numpy(dtype=object)
-    names = [None if value is None or value != value else str(value) for value in names]
+        given = var[gene_symbols].to_numpy(dtype=object)
+    names = [None if value is None or value != value else str(value) for value in given]
     if mask_var is not None:
         names = _masked(names, mask_var, var, where)
     if isinstance(exclude_genes, str):

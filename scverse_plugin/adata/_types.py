@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from recipe.cello1.answer import type_fault
+from recipe.cello1.answer import check_types
 
-CellTypes = Sequence[str] | Mapping[str, Sequence[str]] | pd.Series | str
+CellTypes: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | pd.Series | str
 
 
 def read_types(
@@ -97,15 +97,7 @@ def checked_types(types: Any, name: str) -> tuple[str, ...]:
     if not found:
         msg = f"{name} is empty; give the types that the cells may be, ['B cell', 'T cell'] for example"
         raise ValueError(msg)
-    seen: dict[str, str] = {}
-    for label in found:
-        if fault := type_fault(label):
-            msg = f"{name}: the type {label!r} {fault}; rename it"
-            raise ValueError(msg)
-        if (other := seen.get(label.lower())) is not None:
-            msg = f"{name} holds both {other!r} and {label!r} (case is ignored); give each type once"
-            raise ValueError(msg)
-        seen[label.lower()] = label
+    check_types(name, found)
     return tuple(sorted(map(str, found)))
 
 

@@ -96,8 +96,9 @@ class Cache:
         found = self._known.get(key)
         if found is None:
             return None
-        numbers = {name: int(found.get(name, 0)) for name in ("tokens", "prompt_tokens")}
-        return Reply(found["text"], str(found.get("finish_reason", "")), **numbers, seed=seed, cached=True)
+        tokens, prompt_tokens = (int(found.get(name, 0)) for name in ("tokens", "prompt_tokens"))
+        reason = str(found.get("finish_reason", ""))
+        return Reply(found["text"], reason, tokens=tokens, prompt_tokens=prompt_tokens, seed=seed, cached=True)
 
     def add(self, key: str, reply: Reply) -> None:
         """Keep a response.

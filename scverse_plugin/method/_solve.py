@@ -136,8 +136,9 @@ def final_rounds(
                     columns = [screened.types.index(name) for name in shown]
                     rates = screened.weighed[:, columns]
                     shown = leading_candidates(rates, shown, members, max(lists.n_types(donor), len(members)), rng)
-            extra = rng.choice(len(lists.decoys), lists.n_decoys(donor), replace=False) if lists.decoys else []
-            shown += [lists.decoys[i] for i in extra]
+            if lists.decoys:
+                extra = rng.choice(len(lists.decoys), lists.n_decoys(donor), replace=False)
+                shown += [lists.decoys[i] for i in extra]
             drafts.append(Draft(number, donor, members, cells, arrange(shown, rng if lists.shuffle else None)))
     return drafts
 

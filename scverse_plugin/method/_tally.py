@@ -17,7 +17,6 @@ from scipy.stats import chi2_contingency
 from recipe.cello1.voting import assign, read_answers, vote_matrix
 from scverse_plugin.method._plan import Draft
 
-STATUSES = ("ok", "low_support", "tie", "decoy", "no_votes")
 SMOOTHING = 0.5  # meetings added to each pair: a type met once must not beat one met ten times
 MIXED_GAP = 0.25  # see CellChecks
 MIXED_AGREEMENT = 0.8
@@ -127,7 +126,7 @@ class Calls:
     entropy
         Float array, bits; NaN without votes.
     status
-        For each unit one of ``STATUSES``; only ``"ok"`` means a label.
+        For each unit ``"ok"``, which alone means a label, ``"low_support"``, ``"tie"``, ``"decoy"`` or ``"no_votes"``.
     """
 
     best: np.ndarray

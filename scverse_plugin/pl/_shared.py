@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from scanpy import settings
 
 _SUFFIXES = (".png", ".pdf", ".svg")
@@ -62,7 +61,7 @@ def finish(
     -------
     The figure, the axes if nothing is shown, else ``None``.
     """
-    figure: Figure = (axes[0] if isinstance(axes, list) else axes).figure
+    figure: Any = (axes[0] if isinstance(axes, list) else axes).figure
     if save is None:
         save = settings.autosave
     if save:

@@ -42,7 +42,7 @@ def support(
         f" {best}" if status == "ok" else f" {best} ({status})" if best else f" ({status})"
         for best, status in zip(table["best"], table["status"], strict=True)
     ]
-    for row, text, value in zip(rows, literal(texts), table["support"], strict=True):
+    for row, (text, value) in enumerate(zip(literal(texts), table["support"], strict=True)):
         ax.text(value, row, text, va="center", fontsize=8)
     ax.axvline(float(adata.uns[key]["params"]["min_support"]), color="black", linestyle=":", linewidth=1)
     ax.set_yticks(rows, literal(row_names(table)))

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from recipe.cello1.answer import text_fault, type_fault
 from recipe.cello1.prompt import (
     LAYOUTS,
-    SYSTEM_MESSAGE,
     VARIANTS,
     chat,
     check_layout,
@@ -74,7 +73,7 @@ def test_real_items_are_rendered_byte_for_byte():
         puzzle = parse_user(item["user_msg"])
         assert render_user(puzzle) == item["user_msg"]
         assert len(puzzle.cells) == len(puzzle.candidates) == 8
-        assert item["system_msg"] == SYSTEM_MESSAGE
+        assert item["system_msg"] == instruction()
         assert messages(puzzle) == [
             {"role": "system", "content": item["system_msg"]},
             {"role": "user", "content": item["user_msg"]},
@@ -207,15 +206,15 @@ def test_layouts():
     (message,) = messages(PUZZLE, "user")
     assert message["role"] == "user"
     # As in the published RL run: the puzzle, a blank, the instruction with one sentence more.
-    assert message["content"].startswith(USER + " " + SYSTEM_MESSAGE.split(".")[0])
+    assert message["content"].startswith(USER + " " + instruction().split(".")[0])
     sentence = ' You must output exactly "<think>...</think>\\n<answer>...</answer>."'
-    assert message["content"].replace(sentence, "") == f"{USER} {SYSTEM_MESSAGE}"
+    assert message["content"].replace(sentence, "") == f"{USER} {instruction()}"
     assert chat(USER, "user") == [message]
 
 
 def test_the_instruction_stands_in_one_file_only():
     root = Path(__file__).parents[2]
-    sentence = SYSTEM_MESSAGE.split(". ")[1]
+    sentence = instruction().split(". ")[1]
     files = [p for folder in ("recipe", "scverse_plugin", "tests") for p in (root / folder).rglob("*.py")]
     # Every line of code that holds a quarter of a sentence of it would be a second copy.
     quarter = sentence[: len(sentence) // 4]

@@ -12,15 +12,15 @@ pytest.importorskip("torch")
 pytest.importorskip("trl")
 pytest.importorskip("omegaconf")
 
-from recipe.cello1 import sft  # noqa: E402
-from recipe.cello1.answer import parse_answer  # noqa: E402
+from recipe.cello1 import sft, sft_data
+from recipe.cello1.answer import parse_answer
 from recipe.cello1.files import read_items, write_items
-from recipe.cello1.hf_folder import save_model  # noqa: E402
-from recipe.cello1.prompt import LAYOUTS, messages  # noqa: E402
-from recipe.cello1.puzzle import Puzzle  # noqa: E402
+from recipe.cello1.hf_folder import save_model
+from recipe.cello1.prompt import LAYOUTS, messages
+from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import write_puzzles
-from recipe.cello1.rl_parquet import write_rl_parquet  # noqa: E402
-from recipe.cello1.tiny_model import build_model, build_tokenizer  # noqa: E402
+from recipe.cello1.rl_parquet import write_rl_parquet
+from recipe.cello1.tiny_model import build_model, build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD56+ NK")
@@ -156,17 +156,17 @@ class TestMasks:
         assert seen == len(PUZZLES)
 
     def test_the_end_of_turn_is_found_in_the_template(self, tokenizer):
-        assert sft.end_of_turn(tokenizer) == "<|im_end|>"
+        assert sft_data.end_of_turn(tokenizer) == "<|im_end|>"
 
     def test_without_a_template(self, tokenizer):
         tokenizer.chat_template = None
         with pytest.raises(ValueError, match="has no chat template"):
-            sft.end_of_turn(tokenizer)
+            sft_data.end_of_turn(tokenizer)
 
     def test_a_template_that_does_not_end_turns(self, tokenizer):
         tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
         with pytest.raises(ValueError, match="no special token"):
-            sft.end_of_turn(tokenizer)
+            sft_data.end_of_turn(tokenizer)
 
     def test_a_mask_that_covers_the_prompt_is_refused(self):
         sft._check_masks({"completion_mask": [[0, 0, 1, 1]]})
@@ -177,24 +177,24 @@ class TestMasks:
 
 class TestData:
     def test_json_keeps_the_traces(self, data):
-        assert [p.meta["reasoning"] for p in sft.load_puzzles(data)] == [p.meta["reasoning"] for p in PUZZLES]
+        assert [p.meta["reasoning"] for p in sft_data.load_puzzles(data)] == [p.meta["reasoning"] for p in PUZZLES]
 
     def test_parquet_has_none(self, tmp_path):
         write_rl_parquet(tmp_path / "rl.parquet", PUZZLES, "train")
         with pytest.raises(ValueError, match="item 0 has no reasoning.*require_reasoning=false"):
-            sft.load_puzzles(tmp_path / "rl.parquet")
-        puzzles = sft.load_puzzles(tmp_path / "rl.parquet", require_reasoning=False)
+            sft_data.load_puzzles(tmp_path / "rl.parquet")
+        puzzles = sft_data.load_puzzles(tmp_path / "rl.parquet", require_reasoning=False)
         assert [(p.cells, p.answer) for p in puzzles] == [(p.cells, p.answer) for p in PUZZLES]
 
     def test_split_is_whole_and_decided_by_the_seed(self):
-        train, held_out = sft.split_evaluation(50, 0.1, 1)
+        train, held_out = sft_data.split_evaluation(50, 0.1, 1)
         assert len(held_out) == 5
         assert sorted(train + held_out) == list(range(50))
-        assert sft.split_evaluation(50, 0.1, 1) == (train, held_out)
-        assert sft.split_evaluation(50, 0.1, 2) != (train, held_out)
-        assert sft.split_evaluation(3, 0, 1) == ([0, 1, 2], [])
+        assert sft_data.split_evaluation(50, 0.1, 1) == (train, held_out)
+        assert sft_data.split_evaluation(50, 0.1, 2) != (train, held_out)
+        assert sft_data.split_evaluation(3, 0, 1) == ([0, 1, 2], [])
         with pytest.raises(ValueError, match="none to train on"):
-            sft.split_evaluation(1, 0.5, 1)
+            sft_data.split_evaluation(1, 0.5, 1)
 
     def test_too_long_items_are_refused_or_left_out_but_never_cut(self, model, data, tmp_path, capsys):
         lengths = [len(ids) for ids in sft.make_trainer(

@@ -84,8 +84,8 @@ class Matching:
         self._below: list[int] = [0]
         self._under: list[list[int]] = [[]]
         self._depth: list[int] = [0]
-        for number, label in enumerate(self._labels):
-            self._insert(number, label)
+        for number, spelt in enumerate(self._labels):
+            self._insert(number, spelt)
         spell = vocabulary.shortest
         self._unit = [max(spell(label + end)[0] for end in (_SEPARATOR, _CLOSE_ANSWER)) for label in self._labels]
         self._by_cost = sorted(range(len(labels)), key=lambda i: -self._unit[i])

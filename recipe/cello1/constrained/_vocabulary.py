@@ -192,9 +192,9 @@ class Vocabulary:
         """
         if tail not in self._free:
             critical = dict.fromkeys(self._with_tag)
-            for tag in _TAGS:
-                if tail and tag.startswith(tail):
-                    critical |= dict.fromkeys(key for key, _ in self.starting_with(tag[len(tail) :]))
+            for written in _TAGS:
+                if tail and written.startswith(tail):
+                    critical |= dict.fromkeys(key for key, _ in self.starting_with(written[len(tail) :]))
             banned: list[int] = []
             open_cases: list[tuple[int, bytes]] = []
             for key in critical:

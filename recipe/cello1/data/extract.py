@@ -105,10 +105,10 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     digest = hashlib.sha256()
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        sizes = [file.stat().st_size for file in files]
-        for file, size in zip(files, sizes, strict=True):
-            digest.update(f"{file.relative_to(path).as_posix()}\0{size}\0".encode())
+        files = sorted(part for part in path.rglob("*") if part.is_file())
+        sizes = [part.stat().st_size for part in files]
+        for part, size in zip(files, sizes, strict=True):
+            digest.update(f"{part.relative_to(path).as_posix()}\0{size}\0".encode())
         return {"bytes": sum(sizes), "sha256_of_ends": digest.hexdigest()}
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size

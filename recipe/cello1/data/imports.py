@@ -12,6 +12,7 @@ from recipe.cello1.files import read_items
 from recipe.cello1.prompt import VARIANTS, Variant
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import item_to_puzzle, puzzle_from_rl_row
+from recipe.cello1.rl_parquet import read_table
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 OWN_FILES = ("manifest.json", "leak_audit.json", "left_out.json")
@@ -93,17 +94,10 @@ def read_puzzle_file(path: str | Path, variant: Variant | None = "batch") -> Imp
     """
     path = Path(path)
     if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if not path.is_file():
             msg = f"{path} does not exist"
             raise FileNotFoundError(msg)
-        try:
-            items: list[Any] = pq.read_table(path).to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            msg = f"{path} is not a readable parquet file: {error}"
-            raise ValueError(msg) from None
+        items: list[Any] = read_table(path).to_pylist()
     else:
         items = read_items(path)
     if not items:
@@ -135,10 +129,10 @@ def _variant_of(item: Any) -> Variant | None:
     """Find the variant an item is written in, by trying."""
     for name in VARIANTS:
         try:
-            item_to_puzzle(item, 0, name)  # type: ignore[arg-type]
+            item_to_puzzle(item, 0, name)
         except ValueError:
             continue
-        return name  # type: ignore[return-value]
+        return name
     return None
 
 

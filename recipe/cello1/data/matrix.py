@@ -98,7 +98,12 @@ def open_matrix(element: Any, file: BinaryIO | None = None) -> Matrix:
     attributes = element.attrs
     kind = str(attributes.get("encoding-type", attributes.get("h5sparse_format", "")))
     shape = attributes.get("shape", attributes.get("h5sparse_shape"))
-    kinds = {"csr_matrix": CsrMatrix, "csr": CsrMatrix, "csc_matrix": CscMatrix, "csc": CscMatrix}
+    kinds: dict[str, type[CsrMatrix | CscMatrix]] = {
+        "csr_matrix": CsrMatrix,
+        "csr": CsrMatrix,
+        "csc_matrix": CscMatrix,
+        "csc": CscMatrix,
+    }
     if kind not in kinds or shape is None:
         raise BadFileError(f"its matrix is stored as {kind or 'something unknown'!r}", "write it as CSR, CSC or dense")
     return kinds[kind](element, (int(shape[0]), int(shape[1])), file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -119,7 +119,7 @@ def _on_ray(jobs: Sequence[Job], address: str, cells: tqdm) -> Iterator[tuple[Jo
         except (ConnectionError, RuntimeError, ValueError) as error:
             msg = f"--ray-address {address}: no Ray cluster can be reached there ({' '.join(str(error).split())})"
             raise RuntimeError(msg) from error
-    work: Callable[..., Any] = ray.remote(process_file)
+    work: Any = ray.remote(process_file)
     try:
         waiting = {work.options(num_cpus=job.threads).remote(job): job for job in jobs}
         while waiting:

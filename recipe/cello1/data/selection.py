@@ -91,7 +91,8 @@ def _in_order(block: Block, n_columns: int) -> Block:
 
 
 def _check_columns(block: Block, n_columns: int) -> None:
-    if len(block.indices) and not 0 <= int(block.indices.min()) <= int(block.indices.max()) < n_columns:
+    indices = np.zeros(0) if block.indices is None else block.indices
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < n_columns:
         _refuse(_NO_COLUMN, int(block.rows[0]))
 
 
