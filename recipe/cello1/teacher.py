@@ -346,7 +346,13 @@ def report_table(found: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------------- command
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     default = Sampling(temperature=0.7)
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.teacher",
@@ -390,7 +396,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 if every puzzle is decided and some trace was accepted, 1 if requests failed or nothing was accepted, 2 if the run
     could not start or had to stop.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     names = ("base_url", "concurrency", "timeout", "retries", "think_opened")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     try:
