@@ -192,8 +192,8 @@ def measure(what: str, path: str, out: str, threads: int) -> int:
     return 0
 
 
-def main() -> int:
-    """Run the benchmark."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").replace("``", ""), formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -204,6 +204,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--measure", choices=("cells", "puzzles"), help=argparse.SUPPRESS)
     parser.add_argument("own", nargs="*", help=argparse.SUPPRESS)  # file and folder of --measure
+    return parser
+
+
+def main() -> int:
+    """Run the benchmark."""
+    parser = build_parser()
     args = parser.parse_args()
     if args.measure:
         return measure(args.measure, *args.own, args.threads)

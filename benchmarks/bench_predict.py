@@ -176,8 +176,8 @@ def versions() -> str:
     return ", ".join([*parts, f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores"])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser."""
     parser = argparse.ArgumentParser(prog="python benchmarks/bench_predict.py", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="model folder; default: one with random weights is made")
     parser.add_argument("--data", type=Path, help="puzzles; default: some are made")
@@ -185,7 +185,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=160, help="longest answer (default 160)")
     parser.add_argument("--hidden-size", type=int, default=128, help="of the random model (default 128)")
     parser.add_argument("--layers", type=int, default=4, help="of the random model (default 4)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    args = build_parser().parse_args(argv)
     puzzles = (read_dataset(args.data) if args.data else make_puzzles(args.n))[: args.n]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

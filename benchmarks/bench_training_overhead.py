@@ -241,8 +241,8 @@ def run(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--metrics", type=Path, help="metrics folder of a training run, for the share of a step")
     parser.add_argument(
@@ -258,7 +258,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--repeats", type=int, default=300, help="times each part is measured (default %(default)s)")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark."""
+    args = build_parser().parse_args(argv)
     try:
         if args.repeats < 2:
             msg = f"--repeats must be at least 2, got {args.repeats}"

@@ -21,8 +21,8 @@ from recipe.cello1.records import read_predictions
 from recipe.cello1.report import rules_markdown
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser."""
     parser = argparse.ArgumentParser(prog="python benchmarks/bench_voting.py", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", required=True, type=Path)
@@ -32,7 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=512, help="longest answer (default 512)")
     parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    args = build_parser().parse_args(argv)
     greedy, sampled = args.out / "greedy.jsonl", args.out / "samples.jsonl"
     try:
         puzzles = read_dataset(args.data)[: args.limit]

@@ -89,15 +89,20 @@ def table(adata: ad.AnnData, gold: Mapping[str, str], majority: Mapping[str, str
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the example."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="outputs/embedded/model", help="model folder")
     parser.add_argument("--data", type=Path, default=Path("outputs/embedded/data"), help="folder of the embedded data")
     parser.add_argument("--engine", default="vllm", choices=("vllm", "transformers"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the annotated h5ad and the report")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the example."""
+    args = build_parser().parse_args(argv)
 
     adata, gold = load(args.data, args.seed)
     types = sorted(gold.values())

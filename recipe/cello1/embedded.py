@@ -22,7 +22,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +327,25 @@ def is_built(out: str | Path, settings: Settings) -> bool:
     return manifest.get("files") == _hashes(out)
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    default = Settings(seed=1)
+    summary = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.embedded", description=summary)
+    parser.add_argument("--out", required=True, type=Path, help="folder for the files")
+    parser.add_argument("--seed", type=int, default=default.seed, help="seed of split, puzzles and weights")
+    parser.add_argument("--layout", choices=LAYOUTS, default=default.layout, help="prompt layout")
+    parser.add_argument("--smoke", action="store_true", help="few puzzles, for a test of the whole run")
+    for name in SMOKE:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"puzzles (default {getattr(default, name)})")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -339,19 +358,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     Exit code.
     """
-    default = Settings(seed=1)
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.embedded", description=summary)
-    parser.add_argument("--out", required=True, type=Path, help="folder for the files")
-    parser.add_argument("--seed", type=int, default=default.seed, help="seed of split, puzzles and weights")
-    parser.add_argument("--layout", choices=LAYOUTS, default=default.layout, help="prompt layout")
-    parser.add_argument("--smoke", action="store_true", help="few puzzles, for a test of the whole run")
-    for name in SMOKE:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"puzzles (default {getattr(default, name)})")
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
 
     counts = {name: getattr(args, name) for name in SMOKE if getattr(args, name) is not None}
-    settings = replace(default, seed=args.seed, layout=args.layout, **{**(SMOKE if args.smoke else {}), **counts})
+    settings = Settings(seed=args.seed, layout=args.layout, **{**(SMOKE if args.smoke else {}), **counts})
     try:
         if settings.seed < 0 or min(settings.n_sft, settings.n_train, settings.n_test) < 1:
             msg = "--seed must not be negative and the numbers of puzzles must be positive"

@@ -270,8 +270,6 @@ class _Run:
         except asyncio.CancelledError:
             pass
         except BaseException as error:  # from the caller's requests; raised in the caller's thread
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
             self.results.put(error)
         finally:
             self._ready.set()
@@ -281,9 +279,9 @@ class _Run:
         self._loop = asyncio.get_running_loop()
         self._work = asyncio.current_task()
         self._ready.set()
-        async with self.engine._client() as client, asyncio.TaskGroup() as group:
-            for _ in range(self.engine.concurrency):
-                group.create_task(self._worker(client))
+        async with self.engine._client() as client:
+            # The first error of any ends it; the event loop takes the others with it.
+            await asyncio.gather(*(self._worker(client) for _ in range(self.engine.concurrency)))
 
     async def _worker(self, client: Any) -> None:
         for position, request in self.waiting:  # shared: each request is taken once

@@ -187,8 +187,13 @@ def verify(sets: list[str]) -> None:
             raise ImportError(msg) from error
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one of the checks; an error is one line on stderr and exit code 1."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fingerprint", help="print the digest of a set-up")
@@ -198,7 +203,12 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("look", help="check what is installed, without importing it")
     command = commands.add_parser("verify", help="import what the sets are for")
     command.add_argument("set", nargs="+", choices=sorted(IMPORTS))
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one of the checks; an error is one line on stderr and exit code 1."""
+    args = build_parser().parse_args(argv)
     try:
         if args.command == "fingerprint":
             print(fingerprint(args.file))

@@ -254,7 +254,13 @@ def compare(
     return result
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.evaluate", description="Score predictions, with intervals and slices."
     )
@@ -285,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     0, or 2 if the predictions cannot be evaluated.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         puzzles = read_dataset(args.data, args.variant) if args.data else None
         records = read_predictions(args.predictions)

@@ -182,8 +182,13 @@ def _read_config(path: str | Path | None) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(prog="python -m recipe.cello1.export", description=__doc__.splitlines()[0])
     parser.add_argument("run", help="trainer.default_local_dir of the run, or one checkpoint (global_step_N/actor)")
     parser.add_argument("--out", required=True, help="folder of the model; must not exist")
@@ -193,7 +198,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--config", help="composed configuration of the run (HYDRA_DIR/.hydra/config.yaml), for the card"
     )
     parser.add_argument("--metrics", help="metrics folder of the run, for the card")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = build_parser().parse_args(argv)
     try:
         out = export(
             arguments.run,

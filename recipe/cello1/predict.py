@@ -242,7 +242,13 @@ def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, run: 
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.predict", description="Answer puzzles with a model; resumes what was interrupted."
     )
@@ -270,7 +276,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     0 if every item is answered, 1 if some failed, 2 if the run could not start.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         sampling, options = sampling_of(args), engine_options(args)
         puzzles = read_dataset(args.data, args.variant)

@@ -137,15 +137,25 @@ def rl_data(path: str, split: str, out: str | Path, layout: Layout = "system") -
     return target
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(prog="python -m recipe.cello1.preflight", description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="folder in Hugging Face format, or Hub id")
     parser.add_argument("--train", required=True, help="training data: RL parquet, or puzzle JSON/JSONL")
     parser.add_argument("--val", required=True, help="validation data, likewise")
     parser.add_argument("--out", required=True, help="folder for converted data")
     parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="prompt layout of converted data")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = build_parser().parse_args(argv)
     try:
         check_model(arguments.model)
         train = rl_data(arguments.train, "train", arguments.out, arguments.layout)

@@ -52,6 +52,21 @@ from recipe.cello1.files import atomic_write, dumps
 _SHOWN = 20  # items that cannot be read are printed up to this number
 
 
+def build_parser(audit: bool = False) -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Parameters
+    ----------
+    audit
+        Whether of ``prepare_data audit``.
+
+    Returns
+    -------
+    The parser.
+    """
+    return make_audit_parser() if audit else make_parser(__doc__ or "")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -66,10 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     ``--fail-on-leak``.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    audit = arguments[:1] == ["audit"]
+    parser = build_parser(audit)
     try:
-        if arguments[:1] == ["audit"]:
-            return _audit(make_audit_parser().parse_args(arguments[1:]))
-        return _prepare(make_parser(__doc__ or ""), arguments)
+        return _audit(parser.parse_args(arguments[1:])) if audit else _prepare(parser, arguments)
     except ModuleNotFoundError as error:
         print(f"error: the package {error.name} is not installed: pip install {error.name}", file=sys.stderr)
         return 1

@@ -211,7 +211,13 @@ def merge(
     return [{**record, **changes.get(record["index"], {})} for record in voted]
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.second_round", description="Ask again where the answers to a puzzle disagree."
     )
@@ -236,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     0, 1 if some puzzles could not be asked again, 2 if the run could not start.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     failed = 0
     try:
         sampling, options = sampling_of(args), engine_options(args)

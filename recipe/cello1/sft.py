@@ -399,6 +399,22 @@ def _progress(output: Path) -> Any:
 # ------------------------------------------------------------------------------------------------------------ main
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    summary = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.sft", description=summary)
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="NAME", help="settings to lay over the published ones"
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="model=, train= and output= are required")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
@@ -411,13 +427,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     Exit code.
     """
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.sft", description=summary)
-    parser.add_argument(
-        "--config", action="append", default=[], metavar="NAME", help="settings to lay over the published ones"
-    )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="model=, train= and output= are required")
-    args = parser.parse_intermixed_args(argv)
+    args = build_parser().parse_intermixed_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         settings = load_settings(args.settings, args.config)

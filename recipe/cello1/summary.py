@@ -205,8 +205,13 @@ def _stage(text: str) -> tuple[str, str]:
     return name, model
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(prog="python -m recipe.cello1.summary", description=__doc__.splitlines()[0])
     parser.add_argument("stages", nargs="+", type=_stage, metavar="NAME=MODEL", help="models in the order of the table")
     parser.add_argument("--data", required=True, help="held-out puzzles: JSON, JSONL or RL parquet")
@@ -216,7 +221,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, help=f"longest response (without --config {MAX_TOKENS})")
     parser.add_argument("--max-model-len", type=int, help="longest prompt and response together, in tokens")
     parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = build_parser().parse_args(argv)
     try:
         limits = read_limits(arguments.config) if arguments.config else {"max_tokens": MAX_TOKENS}
         given = {name: getattr(arguments, name) for name in ("max_tokens", "max_model_len")}

@@ -341,7 +341,13 @@ def report_table(found: Mapping[str, Any]) -> str:
 # --------------------------------------------------------------------------------------------------------- command
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.teacher",
         description="Collect traces from a teacher, keeping those with the right answer; resumes what was interrupted.",
@@ -369,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 if every puzzle is decided and some trace was accepted, 1 if requests failed or nothing was accepted, 2 if the run
     could not start or had to stop.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         if args.out.suffix not in (".json", ".jsonl"):
             msg = f"--out: {args.out} must end in .json or .jsonl"

@@ -127,7 +127,13 @@ def _text_for(types: Answer, answers: Sequence[Answer | None], answered: Sequenc
     return format_answer(types)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.vote", description="Combine several predictions for each item into one."
     )
@@ -152,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     -------
     0, or 2 if the predictions cannot be combined.
     """
-    args = _parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     try:
         records = read_predictions(args.predictions)
         voted = vote_records(

@@ -207,14 +207,24 @@ def watch(
     return code if code >= 0 else 128 - code
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
     parser = argparse.ArgumentParser(prog="python -m recipe.cello1.watch", description=__doc__.splitlines()[0])
     parser.add_argument("--log", required=True, help="file that the output is appended to")
     parser.add_argument("--metrics", required=True, help="folder for verl's metrics, one file an attempt")
     parser.add_argument("--description", default="training", help="label of the progress bar")
     parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="the command to run")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = build_parser().parse_args(argv)
     return watch(arguments.command, arguments.log, arguments.metrics, arguments.description)
 
 

@@ -282,5 +282,5 @@ def test_command_refuses_what_cannot_work(tmp_path, capsys, monkeypatch):
 
 
 def test_there_is_no_flag_for_the_key():
-    flags = [flag for action in teacher._parser()._actions for flag in action.option_strings]
+    flags = [flag for action in teacher.build_parser()._actions for flag in action.option_strings]
     assert not [flag for flag in flags if "key" in flag or "token" in flag.replace("max-tokens", "")]
