@@ -76,7 +76,7 @@ class Settings:
 
     seed: int
     n_sft: int = 16000
-    n_train: int = 648  # 27 batches of config/scale/embedded.yaml: the last 5 of its 32 steps see those of the first 5
+    n_train: int = 972  # 27 batches of config/scale/embedded.yaml: the last 5 of its 32 steps see those of the first 5
     n_test: int = 900
     sizes: tuple[int, ...] = (3, 4, 5)
     n_top: int = 12
