@@ -16,9 +16,7 @@ takes some five minutes on two cores; ``--cells 2000`` is a quick try, whose fig
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import resource
 import shutil
 import signal
@@ -35,15 +33,13 @@ import h5py
 import numpy as np
 import pandas as pd
 from anndata.io import write_elem
+from rows import Row, finish, machine, markdown, software
 from tqdm import tqdm
 
-ROOT = str(Path(__file__).resolve().parents[1])
-sys.path.insert(0, ROOT)  # so that it runs without being installed
-
-from recipe.cello1.data import vectors  # noqa: E402
-from recipe.cello1.data.extract import CellReader, Job, process_file  # noqa: E402
-from recipe.cello1.data.settings import Settings  # noqa: E402
-from recipe.cello1.data.store import Store  # noqa: E402
+from recipe.cello1.data import vectors
+from recipe.cello1.data.extract import CellReader, Job, process_file
+from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.store import Store
 
 N_GENES = 30_000
 NONZEROS = 2_000
@@ -52,6 +48,7 @@ N_DONORS = 8
 BASE_CELLS = 2_000  # different cells; longer files repeat them, which costs a reader the same
 READ_ROWS = 1_000
 N_PUZZLES = 320
+PACKAGES = ("cello1", "numpy", "numba", "h5py", "anndata", "isal")
 DISK = 500_000  # bytes on disk for each of --cells, at most: 11 times as many cells uncompressed, 61 times compressed
 
 
@@ -201,7 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="times each is measured (%(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="threads (%(default)s)")
     parser.add_argument("--folder", type=Path, help="make the files here and keep them (default: a temporary folder)")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--measure", choices=("cells", "puzzles"), help=argparse.SUPPRESS)
     parser.add_argument("own", nargs="*", help=argparse.SUPPRESS)  # file and folder of --measure
     return parser
@@ -222,17 +219,13 @@ def main() -> int:
     else:
         with tempfile.TemporaryDirectory(prefix="bench_data_") as temporary:
             rows = run(Path(temporary), args, keep=False)
-    caption = f"{len(os.sched_getaffinity(0))} processors, {args.threads} threads, {vectors.inflate.__name__}"
-    print(f"| {caption}, Python {platform.python_version()} | h5py reads X | this | ratio | wanted | met |")
-    print("| --- | ---: | ---: | ---: | ---: | --- |")
-    for row in rows:
-        print(f"| {row['what']} | {row['h5py']} | {row['this']} | {row['ratio']} | {row['wanted']} | {row['met']} |")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
-    return 0
+    print(
+        f"{software(PACKAGES)}  \n{machine()}, {args.threads} threads, {vectors.inflate.__name__}\n\n{markdown(rows)}"
+    )
+    return finish(rows, args.json)
 
 
-def run(folder: Path, args: argparse.Namespace, keep: bool) -> list[dict[str, str]]:
+def run(folder: Path, args: argparse.Namespace, keep: bool) -> list[Row]:
     """Make the files and measure; returns the rows of the table."""
     if (free := shutil.disk_usage(folder).free) < DISK * args.cells:
         msg = (
@@ -256,8 +249,8 @@ def run(folder: Path, args: argparse.Namespace, keep: bool) -> list[dict[str, st
             args.repeats, lambda path=path: read_with_h5py(path), lambda path=path: extract_all(path, args.threads)
         )
         what = f"top 50 genes of {few:,} cells, {compression or 'uncompressed'}"
-        speeds = f"{few / read:,.0f} cells/s", f"{few / ours:,.0f} cells/s"
-        rows.append(row_of(what, *speeds, f"{read / ours:.2f}", f">= {wanted}", read / ours >= wanted))
+        speeds = f"{few / ours:,.0f} cells/s", f"{few / read:,.0f} cells/s (h5py reads X)"
+        rows.append(Row(what, *speeds, f"{read / ours:.2f}", f">= {wanted}", read / ours >= wanted))
         if compression is None:
             done(path)
     for compression in ("gzip", None):
@@ -268,7 +261,7 @@ def run(folder: Path, args: argparse.Namespace, keep: bool) -> list[dict[str, st
         what = f"{N_PUZZLES} puzzles of {many:,} cells, {compression or 'uncompressed'}"
         # On an uncompressed file reading takes next to nothing, so that the bound is for the form CELLxGENE has.
         bound = ("< 10%", ours / read < 0.1) if compression else ("", None)
-        rows.append(row_of(what, f"{read:.2f} s", f"{ours:.2f} s", f"{100 * ours / read:.1f}%", *bound))
+        rows.append(Row(what, f"{ours:.2f} s", f"{read:.2f} s (h5py reads X)", f"{ours / read:.1%}", *bound))
         done(path)
     for n_cells in (few, most):
         path = file(n_cells, "gzip")
@@ -276,15 +269,9 @@ def run(folder: Path, args: argparse.Namespace, keep: bool) -> list[dict[str, st
             name = f"{N_PUZZLES} puzzles" if what == "puzzles" else "top 50 genes"
             peak = peak_memory(path, args.threads, what)
             text = f"peak memory, {name} of {n_cells:,} cells, gzip"
-            rows.append(row_of(text, "", f"{peak:,.0f} MiB", "", "< 1,024 MiB", peak < 1024))
+            rows.append(Row(text, f"{peak:,.0f} MiB", "", "", "< 1,024 MiB", peak < 1024))
         done(path)
     return rows
-
-
-def row_of(what: str, read: str, ours: str, ratio: str, wanted: str, met: bool | None) -> dict[str, str]:
-    """Make a row of the table."""
-    word = "" if met is None else "yes" if met else "**no**"
-    return {"what": what, "h5py": read, "this": ours, "ratio": ratio, "wanted": wanted, "met": word}
 
 
 if __name__ == "__main__":

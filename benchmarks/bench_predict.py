@@ -15,8 +15,6 @@ stop where the answer ends; the constraint is therefore judged by the time its l
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import Row, finish, lacking, machine, not_run, software
 from tqdm import tqdm
 
 from recipe.cello1.engine import Engine, Sampling, start_engine
@@ -34,9 +33,9 @@ from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import read_predictions
 from recipe.cello1.scoring import score_answer
 from recipe.cello1.tiny_model import build_model, build_tokenizer
-from recipe.cello1.versions import package_versions
 
-PACKAGES = ("torch", "transformers", "vllm")
+PACKAGES = ("cello1", "torch", "transformers", "vllm")
+TIMES_AS_FAST = 10
 COLUMNS = ("path", "puzzles", "tokens", "start [s]", "run [s]", "puzzles/s", "tokens/s", "times as fast", "legal")
 
 
@@ -62,8 +61,8 @@ def make_model(folder: Path, puzzles: Sequence[Puzzle], hidden_size: int, n_laye
     return str(folder)
 
 
-class Row:
-    """One line of the table."""
+class Answered:
+    """One line of the table: a way to answer the puzzles."""
 
     def __init__(self, path: str, puzzles: Sequence[Puzzle], start: float, run: float, found: Sequence[Any]) -> None:
         texts, tokens = [text for text, _ in found], sum(count for _, count in found)
@@ -73,18 +72,22 @@ class Row:
         self.path, self.start, self.run, self.tokens = path, start, run, tokens
         self.n, self.legal, self.texts = len(puzzles), sum(legal), texts
 
-    def cells(self, base: Row) -> list[str]:
+    @property
+    def speed(self) -> float:
+        """Puzzles a second."""
+        return self.n / self.run
+
+    def cells(self, base: Answered) -> list[str]:
         """Return the columns; ``base`` is what the speed is measured by."""
-        speed = self.n / self.run
         return [
             self.path,
             str(self.n),
             str(self.tokens),
             f"{self.start:.1f}",
             f"{self.run:.2f}",
-            f"{speed:.2f}",
+            f"{self.speed:.2f}",
             f"{self.tokens / self.run:.0f}",
-            f"{speed / (base.n / base.run):.1f}",
+            f"{self.speed / base.speed:.1f}",
             f"{self.legal}/{self.n}",
         ]
 
@@ -96,7 +99,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - began, result
 
 
-def published(model: str, puzzles: Sequence[Puzzle], max_tokens: int) -> Row:
+def published(model: str, puzzles: Sequence[Puzzle], max_tokens: int) -> Answered:
     """Answer with a transformers pipeline, one puzzle after the other."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, logging, pipeline
@@ -127,12 +130,12 @@ def published(model: str, puzzles: Sequence[Puzzle], max_tokens: int) -> Row:
     with torch.inference_mode():
         answer(puzzles[0])
         run, found = timed(lambda: [answer(puzzle) for puzzle in tqdm(puzzles, desc="as published", unit="item")])
-    return Row("transformers pipeline, one at a time (as published)", puzzles, seconds, run, found)
+    return Answered("transformers pipeline, one at a time (as published)", puzzles, seconds, run, found)
 
 
 def ours(
     name: str, engine: Engine, start: float, puzzles: Sequence[Puzzle], out: Path, max_tokens: int, watch: Watch | None
-) -> Row:
+) -> Answered:
     """Answer with ``predict``, constrained if there is a watch for it."""
     constrain = watch is not None
     sampling = Sampling(max_tokens=max_tokens)
@@ -145,7 +148,7 @@ def ours(
     if done.failed:
         raise RuntimeError(f"{done.failed} puzzles failed: {dict(done.errors)}")
     records = read_predictions(target)
-    return Row(name, puzzles, start, run, [(record["prediction"], record["tokens"]) for record in records])
+    return Answered(name, puzzles, start, run, [(record["prediction"], record["tokens"]) for record in records])
 
 
 class Watch:
@@ -169,13 +172,6 @@ class Watch:
         return wrapped
 
 
-def versions() -> str:
-    """Say what was measured on."""
-    parts = [f"Python {platform.python_version()}"]
-    parts += [f"{name} {found}" for name, found in package_versions(PACKAGES).items()]
-    return ", ".join([*parts, f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} cores"])
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser."""
     parser = argparse.ArgumentParser(prog="python benchmarks/bench_predict.py", description=__doc__.splitlines()[0])
@@ -185,12 +181,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, default=160, help="longest answer (default 160)")
     parser.add_argument("--hidden-size", type=int, default=128, help="of the random model (default 128)")
     parser.add_argument("--layers", type=int, default=4, help="of the random model (default 4)")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command."""
     args = build_parser().parse_args(argv)
+    if why := lacking("torch", "transformers", "vllm"):
+        print(f"bench_predict: not run: {why}", file=sys.stderr)
+        return finish([not_run("answer puzzles", why)], args.json)
     puzzles = (read_dataset(args.data) if args.data else make_puzzles(args.n))[: args.n]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -211,9 +211,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"\nThe free answers of both are the same for {same} of {len(puzzles)} puzzles. The constraint took "
         f"{spent / constrained.tokens * 1e6:.0f} us per token, {spent / (constrained.run - spent):.1%} of the rest.\n"
-        f"{versions()}"
+        f"{software(PACKAGES)}\n{machine()}"
     )
-    return 0
+    speeds = [row.speed for row in rows]
+    times = speeds[1] / speeds[0]
+    alone, free, legal = (f"{speed:.2f} puzzles/s" for speed in speeds)
+    bound = f">= {TIMES_AS_FAST}", times >= TIMES_AS_FAST
+    results = [
+        Row(
+            f"answer {len(puzzles)} puzzles, `predict` on vLLM",
+            free,
+            f"{alone} (pipeline, as published)",
+            f"{times:.1f}",
+            *bound,
+        ),
+        Row("the same, only legal answers", legal, f"{free} (free)", f"{speeds[2] / speeds[1]:.2f}"),
+        Row(
+            "the constraint alone, each token",
+            f"{spent / constrained.tokens * 1e6:.0f} us",
+            f"{(constrained.run - spent) / constrained.tokens * 1e6:.0f} us (the rest)",
+            f"{spent / (constrained.run - spent):.1%}",
+        ),
+    ]
+    return finish(results, args.json)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
 ``python benchmarks/bench_training_overhead.py [--metrics RUN/metrics]`` prints one Markdown table
 
-- scoring a response of 500 words (well-formed; with ``<`` in its reasoning, which takes the slower path; malformed);
-- ``run_single`` of the reward manager on the same response, with its tokens decoded; with shaped terms, too;
+- ``run_single`` of the reward manager on a response of 500 words, with its tokens decoded; with shaped terms, too
+  (``bench_scoring.py`` measures the scoring in it);
 - one row of the dataset; a permuted row, too;
 - the means over the metrics of a step;
 
 and for each ``--batch PROMPTSxRESPONSES`` the sum for one step: that many rows, that many times the responses scored,
 and the means. The parts are added up as if one after the other; in training the reward runs while others still
 generate, so the sum is an upper bound. With ``--metrics``, the folder of a run, it says what share of that run's median
-``timing_s/step`` the sum is; compare only the batch that the run had.
+``timing_s/step`` the sum is (the bound is 2%); compare only the batch that the run had.
 
 Each figure is the median of many repetitions, in microseconds of wall time.
 """
@@ -19,67 +19,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import platform
 import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_scoring import N_WORDS, make_puzzles, make_response
+from rows import Row, finish, lacking, machine, median_us, not_run, software
 from tqdm import tqdm
 
-from recipe.cello1.answer import format_answer
+from recipe.cello1.answer import join_types
 from recipe.cello1.files import atomic_write
 from recipe.cello1.prompt import render_user
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.scoring import score_answer
-from recipe.cello1.versions import package_versions
 from recipe.cello1.watch import read_metrics
 
-N_WORDS = 500
-N_GENES = 50
-PACKAGES = ("verl", "torch", "transformers", "datasets", "numpy")
+SHARE = 0.02  # of a step
+PACKAGES = ("cello1", "verl", "torch", "transformers", "datasets", "numpy")
 SHAPING = {"overlong": {"buffer": 600}, "reasoning": {"min_words": 100}, "candidates": {"credit": 0.1}}
-
-
-def make_puzzles(number: int, sizes: Sequence[int] = (5, 8, 12)) -> list[Puzzle]:
-    """Make puzzles without meaning of the usual size: 50 genes a cell."""
-    rng = np.random.default_rng(0)
-    genes = [f"{a}{b}{i}" for a in "ABCDEFGHIJ" for b in "KLMNOPQRST" for i in range(1, 21)]
-    types = [f"{kind} cell of layer {i}" for kind in ("T", "B", "endothelial", "epithelial") for i in range(8)]
-    puzzles = []
-    for number_of in range(number):
-        n = sizes[number_of % len(sizes)]
-        cells = [[genes[i] for i in rng.choice(len(genes), N_GENES, replace=False)] for _ in range(n)]
-        answer = [types[i] for i in rng.choice(len(types), n, replace=False)]
-        puzzles.append(Puzzle(cells, sorted(answer), answer, "The cell is from a donor, originating from the lung."))
-    return puzzles
-
-
-def make_response(puzzle: Puzzle) -> str:
-    """Write a right answer of 500 words, tags and separators not counted."""
-    answer = puzzle.answer or ()
-    words = [gene for cell in puzzle.cells for gene in (*cell, "->", "speaks", "for")]
-    rest = N_WORDS - sum(len(name.split()) for name in answer)
-    reasoning = " ".join((words * (rest // len(words) + 1))[:rest])
-    return format_answer(answer, f"\n{reasoning}\n")
-
-
-def median_us(function: Callable[[], Any], repeats: int, calls: int = 1) -> float:
-    """Time a function: the median of ``repeats`` times of ``calls`` calls each, in microseconds a call."""
-    function()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter_ns()
-        for _ in range(calls):
-            function()
-        times.append((time.perf_counter_ns() - start) / calls / 1000)
-    return statistics.median(times)
 
 
 def build_tokenizer(puzzles: Sequence[Puzzle], path: str | None) -> Any:
@@ -160,20 +123,6 @@ def measure_dataset(tokenizer: Any, puzzles: Sequence[Puzzle], repeats: int, fol
     return found[0], found[1]
 
 
-def machine() -> str:
-    """Name the processor, not the host."""
-    name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).is_file() and (match := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        name = match.group(1)
-    return f"{name}, {os.cpu_count()} logical processors, {platform.system()}"
-
-
-def versions() -> str:
-    """List the versions that matter."""
-    found = {"Python": platform.python_version(), **package_versions(PACKAGES)}
-    return ", ".join(f"{name} {value}" for name, value in found.items())
-
-
 def step_seconds(folder: Path) -> tuple[float, int]:
     """Return the median time of a step of a run, and how many steps it is the median of."""
     times = [entry["timing_s/step"] for entry in read_metrics(folder) if "timing_s/step" in entry]
@@ -191,8 +140,8 @@ def batch(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-def run(args: argparse.Namespace) -> str:
-    """Measure; returns the Markdown."""
+def run(args: argparse.Namespace) -> tuple[str, list[Row]]:
+    """Measure; returns the Markdown, and the rows for :mod:`run_all`."""
     from recipe.cello1.replay_buffer import mean_metrics
 
     step = step_seconds(args.metrics) if args.metrics else None
@@ -201,17 +150,12 @@ def run(args: argparse.Namespace) -> str:
     response = make_response(puzzle)
     tokenizer = build_tokenizer(puzzles[:60], args.tokenizer)
     rows: list[tuple[str, float, str]] = []
-    bar = tqdm(total=5 + len(args.batch), desc="measuring", unit="part", leave=False)
+    results: list[Row] = []
+    bar = tqdm(total=4 + len(args.batch), desc="measuring", unit="part", leave=False)
 
-    gold = " | ".join(puzzle.answer or ())
-    slower = response.replace(" speaks", " <speaks", 1)
-    for name, text in (("", response), (", `<` in its reasoning", slower), (", cut", response[: len(response) // 2])):
-        cost = median_us(lambda text=text: score_answer(text, gold), args.repeats, 100)
-        rows.append((f"score a response of {N_WORDS} words{name}", cost, f"{len(text)} characters"))
-    bar.update()
-
+    gold = join_types(puzzle.answer or ())
     plain, n_tokens = measure_reward(tokenizer, puzzle, args.repeats, None)
-    rows.append(("reward manager, `run_single`", plain, f"{n_tokens} tokens"))
+    rows.append((f"reward manager, `run_single` on {N_WORDS} words", plain, f"{n_tokens} tokens"))
     bar.update()
     shaped, _ = measure_reward(tokenizer, puzzle, args.repeats, SHAPING)
     rows.append(("the same with all shaped terms (off by default)", shaped, f"{n_tokens} tokens"))
@@ -228,17 +172,24 @@ def run(args: argparse.Namespace) -> str:
         means = median_us(lambda infos=infos: mean_metrics(infos), args.repeats)
         rows.append((f"means over {len(infos)} responses", means, f"{len(info)} metrics"))
         total = prompts * row + prompts * responses * plain + means
-        note = f"{total / 1e6:.3f} s"
+        what, seconds = f"step of {prompts} prompts x {responses} responses", total / 1e6
+        note = f"{seconds:.3f} s"
         if step:
-            note += f"; {total / 1e6 / step[0]:.2%} of a step of {step[0]:.1f} s (median of {step[1]})"
-        rows.append((f"**step of {prompts} prompts x {responses} responses**", total, note))
+            share, reference = seconds / step[0], f"{step[0]:.1f} s (median of {step[1]} steps)"
+            note += f"; {share:.2%} of a step of {reference}"
+            bound = f"< {SHARE:.0%}", share < SHARE
+            results.append(Row(f"our parts in a {what}", f"{seconds:.3f} s", reference, f"{share:.2%}", *bound))
+        else:
+            results.append(Row(f"our parts in a {what}", f"{seconds:.3f} s", "no run's metrics given"))
+        rows.append((f"**{what}**", total, note))
         bar.update()
     bar.close()
 
-    lines = [f"{versions()}  ", f"{machine()}  ", f"medians of {args.repeats}", ""]
+    lines = [f"{software(PACKAGES)}  ", f"{machine()}  ", f"medians of {args.repeats}", ""]
     lines += ["| part | us | |", "| :-- | --: | :-- |"]
     lines += [f"| {name} | {cost:,.1f} | {note} |" for name, cost, note in rows]
-    return "\n".join(lines)
+    parts = [Row(name, f"{cost:,.1f} us") for name, cost, _ in rows if not name.startswith("**")]
+    return "\n".join(lines), [*parts, *results]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -249,33 +200,37 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch",
         type=batch,
         nargs="+",
-        default=[(12, 8), (64, 5)],
+        default=[(24, 8), (64, 5)],
         metavar="PROMPTSxRESPONSES",
-        help="batch of a step (default: 12x8 of the embedded default, 64x5 as published)",
+        help="batch of a step (default: 24x8 of the embedded default, 64x5 as published)",
     )
     parser.add_argument(
         "--tokenizer", help="folder or Hub id of a tokenizer (default: the one of the embedded default)"
     )
     parser.add_argument("--repeats", type=int, default=300, help="times each part is measured (default %(default)s)")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark."""
     args = build_parser().parse_args(argv)
+    if why := lacking("verl", "torch", "transformers", "datasets"):
+        print(f"bench_training_overhead: not run: {why}", file=sys.stderr)
+        return finish([not_run("our parts in a step", why)], args.json)
     try:
         if args.repeats < 2:
             msg = f"--repeats must be at least 2, got {args.repeats}"
             raise ValueError(msg)
-        table = run(args)
+        table, rows = run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table)
     if args.out:
         atomic_write(args.out, table + "\n")
-    return 0
+    return finish(rows, args.json)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ if [ -n "${RAY_ADDRESS:-}" ]; then
   # The workers of a cluster that is there already have its environment, not this one, and it says itself what its nodes have.
   worker=+ray_kwargs.ray_init.runtime_env.env_vars
   settings+=("$worker.VERL_FILE_LOGGER_PATH=@METRICS@" "$worker.TENSORBOARD_DIR=$TENSORBOARD_DIR")
-  [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_cpus,num_gpus,object_store_memory}=null)
+  [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_cpus,num_gpus,object_store_memory}"=null")
 fi
 
 files=$("$PYTHON" -m recipe.cello1.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --out "$OUTPUT/data")

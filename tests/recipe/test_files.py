@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import stat
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.cello1 import files
-from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, write_items
+from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, sha256, write_items
 
 
 def test_dumps_takes_numpy_and_any_text():
@@ -103,3 +104,8 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["f.txt"]
+
+
+def test_hash_of_a_file(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
+    assert sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
