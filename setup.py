@@ -64,6 +64,7 @@ DOCS = ["sphinx>=8", "myst-parser>=4"]
 
 TEST = [
     *ONTOLOGY,
+    *DOCS,
     "pytest>=8.2",
     "pytest-timeout>=2.3",  # a Ray or vLLM that hangs must fail its test, not hold CI
     "hypothesis>=6.100",
