@@ -2,7 +2,7 @@
 
 The wording of the shipped table is that of the published CellPuzzles files, since models are trained on it ("The cell
 is from a male at the 67-year-old stage, originating from the skin epidermis. The patient has been diagnosed with
-melanoma."). Column names are those of CELLxGENE's ``obs`` and of the data sets named in :data:`DATASET_FIELDS`.
+melanoma."). Column names are those of CELLxGENE's ``obs`` and of the data sets named in ``DATASET_FIELDS``.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def build_context(
         Metadata of a cell: ``sex``, ``development_stage``, ``self_reported_ethnicity``, ``tissue`` and ``disease``,
         each optional, and the extra columns. Other keys are ignored.
     extra
-        Names of extra columns, in the order of their sentences; see :data:`DATASET_FIELDS`. A column that ``obs`` lacks
+        Names of extra columns, in the order of their sentences; see ``DATASET_FIELDS``. A column that ``obs`` lacks
         is left out.
     rules
         Rule of each extra column.

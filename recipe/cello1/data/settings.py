@@ -26,7 +26,7 @@ class Settings:
     seed
         Seed of everything drawn.
     variant
-        Task variant, a key of :data:`recipe.cello1.prompt.VARIANTS`.
+        Task variant, a key of ``recipe.cello1.prompt.VARIANTS``.
     sizes
         Numbers of cells in a puzzle; ``(1,)`` for the single-cell variants.
     per_size

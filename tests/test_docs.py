@@ -1,0 +1,243 @@
+"""The documentation builds without a warning, and what it quotes, shows and links to is so."""
+
+import ast
+import doctest
+import functools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipe.cello1.answer import Reason
+from recipe.cello1.data.options import make_parser
+from recipe.cello1.records import error_record, item_to_puzzle, prediction_record, puzzle_to_item, rl_row
+from recipe.cello1.scoring import score_answer
+from tests.test_packaging import project_files
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+HEAVY = {"verl", "vllm", "torch", "transformers", "ray", "trl", "datasets"}
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+OF_RAY = {"--head", "--port", "--address", "--num-gpus"}
+ELSEWHERE = "…"  # stands in a quotation for what differs from case to case
+
+BUILD = """
+import sys
+from sphinx.cmd.build import main
+code = main(sys.argv[1:])
+print(*{name.partition(".")[0] for name in sys.modules})
+sys.exit(code)
+"""
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+def table_rows(text: str, first: str) -> list[list[str]]:
+    """Return the rows of the table whose head begins with a word, the code of each cell without its marks."""
+    table = re.search(rf"^\| {first} \|.*\n\| ---.*\n((?:\|.*\n)+)", text, re.MULTILINE)
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table[1].splitlines()]
+    return [[cell.strip().strip("`").replace(r"\|", "|") for cell in row] for row in rows]
+
+
+# -------------------------------------------------------------------------------------------------------------- site
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> dict[str, str]:
+    """The built pages by name, and under "loaded" the packages that the build has imported."""
+    for package in ("sphinx", "myst_parser"):
+        pytest.importorskip(package, reason=f"{package} is not installed (extra: docs)")
+    out = tmp_path_factory.mktemp("site")
+    options = ["-W", "--keep-going", "-n", "-q", "-b", "html", "-d", str(out / "doctrees")]
+    run = subprocess.run(
+        [sys.executable, "-c", BUILD, *options, str(DOCS), str(out / "html")],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=out,
+    )
+    assert run.returncode == 0, run.stderr
+    pages = {path.relative_to(out / "html").as_posix(): path.read_text() for path in (out / "html").rglob("*.html")}
+    return {**pages, "loaded": run.stdout}
+
+
+def test_the_site_needs_no_training_library(site):
+    loaded = set(site["loaded"].split())
+    assert "recipe" in loaded
+    assert not loaded & HEAVY
+
+
+def test_every_module_of_the_recipe_is_described_once(site):
+    folder = ROOT / "recipe" / "cello1"
+    files = [path.relative_to(ROOT).with_suffix("") for path in folder.rglob("*.py")]
+    names = [".".join(part for part in file.parts if part != "__init__") for file in files]
+    public = {name for name in names if "._" not in name} - {"recipe.cello1"}
+    described = [name for text in site.values() for name in re.findall(r'id="module-([\w.]+)"', text)]
+    assert sorted(described) == sorted(public)
+
+
+def test_every_function_of_the_plugin_is_described(site):
+    import scverse_plugin
+
+    names = [f"{part}.{name}" for part in ("tl", "pl", "get") for name in getattr(scverse_plugin, part).__all__]
+    assert "tl.annotate" in names
+    for name in [*names, "report"]:
+        assert f'id="scverse_plugin.{name}"' in site["api/plugin.html"]
+
+
+def test_what_is_returned_is_shown_as_prose(site):
+    text = re.sub(r"<[^>]+>", "", site["api/core.html"])
+    assert "The types in cell order with the reasoning, or the reason why the response is malformed. The number" in (
+        " ".join(text.split())
+    )
+
+
+def test_readmes_are_pages_and_their_links_lead_to_pages(site):
+    assert 'href="candidates.html"' in site["annotation.html"]
+    assert "run_grpo.sh" in site["training.html"]
+    assert 'href="training.html"' in site["index.html"]
+
+
+# ------------------------------------------------------------------------------------------------------------- links
+
+
+def markdown_files() -> list[str]:
+    return [str(path.relative_to(ROOT)) for path in project_files() if path.suffix == ".md"]
+
+
+def anchors(text: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", markdown_files())
+def test_links_between_files_lead_somewhere(name):
+    file = ROOT / name
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", file.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        found = file.parent / target if target else file
+        assert found.exists(), f"{name}: {target}"
+        # A page that only includes a README has its anchors; Sphinx checks these.
+        if anchor and "{include}" not in found.read_text(encoding="utf-8"):
+            assert anchor in anchors(found.read_text(encoding="utf-8")), f"{name}: {target}#{anchor}"
+
+
+# ---------------------------------------------------------------------------------------------------- troubleshooting
+
+
+def texts_of_module(source: str) -> list[str]:
+    """Return the texts of a module but its docstrings, with a mark no text has where a value is put in."""
+    tree = ast.parse(source)
+    parts = {id(value) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for value in node.values}
+    alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in parts or id(node) in alone:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            found.append("".join([v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]))
+    return found
+
+
+@functools.cache
+def texts_of_code() -> list[str]:
+    """Return every text that the code holds: of a shell script each line but comments."""
+    found = []
+    for path in project_files():
+        if path.relative_to(ROOT).parts[0] not in ("recipe", "scverse_plugin", "verl"):
+            continue
+        if path.suffix == ".py":
+            found += texts_of_module(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".sh":
+            found += [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()[:1] != "#"]
+    return found
+
+
+def quotations() -> list[str]:
+    return re.findall(r"^`(.+)`\n: ", page("troubleshooting.md"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("quoted", quotations())
+def test_quoted_messages_are_in_the_code(quoted):
+    assert len(quoted.replace(ELSEWHERE, "")) > 10
+    pattern = re.compile(".*".join(map(re.escape, quoted.split(ELSEWHERE))), re.DOTALL)
+    assert any(pattern.search(text) for text in texts_of_code())
+
+
+def test_every_quotation_has_cause_and_remedy():
+    heads = [line for line in page("troubleshooting.md").splitlines() if line.startswith("`")]
+    assert [f"`{quoted}`" for quoted in quotations()] == heads
+    assert len(set(heads)) == len(heads) > 40
+
+
+def test_docstrings_do_not_count_as_messages():
+    source = '"""Says one."""\nx = f"says {1} two" " and three"\n'
+    assert texts_of_module(source) == ["says \0 two and three"]
+
+
+# ---------------------------------------------------------------------------------------------------------- examples
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in DOCS.glob("*.md") if ">>>" in path.read_text()))
+def test_sessions_give_what_is_shown(name):
+    blocks = re.findall(r"^```python\n(>>>.*?)^```", page(name), re.MULTILINE | re.DOTALL)
+    test = doctest.DocTestParser().get_doctest("\n".join(blocks), {}, name, name, 0)
+    told: list[str] = []
+    result = doctest.DocTestRunner().run(test, out=told.append)
+    assert result.attempted and not result.failed, "".join(told)
+
+
+def example_item() -> dict:
+    return json.loads(re.search(r"```json\n(.*?)```", page("puzzles.md"), re.DOTALL)[1])
+
+
+def test_the_item_shown_is_read_and_written_alike():
+    item = example_item()
+    written = puzzle_to_item(item_to_puzzle(item))
+    assert {key: value for key, value in written.items() if key != "system_msg"} == item
+
+
+def test_every_key_of_a_row_and_a_record_is_named():
+    item = example_item()
+    row = rl_row(item_to_puzzle(item), "train", 0)
+    run = {"index": 0, "sample": 0, "engine": "vllm", "model": "m", "fingerprint": "f", "sampling": {}}
+    records = [
+        prediction_record(item, "", **run, finish_reason="stop", tokens=1, prompt_tokens=1, logprob=-0.1),
+        error_record(item, "it broke", **run),
+    ]
+    keys = {*row, *row["reward_model"], *row["extra_info"], *records[0], *records[1]}
+    assert {key for key in keys if f"`{key}`" not in page("puzzles.md")} == set()
+
+
+def test_scores_shown_are_those_of_the_scorer():
+    rows = table_rows(page("reward.md"), "answer")
+    assert len(rows) > 4
+    for answer, *scores in rows:
+        text = f"<think>r</think>\n<answer>{answer}</answer>"
+        found = [score_answer(text, "A | B | C | D", mode).score for mode in ("dense", "sparse")]
+        assert found == list(map(float, scores)), answer
+
+
+def test_every_reason_is_shown_with_an_example():
+    rows = table_rows(page("reward.md"), "reason")
+    assert [reason for reason, *_ in rows] == [str(reason) for reason in Reason if reason]
+    for reason, example, _ in rows:
+        score = score_answer(ast.literal_eval(example), "A | B")
+        assert (score.reason, score.score) == (reason, -1)
+
+
+def test_options_and_commands_named_are_there():
+    known = {*texts_of_code(), *OPTION.findall(make_parser("").format_help()), *OF_RAY}
+    for path in DOCS.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        assert set(OPTION.findall(text)) <= known, path.name
+        for command in re.findall(r"python -m recipe\.cello1\.(\w+)", text):
+            assert (ROOT / "recipe" / "cello1" / f"{command}.py").is_file(), f"{path.name}: {command}"
