@@ -42,8 +42,8 @@ def add_asking(parser: argparse.ArgumentParser, *, samples: int = 1, temperature
         Defaults.
     """
     group = parser.add_argument_group("prompt and sampling")
-    group.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
-    group.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
+    group.add_argument("--prompt-layout", choices=LAYOUTS, help="default: the one that RL data names, else system")
+    group.add_argument("--variant", choices=sorted(VARIANTS), help="default: the one that RL data names, else batch")
     group.add_argument("--samples", type=int, default=samples, help="answers for each puzzle (default %(default)s)")
     group.add_argument("--temperature", type=float, default=temperature, help="default %(default)s; 0 is greedy")
     group.add_argument("--top-p", type=float, default=1.0)

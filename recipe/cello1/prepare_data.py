@@ -32,7 +32,6 @@ from recipe.cello1.data.build import DataSet, Source, build
 from recipe.cello1.data.extract import FileResult, Job
 from recipe.cello1.data.identity import fingerprint_of
 from recipe.cello1.data.imports import OWN_FILES, Imported, read_hub, read_puzzle_file
-from recipe.cello1.data.imports import SUFFIXES as PUZZLE_SUFFIXES
 from recipe.cello1.data.options import (
     RECORDS,
     check,
@@ -47,6 +46,7 @@ from recipe.cello1.data.parallel import cpu_count, default_workers, run_jobs
 from recipe.cello1.data.parts import load_part, load_puzzles, save_part
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import SUFFIXES as EXPRESSION_SUFFIXES
+from recipe.cello1.puzzle_files import SUFFIXES as PUZZLE_SUFFIXES
 from recipe.cello1.records import atomic_write, dumps
 
 _SHOWN = 20  # items that cannot be read are printed up to this number

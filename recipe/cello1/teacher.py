@@ -26,9 +26,10 @@ from tqdm import tqdm
 
 from recipe.cello1.answer import Reason, parse_answer
 from recipe.cello1.engine import Completion, Engine, EngineError, Failure, Request, Sampling, start_engine
-from recipe.cello1.predict import read_dataset, sample_seed
+from recipe.cello1.predict import sample_seed
 from recipe.cello1.prompt import LAYOUTS, VARIANTS, Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import (
     REASONING_KEY,
     append_jsonl,
@@ -360,8 +361,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tries", type=int, default=4, help="most responses for each puzzle (default %(default)s)")
     parser.add_argument("--limit", type=int, help="ask only for the first LIMIT puzzles")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
-    parser.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
+    parser.add_argument("--prompt-layout", choices=LAYOUTS, help="default: the one that RL data names, else system")
+    parser.add_argument("--variant", choices=sorted(VARIANTS), help="default: the one that RL data names, else batch")
     parser.add_argument("--temperature", type=float, default=default.temperature, help="(default %(default)s)")
     parser.add_argument("--top-p", type=float, default=default.top_p, help="(default %(default)s)")
     parser.add_argument("--max-tokens", type=int, default=_MAX_TOKENS, help="longest response (default %(default)s)")
@@ -404,21 +405,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             msg = f"--limit must be at least 1, got {args.limit}"
             raise ValueError(msg)
         sampling = Sampling(args.temperature, args.top_p, args.max_tokens)
-        puzzles = read_dataset(args.data, args.variant)[: args.limit]
+        data = load_puzzles(args.data, args.variant, args.prompt_layout)
         with start_engine("openai", args.model, **options) as engine:
             kept, found = ask_teacher(
                 engine,
-                puzzles,
+                data.puzzles[: args.limit],
                 args.out.with_suffix(".tries.jsonl"),
                 tries=args.tries,
                 sampling=sampling,
                 seed=args.seed,
-                layout=args.prompt_layout,
-                variant=args.variant,
+                layout=data.layout,
+                variant=data.variant,
             )
         atomic_write(args.out.with_suffix(".report.json"), dumps(found, indent=1) + "\n")
         if kept:
-            write_puzzles(args.out, kept, args.variant)
+            write_puzzles(args.out, kept, data.variant)
     except (ValueError, OSError, EngineError) as error:
         print(f"teacher: {error}", file=sys.stderr)
         return 2

@@ -87,7 +87,7 @@ def test_items_that_cannot_be_read_are_listed_the_others_are_kept(tmp_path):
         ("a.json", "[]", "holds no items"),
         ("a.jsonl", "{", "not valid JSON"),
         ("a.parquet", "x", "not a readable parquet file"),
-        ("a.txt", "x", "must end in .json or .jsonl"),
+        ("a.txt", "x", "must end in .json, .jsonl or .parquet"),
     ],
 )
 def test_files_that_are_none(tmp_path, name, content, match):
