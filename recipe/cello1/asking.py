@@ -26,6 +26,9 @@ _ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("--concurrency", int, "requests under way at a time (default 32)"),
         ("--timeout", float, "seconds to wait for one answer (default 1200)"),
         ("--retries", int, "how often to try again (default 6)"),
+        ("--longest-wait", float, "most seconds to wait when the server asks for it (default 600)"),
+        ("--server", str, "vllm, other or auto: decides how --constrain is asked for (default auto: asks the server)"),
+        ("--think-opened", bool, "the server's chat template ends with <think>, which its answers then lack"),
     ),
     "transformers": (_MAX_LEN, _DTYPE, _LORA, ("--batch-size", int, "answers made together (default 16)")),
 }
@@ -71,7 +74,8 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
         for flag, kind, text in flags:
             if flag not in known:  # shared by several engines: shown with the first
                 known.add(flag)
-                group.add_argument(flag, type=kind, help=text)
+                how = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+                group.add_argument(flag, help=text, **how)
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
