@@ -139,6 +139,15 @@ def test_from_the_hub(hub_folder, monkeypatch):
     assert found[0].puzzles == PUZZLES
 
 
+def test_a_broken_file_of_the_hub_is_no_traceback(hub_folder, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", hub_folder.parent / "cache")
+    (hub_folder / "train.jsonl").write_text('{"user_msg": "a"\n')
+    with pytest.raises(ConnectionError, match="the data set cannot be loaded"):
+        read_hub(str(hub_folder))
+
+
 def test_offline_the_message_says_what_to_do():
     with pytest.raises(ConnectionError, match="--from-hub nobody/nothing: the data set cannot be .*their folder"):
         read_hub("nobody/nothing")

@@ -141,7 +141,8 @@ def read_hub(name: str, variant: Variant = "batch") -> list[Imported]:
 
     try:
         found = datasets.load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:  # offline, no such data set, files of another kind
+    # Offline, no such data set, files of another kind or damaged ones.
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         msg = (
             f"--from-hub {name}: the data set cannot be loaded ({first}); check id and connection, or fetch its "
