@@ -26,6 +26,8 @@ _ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("--concurrency", int, "requests under way at a time (default 32)"),
         ("--timeout", float, "seconds to wait for one answer (default 1200)"),
         ("--retries", int, "how often to try again (default 6)"),
+        ("--longest-wait", float, "most seconds to wait when the server asks for it (default 600)"),
+        ("--server", str, "vllm, other or auto: decides how --constrain is asked for (default auto: asks the server)"),
         ("--think-opened", bool, "the server's chat template ends with <think>, which its answers then lack"),
     ),
     "transformers": (_MAX_LEN, _DTYPE, _LORA, ("--batch-size", int, "answers made together (default 16)")),
@@ -49,8 +51,8 @@ def add_sampling(
     The group of these options, for more of them.
     """
     group = parser.add_argument_group("prompt and sampling")
-    group.add_argument("--prompt-layout", default="system", choices=LAYOUTS)
-    group.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
+    group.add_argument("--prompt-layout", choices=LAYOUTS, help="default: the one that RL data names, else system")
+    group.add_argument("--variant", choices=sorted(VARIANTS), help="default: the one that RL data names, else batch")
     group.add_argument("--temperature", type=float, default=temperature, help="default %(default)s; 0 is greedy")
     group.add_argument("--top-p", type=float, default=1.0)
     group.add_argument("--max-tokens", type=int, default=max_tokens, help="longest answer (default %(default)s)")

@@ -10,12 +10,13 @@ left alone.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from recipe.cello1.answer import THINK_OPEN
+from recipe.cello1.answer import THINK_OPEN, type_fault
 from recipe.cello1.constrained import Cursor, Vocabulary, mask_logits, matching_for
 from recipe.cello1.engine import CANDIDATES_ARG, N_ANSWERS_ARG, REASONING_BUDGET_ARG
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
 
+logger = logging.getLogger(__name__)
 _PROMPT_END = 16  # tokens at the end of the prompt, where the chat template may have put <think>
 
 
@@ -77,8 +79,16 @@ class MatchingLogitsProcessor(LogitsProcessor):
         if not isinstance(candidates, list) or not candidates or not all(isinstance(c, str) for c in candidates):
             msg = f"{CANDIDATES_ARG} must be a list of cell types, got {candidates!r}"
             raise ValueError(msg)
-        if not isinstance(n_answers, int) or not 1 <= n_answers <= len({c.lower() for c in candidates}):
+        for name in candidates:
+            if fault := type_fault(name):
+                msg = f"{CANDIDATES_ARG}: {name!r} {fault}; rename it"
+                raise ValueError(msg)
+        if not _is_int(n_answers) or not 1 <= n_answers <= len({c.lower() for c in candidates}):
             msg = f"{N_ANSWERS_ARG} must be an integer between 1 and the number of candidates, got {n_answers!r}"
+            raise ValueError(msg)
+        budget = args.get(REASONING_BUDGET_ARG, 0)
+        if not _is_int(budget) or budget < 0:
+            msg = f"{REASONING_BUDGET_ARG} must be an integer of at least 0, got {budget!r}"
             raise ValueError(msg)
 
     def is_argmax_invariant(self) -> bool:
@@ -119,9 +129,19 @@ class MatchingLogitsProcessor(LogitsProcessor):
         return logits
 
     def _new_row(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Row | None:
-        args = params.extra_args or {}
-        if CANDIDATES_ARG not in args:
+        if CANDIDATES_ARG not in (params.extra_args or {}):
             return None
+        try:
+            return self._constrained(params, prompt, output)
+        except Exception:
+            # An exception would end the engine, and with it everybody's requests. What only the vocabulary can tell (a
+            # byte that no token stands for) shows here first. The row goes on free: who asks us checks the answer, and
+            # to force an end instead could leave no token at all beside another processor (min_tokens).
+            logger.exception("a request cannot be constrained; it is answered without the constraint")
+            return None
+
+    def _constrained(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> _Row:
+        args = params.extra_args or {}
         if self._vocabulary is None:
             from transformers import AutoTokenizer
 
@@ -138,3 +158,7 @@ class MatchingLogitsProcessor(LogitsProcessor):
         end = self._vocabulary.text(prompt[-_PROMPT_END:]) if prompt else ""
         opened = end.rstrip().endswith(THINK_OPEN)
         return _Row(Cursor(matching, limit, None if budget is None else int(budget), opened), output)
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from queue import SimpleQueue
 from typing import Any
@@ -65,7 +66,8 @@ class OpenAIEngine(EngineBase):
     server
         ``"vllm"``, ``"other"``, or ``"auto"`` to ask the server. Decides how answers are constrained.
     think_opened
-        Whether the server's chat template ends with ``<think>``, which then is not part of what it returns.
+        Whether the server's chat template ends with ``<think>``, which then is not part of what it returns: it is put
+        before answers that do not have it.
 
     Raises
     ------
@@ -219,13 +221,10 @@ class OpenAIEngine(EngineBase):
         reasoning = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
         if isinstance(reasoning, str) and reasoning and THINK_OPEN not in text:
             text = f"{THINK_OPEN}{reasoning}{THINK_CLOSE}\n{text.lstrip()}"
-        elif self._think_opened:
+        elif self._think_opened and THINK_OPEN not in text:
             text = THINK_OPEN + text
         if request.n_answers and self._on_vllm and not _is_legal(text, request):
-            return Failure(
-                "the server did not keep to the constraint; start it with --logits-processors "
-                "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"
-            )
+            return Failure(_why_illegal(text, choice.finish_reason))
         usage = reply.usage
         logprob = None
         if choice.logprobs is not None and choice.logprobs.content:
@@ -261,7 +260,8 @@ class _Run:
 
     def stop(self) -> None:
         if self._thread.is_alive() and self._loop is not None and self._work is not None:
-            self._loop.call_soon_threadsafe(self._work.cancel)
+            with suppress(RuntimeError):  # the loop has come to its end by itself just now
+                self._loop.call_soon_threadsafe(self._work.cancel)
         self._thread.join()
 
     def _main(self) -> None:
@@ -356,6 +356,18 @@ def _is_legal(text: str, request: Request) -> bool:
     items = {item.lower() for item in parsed.items}
     candidates = {name.lower() for name in request.candidates}
     return parsed.ok and len(parsed.items) == len(items) == request.n_answers and items <= candidates
+
+
+def _why_illegal(text: str, finish_reason: str) -> str:
+    """Say what is the likely cause of an illegal answer that was to be constrained."""
+    if finish_reason == "length":
+        return "there was no room for the whole answer; give more max_tokens, or a longer context to the server"
+    if THINK_CLOSE in text and THINK_OPEN not in text:
+        return "the answer lacks <think>, which the server's chat template may write; say so with think_opened"
+    return (
+        "the server did not keep to the constraint; start it with --logits-processors "
+        "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"
+    )
 
 
 def _schema(request: Request) -> dict[str, Any]:

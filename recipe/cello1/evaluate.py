@@ -266,7 +266,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("predictions", type=Path, help=".jsonl, .json, or a folder of <index>.json (published layout)")
     parser.add_argument("--data", type=Path, help="data set with the gold answers; default: those in the records")
-    parser.add_argument("--variant", default="batch", choices=sorted(VARIANTS), help="task variant of the data set")
+    parser.add_argument(
+        "--variant", choices=sorted(VARIANTS), help="task variant; default: the one that RL data names, else batch"
+    )
     parser.add_argument("--greedy", type=Path, help="greedy predictions, to set beside several answers combined")
     parser.add_argument("--ontology", action="store_true", help="relate the types to the gold by the Cell Ontology")
     parser.add_argument("--judge", metavar="MODEL", help="have this model relate the types to the gold")

@@ -1,7 +1,7 @@
 """Cell types as terms of the Cell Ontology: what a free-text name means, and how near two names are.
 
 Names are brought to a common form (:func:`normalise`) and looked up among the labels of the terms, then among their
-synonyms; an id (``CL:0000084``) stands for itself. Two terms are
+synonyms, then without regard to the order of words; an id (``CL:0000084``) stands for itself. Two terms are
 
 - ``equivalent``: the same term;
 - ``broader`` or ``narrower``: the answer is an ancestor or a descendant of the gold, within a lineage;
@@ -45,6 +45,10 @@ _ID = re.compile(r"CL[:_](\d{7})", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+")
 _SAME = {"cells": "cell", "nk": "natural killer", "dc": "dendritic cell", "treg": "regulatory t cell"}
 _NOT_PLURAL = ("ss", "us", "is")
+_MARKER = re.compile(r"cd\d+")
+_LEVELS = ("positive", "negative", "low", "high", "intermediate", "dim", "bright")
+# What names of T cells leave out.
+_UNSAID = (("alpha", "beta"), ("alpha", "beta", "derived", "thymus"))
 # Everyday names, in normal form, that the ontology has neither as label nor as synonym.
 _EVERYDAY = {
     "cd4 positive t cell": "CL:0000624",
@@ -105,10 +109,25 @@ def normalise(name: str) -> str:
         text = text.replace(letter, f" {word} ")
     for pattern, word in _SIGNS:
         text = pattern.sub(word, text)
-    words = [_SAME.get(word, word) for word in _WORD.findall(text)]
-    if words and len(words[-1]) > 3 and words[-1].endswith("s") and not words[-1].endswith(_NOT_PLURAL):
-        words[-1] = words[-1][:-1]
+    words = [_SAME.get(word) or _SAME.get(word.removesuffix("s"), word) for word in _WORD.findall(text)]
+    if words:
+        words[-1] = _singular(words[-1])
     return " ".join(words)
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(_NOT_PLURAL) else word
+
+
+def _bag(form: str) -> tuple[str, ...]:
+    """Return the words of a normal form without regard to order. A level stays with its marker; "cd4" is positive."""
+    words: list[str] = []
+    for word in form.split():
+        if word in _LEVELS and words:
+            words[-1] = f"{words[-1].removesuffix(' positive')} {word}"
+        else:
+            words.append(f"{word} positive" if _MARKER.fullmatch(word) else _singular(word))
+    return tuple(sorted(words))
 
 
 class CellOntology:
@@ -137,6 +156,10 @@ class CellOntology:
         # A synonym of several terms names none of them.
         self._synonyms = {name: next(iter(found)) for name, found in synonyms.items() if len(found) == 1}
         self._synonyms |= {name: term for name, term in _EVERYDAY.items() if term in terms}
+        bags: dict[tuple[str, ...], set[str]] = {}
+        for form, term in [*self._synonyms.items(), *self._labels.items()]:
+            bags.setdefault(_bag(form), set()).add(term)
+        self._bags = {bag: next(iter(found)) for bag, found in bags.items() if len(found) == 1}
         self.find = lru_cache(maxsize=1 << 16)(self._find)
 
     def _find(self, name: str) -> str:
@@ -158,14 +181,27 @@ class CellOntology:
         other = form.removesuffix(" cell") if form.endswith(" cell") else f"{form} cell"
         if found := self._labels.get(other) or self._synonyms.get(other):
             return found
+        # "T cells (CD4+)", "effector memory CD8+ T cell": other order, and what goes without saying.
+        bag = _bag(form)
+        unsaid = [tuple(sorted([*bag, *words])) for words in _UNSAID if "t" in bag]
+        if found := next((self._bags[key] for key in (bag, *unsaid) if key in self._bags), ""):
+            return found
         ids = {f"CL:{digits}" for digits in _ID.findall(name)}
         if len(ids) != 1:
             return ""
-        term = ids.pop()
-        entry = self._terms.get(term, {})
-        if entry.get("deprecated"):
-            return entry.get("replaced_by") or ""
-        return term if entry else ""
+        return self._living(ids.pop())
+
+    def _living(self, term: str) -> str:
+        """Follow a term to the one in use; empty if it is unknown, withdrawn, or now of another ontology."""
+        followed: set[str] = set()
+        while entry := self._terms.get(term, {}):
+            if not entry.get("deprecated"):
+                return term
+            followed.add(term)
+            term = entry.get("replaced_by") or ""
+            if term in followed:
+                break
+        return ""
 
     def label(self, term: str) -> str:
         """Return the label of a term.

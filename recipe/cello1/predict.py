@@ -24,18 +24,16 @@ import numpy as np
 from tqdm import tqdm
 
 from recipe.cello1.asking import add_asking, add_engines, engine_options, sampling_of
-from recipe.cello1.engine import Engine, EngineError, Failure, Request, Sampling, start_engines
+from recipe.cello1.engine import Completion, Engine, EngineError, Failure, Request, Sampling, start_engines
 from recipe.cello1.prediction_files import prediction_files
 from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import (
     error_record,
     prediction_record,
-    puzzle_from_rl_row,
     puzzle_to_item,
-    read_puzzles,
 )
-from recipe.cello1.rl_parquet import read_rl_parquet
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +61,15 @@ class Progress:
     errors: Mapping[str, int]
 
 
-def read_dataset(path: str | Path, variant: Variant = "batch") -> list[Puzzle]:
+def read_dataset(path: str | Path, variant: Variant | None = None) -> list[Puzzle]:
     """Read puzzles from any of the data formats.
 
     Parameters
     ----------
     path
-        ``.json`` or ``.jsonl`` puzzle items, with or without gold, or ``.parquet`` RL data.
+        ``.json``, ``.jsonl`` or ``.parquet``: puzzle items, with or without gold, or RL data.
     variant
-        Task variant; RL data that names its own has that.
+        Task variant; by default the one that RL data names, else ``"batch"``.
 
     Returns
     -------
@@ -82,18 +80,9 @@ def read_dataset(path: str | Path, variant: Variant = "batch") -> list[Puzzle]:
     FileNotFoundError
         If there is no such file.
     ValueError
-        If it has another suffix or holds something unusable.
+        If it has another suffix, holds something unusable, or RL data of another variant.
     """
-    path = Path(path)
-    if path.suffix == ".parquet":
-        return [puzzle_from_rl_row(row, index) for index, row in enumerate(read_rl_parquet(path))]
-    if path.suffix not in (".json", ".jsonl"):
-        msg = f"data: {path} must end in .json, .jsonl or .parquet"
-        raise ValueError(msg)
-    if not path.is_file():
-        msg = f"data: {path} does not exist; give a file of puzzle items or RL data"
-        raise FileNotFoundError(msg)
-    return read_puzzles(path, variant, require_gold=False)
+    return load_puzzles(path, variant).puzzles
 
 
 def sample_seed(seed: int, index: int, sample: int) -> int:
@@ -153,7 +142,7 @@ def predict(
         Whether each answer must be a legal one-to-one matching; the engine must be started for that.
     shard
         ``(i, n)``: answer only the items j with j mod n = i. The others of the n may run elsewhere, each with an
-        ``out`` of its own, or all with the same folder.
+        ``.jsonl`` of its own, or all with the same folder.
     progress
         Whether to show a progress bar.
 
@@ -165,7 +154,8 @@ def predict(
     ------
     ValueError
         If there are no puzzles, ``samples`` is not positive, several greedy samples are asked for, puzzles to constrain
-        have no candidates, or ``out`` holds predictions of another model, data set or setting.
+        have no candidates, an item has keys of the record, ``out`` holds predictions of another model, data set or
+        setting, or another run is writing to it.
     """
     sampling = sampling or Sampling()
     if not puzzles:
@@ -197,9 +187,9 @@ def predict(
         "prompt_layout": check_layout(layout),
     }
     mine = [(i, s) for i in range(part, len(items), parts) for s in range(samples)]
-    there = files.resume(items, samples, run)
-    todo = [key for key in mine if key not in there]
-    kept = len(mine) - len(todo)
+    nothing = Completion("", "", 0, 0, 0.0 if sampling.logprobs else None)
+    for index, sample in mine:  # keys of an item that clash with those of its record show before anything is asked
+        _record(nothing, items[index], index, sample, run)
 
     def requests() -> Iterator[Request]:
         # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
@@ -211,18 +201,22 @@ def predict(
 
     errors: dict[str, int] = {}
     failed = 0
-    bar = tqdm(total=len(mine), initial=kept, desc="predict", unit="item", disable=not progress, dynamic_ncols=True)
-    with bar:
-        for position, result in engine.generate(requests(), sampling):
-            index, sample = todo[position]
-            record = _record(result, items[index], index, sample, run)
-            files.add(record)
-            if isinstance(result, Failure):
-                failed += 1
-                errors[result.error] = errors.get(result.error, 0) + 1
-                bar.set_postfix(failed=failed)
-            bar.update()
-    files.finish()
+    with files.held():
+        there = files.resume(items, run)
+        todo = [key for key in mine if key not in there]
+        kept = len(mine) - len(todo)
+        bar = tqdm(total=len(mine), initial=kept, desc="predict", unit="item", disable=not progress, dynamic_ncols=True)
+        with bar:
+            for position, result in engine.generate(requests(), sampling):
+                index, sample = todo[position]
+                record = _record(result, items[index], index, sample, run)
+                files.add(record)
+                if isinstance(result, Failure):
+                    failed += 1
+                    errors[result.error] = errors.get(result.error, 0) + 1
+                    bar.set_postfix(failed=failed)
+                bar.update()
+        files.finish()
     return Progress(len(mine), kept, len(todo) - failed, failed, errors)
 
 
@@ -279,22 +273,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         sampling, options = sampling_of(args), engine_options(args)
-        puzzles = read_dataset(args.data, args.variant)
-        if args.limit is not None:
-            puzzles = puzzles[: args.limit]
+        if args.limit is not None and args.limit < 1:
+            msg = f"--limit must be at least 1, got {args.limit}"
+            raise ValueError(msg)
+        data = load_puzzles(args.data, args.variant, args.prompt_layout)
         out = args.out or args.folder / args.model.replace("/", "_")
         with start_engines(args.engine, args.model, args.num_engines, **options) as engine:
             if engine.constraint == "candidates":
                 print("predict: this server can be held to the candidates, but may name a type twice", file=sys.stderr)
             done = predict(
                 engine,
-                puzzles,
+                data.puzzles[: args.limit],
                 out,
                 sampling=sampling,
                 samples=args.samples,
                 seed=args.seed,
-                layout=args.prompt_layout,
-                variant=args.variant,
+                layout=data.layout,
+                variant=data.variant,
                 constrain=args.constrain,
                 shard=(args.i, args.n),
             )

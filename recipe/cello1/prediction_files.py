@@ -5,7 +5,10 @@ Both can be killed at any moment: what is there is whole, and the next run goes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fcntl
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,15 +25,24 @@ _RUN_KEYS = ("engine", "model", "fingerprint", "sampling", "prompt_layout")
 class PredictionFiles(Protocol):
     """A place for predictions."""
 
-    def resume(self, items: Sequence[Record], samples: int, run: Record) -> set[Key]:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other runs out where they would disturb this one.
+
+        Raises
+        ------
+        ValueError
+            If another run is writing there.
+        """
+        ...
+
+    def resume(self, items: Sequence[Record], run: Record) -> set[Key]:
         """Check that what is there is of this run, take failures out of it, and say what it holds.
 
         Parameters
         ----------
         items
             The items of the data set.
-        samples
-            Samples wanted of each.
         run
             The settings of the run.
 
@@ -92,9 +104,7 @@ def prediction_files(out: str | Path, samples: int = 1) -> PredictionFiles:
     return _Folder(out)
 
 
-def _kept(
-    records: Sequence[tuple[str, Record]], items: Sequence[Record], samples: int, run: Record
-) -> dict[Key, Record]:
+def _kept(records: Sequence[tuple[str, Record]], items: Sequence[Record], run: Record) -> dict[Key, Record]:
     """Return the predictions among the records, having checked that all are of this run."""
     kept: dict[Key, Record] = {}
     for where, record in records:
@@ -112,7 +122,10 @@ def _kept(
         ):
             msg = f"{where}: its item {index} is not the one of this data set; give another out, or remove it"
             raise ValueError(msg)
-        if answered and isinstance(sample, int) and sample < samples:
+        if not isinstance(sample, int):
+            msg = f"{where}: its sample must be an integer, got {sample!r}; give another out, or remove it"
+            raise ValueError(msg)
+        if answered:  # also samples that this run does not ask for: an answer is never thrown away
             kept[index, sample] = record
     return kept
 
@@ -121,12 +134,32 @@ class _JsonlFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def resume(self, items: Sequence[Record], samples: int, run: Record) -> set[Key]:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        # A file beside it, as the file itself is replaced. The system lets go of the lock of a process that dies.
+        lock = self.path.with_name(f".{self.path.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with open(lock, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not lock.exists() or os.fstat(file.fileno()).st_ino != lock.stat().st_ino:
+                    raise BlockingIOError  # of a run that has just ended: its successor is under way
+            except BlockingIOError:
+                msg = f"out: another run is writing to {self.path}; give each shard a file of its own, or wait"
+                raise ValueError(msg) from None
+            except OSError:  # a file system without locks
+                pass
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+
+    def resume(self, items: Sequence[Record], run: Record) -> set[Key]:
         if not self.path.exists():
             return set()
         records = read_items(self.path, drop_partial_tail=True)
         named = [(f"{self.path}, record {number}", record) for number, record in enumerate(records, start=1)]
-        kept = _kept(named, items, samples, run)
+        kept = _kept(named, items, run)
         # A killed writer may leave half a line.
         if len(kept) != len(records) or not self.path.read_bytes().endswith(b"\n"):
             write_items(self.path, kept.values())
@@ -148,12 +181,16 @@ class _Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def resume(self, items: Sequence[Record], samples: int, run: Record) -> set[Key]:
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        yield  # shards write to it side by side
+
+    def resume(self, items: Sequence[Record], run: Record) -> set[Key]:
         if not self.path.is_dir() or not any(file.suffix == ".json" for file in self.path.iterdir()):
             return set()
         # Failures stay until they are replaced: other shards may be writing beside this one.
         named = [(f"{self.path / str(record['index'])}.json", record) for record in read_predictions(self.path)]
-        return set(_kept(named, items, samples, run))
+        return set(_kept(named, items, run))
 
     def add(self, record: Record) -> None:
         atomic_write(self.path / f"{record['index']}.json", dumps(record, 4) + "\n")

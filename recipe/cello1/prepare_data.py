@@ -30,9 +30,8 @@ from typing import Any
 from recipe.cello1.data.audit import audit
 from recipe.cello1.data.build import DataSet, Source, build
 from recipe.cello1.data.extract import FileResult, Job
-from recipe.cello1.data.identity import fingerprint_of
+from recipe.cello1.data.identity import fingerprints_of
 from recipe.cello1.data.imports import OWN_FILES, Imported, read_hub, read_puzzle_file
-from recipe.cello1.data.imports import SUFFIXES as PUZZLE_SUFFIXES
 from recipe.cello1.data.options import (
     RECORDS,
     check,
@@ -48,6 +47,7 @@ from recipe.cello1.data.parts import load_part, load_puzzles, save_part
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.files import atomic_write, dumps
+from recipe.cello1.puzzle_files import SUFFIXES as PUZZLE_SUFFIXES
 
 _SHOWN = 20  # items that cannot be read are printed up to this number
 
@@ -144,9 +144,6 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Seq
     good = [result for result in results if not result.reason]
     _report_files(results)
     sources = [Source(result.name, partial(load_puzzles, args.out, result.name)) for result in good]
-    if not sources:
-        msg = "none of the files could be used"
-        raise ValueError(msg)
     about = {"inputs": [_about(result) for result in results]}
     records = [f"{RECORDS}/{result.name}.json" for result in good if args.raw and result.n_records]
     found = build(sources, args.out, settings, plan_of(args, args.split or "donor"), about, records)
@@ -191,7 +188,7 @@ def _find_inputs(inputs: Sequence[str]) -> tuple[list[tuple[Path, str]], list[Pa
     puzzles: list[Path] = []
     for text in inputs:
         path = Path(text)
-        if path.suffix in EXPRESSION_SUFFIXES and path.exists():
+        if _is_expression(path) and path.exists():
             expression.append((path, path.stem))
         elif path.suffix in PUZZLE_SUFFIXES and path.is_file():
             puzzles.append(path)
@@ -222,18 +219,32 @@ def _find_inputs(inputs: Sequence[str]) -> tuple[list[tuple[Path, str]], list[Pa
 
 
 def _walk(folder: Path) -> list[tuple[Path, str]]:
-    """Find the expression files below a folder, in the order of their names; a .zarr folder is one of them."""
+    """Find the expression files below a folder, in the order of their names; a .zarr folder is one of them.
+
+    Links are followed. What is there under several names counts once, under the first: nothing is multiplied.
+    """
     found = []
     todo = [folder]
+    seen = set()
     while todo:
-        for path in todo.pop().iterdir():
+        inside = todo.pop(0)
+        if inside.resolve() in seen:
+            continue
+        seen.add(inside.resolve())
+        for path in sorted(inside.iterdir()):
             if path.name.startswith("."):
                 continue
-            if path.suffix in EXPRESSION_SUFFIXES:
-                found.append((path, path.relative_to(folder).with_suffix("").as_posix()))
+            if _is_expression(path):
+                if path.resolve() not in seen:
+                    seen.add(path.resolve())
+                    found.append((path, path.relative_to(folder).with_suffix("").as_posix()))
             elif path.is_dir():
                 todo.append(path)
     return sorted(found, key=lambda entry: entry[1])
+
+
+def _is_expression(path: Path) -> bool:
+    return path.suffix.lower() in EXPRESSION_SUFFIXES
 
 
 # ---------------------------------------------------------------------------------------------------------- summary
@@ -262,8 +273,11 @@ def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> int:
         copy_out(args.out, found.files, args.copy_to)
         print(f"copied to {args.copy_to}")
     status = 0
+    if args.fail_on_leak and not found.audits:
+        print("error: --fail-on-leak: there are no two sides to compare; give a test side, too", file=sys.stderr)
+        status = 1
     if args.fail_on_leak and any(result.leaks for result in found.audits.values()):
-        print("error: train and test share something (--fail-on-leak); choose another --split", file=sys.stderr)
+        print("error: two sides share something, see above (--fail-on-leak); choose another --split", file=sys.stderr)
         status = 1
     if any_bad and not args.skip_bad:
         print("error: not everything could be used, see above; --skip-bad accepts that", file=sys.stderr)
@@ -281,7 +295,7 @@ def _audit(args: argparse.Namespace) -> int:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         msg = f"{failures[0]}{more}; an audit needs every puzzle"
         raise ValueError(msg)
-    result = audit(*[[fingerprint_of(puzzle) for puzzle in side.puzzles] for side in sides])
+    result = audit(*[fingerprints_of(side.puzzles) for side in sides])
     print("\n".join(result.lines()))
     if args.out:
         atomic_write(args.out, dumps({"train": args.train, "test": args.test, **result.plain()}, 1) + "\n")

@@ -449,7 +449,7 @@ def _record(
     if "answer" not in item and isinstance(item.get("assistant_msg"), str):
         own["answer"] = join_types(_read_gold(item["assistant_msg"], f"item {index}, key 'assistant_msg'")[0])
     if clash := [key for key in item if key in own and item[key] != own[key]] + [
-        key for key in ("prediction", "error") if key in item
+        key for key in ("prediction", "error", "finish_reason", "tokens") if key in item
     ]:
         msg = f"item {index} already has the keys {clash}, which the record would overwrite; remove them from the data"
         raise ValueError(msg)

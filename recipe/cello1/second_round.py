@@ -21,8 +21,9 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.asking import add_asking, add_engines, engine_options, sampling_of
 from recipe.cello1.engine import EngineError, start_engines
 from recipe.cello1.files import write_items
-from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.predict import predict
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import read_predictions
 from recipe.cello1.vote import vote_records
 from recipe.cello1.voting import Answer, Consensus, consensus, read_answers
@@ -246,9 +247,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     try:
         sampling, options = sampling_of(args), engine_options(args)
-        puzzles = read_dataset(args.data, args.variant)
-        voted = vote_records(read_predictions(args.predictions), variant=args.variant)
-        again = find_open(voted, puzzles, args.min_support)
+        data = load_puzzles(args.data, args.variant, args.prompt_layout)
+        voted = vote_records(read_predictions(args.predictions), variant=data.variant)
+        again = find_open(voted, data.puzzles, args.min_support)
         records: list[dict[str, Any]] = []
         if again:
             kept = args.out.with_suffix(".round2.jsonl")
@@ -260,8 +261,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     sampling=sampling,
                     samples=args.samples,
                     seed=args.seed,
-                    layout=args.prompt_layout,
-                    variant=args.variant,
+                    layout=data.layout,
+                    variant=data.variant,
                     constrain=args.constrain,
                 ).failed
             records = read_predictions(kept)

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import numpy as np
 from recipe.cello1.engine import EngineError, Sampling, start_engine
 from recipe.cello1.evaluate import evaluate
 from recipe.cello1.files import atomic_write, dumps, replacing
-from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.predict import predict
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.puzzle_files import PuzzleFile, load_puzzles
 from recipe.cello1.records import read_predictions
 from recipe.cello1.report import METRICS, Table, print_table, terminal, with_interval
 from recipe.cello1.watch import read_metrics
@@ -39,17 +41,15 @@ MAX_TOKENS = 2048  # of a response, where nothing else is said
 WINDOW = 5  # steps at either end of the training that are compared
 
 
-def evaluate_model(
-    model: str, puzzles: Sequence[Puzzle], stem: Path, max_tokens: int, **options: Any
-) -> dict[str, Any]:
+def evaluate_model(model: str, data: PuzzleFile, stem: Path, max_tokens: int, **options: Any) -> dict[str, Any]:
     """Answer the puzzles greedily and score the answers, unless that has been done.
 
     Parameters
     ----------
     model
         Folder or name of the model.
-    puzzles
-        Puzzles with gold answers.
+    data
+        Puzzles with gold answers, and how they are to be asked.
     stem
         ``<stem>.jsonl`` gets the predictions, ``<stem>.json`` the evaluation.
     max_tokens
@@ -71,11 +71,18 @@ def evaluate_model(
         return json.loads(result.read_text())
     predictions = stem.with_suffix(".jsonl")
     with start_engine("vllm", model, **options) as engine:
-        done = predict(engine, puzzles, predictions, sampling=Sampling(max_tokens=max_tokens))
+        done = predict(
+            engine,
+            data.puzzles,
+            predictions,
+            sampling=Sampling(max_tokens=max_tokens),
+            layout=data.layout,
+            variant=data.variant,
+        )
     if done.failed:
         msg = f"{done.failed} of {done.total} puzzles got no answer from {model}: {dict(done.errors)}; run again"
         raise EngineError(msg)
-    evaluation = evaluate(read_predictions(predictions), puzzles)
+    evaluation = evaluate(read_predictions(predictions), data.puzzles)
     atomic_write(result, dumps(evaluation, indent=1))
     return evaluation
 
@@ -231,12 +238,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         limits = read_limits(arguments.config) if arguments.config else {"max_tokens": MAX_TOKENS}
         given = {name: getattr(arguments, name) for name in ("max_tokens", "max_model_len")}
         limits |= {name: value for name, value in given.items() if value is not None}
-        puzzles = read_dataset(arguments.data)[: arguments.limit]
+        data = load_puzzles(arguments.data)
+        data = replace(data, puzzles=data.puzzles[: arguments.limit])
+        puzzles = data.puzzles
         arguments.out.mkdir(parents=True, exist_ok=True)
         evaluations = {}
         for name, model in arguments.stages:
             stem = arguments.out / re.sub(r"\W+", "-", name.lower())
-            evaluations[name] = evaluate_model(model, puzzles, stem, **limits)
+            evaluations[name] = evaluate_model(model, data, stem, **limits)
         steps = read_metrics(arguments.metrics)
     except (ValueError, OSError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,9 +28,10 @@ from recipe.cello1.answer import Reason, parse_answer
 from recipe.cello1.asking import add_sampling, add_server, engine_options, sampling_of
 from recipe.cello1.engine import Completion, Engine, EngineError, Failure, Request, Sampling, start_engine
 from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items
-from recipe.cello1.predict import read_dataset, sample_seed
+from recipe.cello1.predict import sample_seed
 from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import REASONING_KEY, puzzle_to_item, write_puzzles
 from recipe.cello1.scoring import score_answer
 
@@ -387,21 +388,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             msg = f"--limit must be at least 1, got {args.limit}"
             raise ValueError(msg)
         sampling, options = sampling_of(args), engine_options(args)
-        puzzles = read_dataset(args.data, args.variant)[: args.limit]
+        data = load_puzzles(args.data, args.variant, args.prompt_layout)
         with start_engine(args.engine, args.model, **options) as engine:
             kept, found = ask_teacher(
                 engine,
-                puzzles,
+                data.puzzles[: args.limit],
                 args.out.with_suffix(".tries.jsonl"),
                 tries=args.tries,
                 sampling=sampling,
                 seed=args.seed,
-                layout=args.prompt_layout,
-                variant=args.variant,
+                layout=data.layout,
+                variant=data.variant,
             )
         atomic_write(args.out.with_suffix(".report.json"), dumps(found, indent=1) + "\n")
         if kept:
-            write_puzzles(args.out, kept, args.variant)
+            write_puzzles(args.out, kept, data.variant)
     except (ValueError, OSError, EngineError) as error:
         print(f"teacher: {error}", file=sys.stderr)
         return 2

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.cello1.data.audit import audit
-from recipe.cello1.data.identity import TELLING_GENES, all_have_ids, cell_keys, fingerprint_of, hash64
+from recipe.cello1.data.identity import TELLING_GENES, all_have_ids, cell_keys, fingerprint_of, fingerprints_of, hash64
 from recipe.cello1.puzzle import Puzzle
 
 TYPES = ("A", "B", "C")
@@ -124,6 +124,17 @@ def test_plain_and_lines_have_counts_and_per_cents():
     text = "\n".join(found.lines())
     assert "50.00%" in text
     assert "share no cell with train: 0 of 1" in text
+
+
+@pytest.mark.parametrize(("length", "n_top", "telling"), [
+    (30, 50, True), (29, 50, False), (25, 25, True), (24, 25, False), (15, 15, True), (14, 14, False), (8, 8, False)
+])  # fmt: skip
+def test_a_list_is_telling_from_as_many_genes_as_are_listed(length, n_top, telling):
+    genes = tuple(f"G{i}" for i in range(length))
+    others = Puzzle((tuple(f"H{i}" for i in range(n_top)),), ("T",))
+    found = fingerprints_of([Puzzle((genes,), ("T",)), others])
+    assert found[0].telling.tolist() == [telling]
+    assert found[1].telling.tolist() == [n_top >= 15]
 
 
 def test_empty_sides():

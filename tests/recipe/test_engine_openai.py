@@ -1,4 +1,6 @@
+import argparse
 import asyncio
+import inspect
 import json
 import re
 import threading
@@ -10,7 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from recipe.cello1.answer import format_answer, parse_answer
+from recipe.cello1.asking import add_asking, add_engines, engine_options
 from recipe.cello1.engine import CANDIDATES_ARG, EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.engine_openai import OpenAIEngine
 from recipe.cello1.files import read_items
 from recipe.cello1.predict import predict
 from recipe.cello1.prompt import messages
@@ -168,6 +172,26 @@ def test_reasoning_taken_out_by_the_server_is_put_back(name):
         assert not parse_answer(answers(server, requests(1))[0].text).ok
 
 
+def test_what_the_template_has_opened_is_put_before_answers_that_lack_it():
+    texts = ["a</think>\n<answer>B</answer>", "<think>a</think>\n<answer>B</answer>", "cut of"]
+    with Server(lambda body, n: texts[n]) as server:
+        found = answers(server, requests(3), think_opened=True, concurrency=1)
+    assert [answer.text for answer in found] == ["<think>" + texts[0], texts[1], "<think>" + texts[2]]
+
+
+def test_the_command_reaches_every_option_of_the_engine():
+    taken = set(inspect.signature(OpenAIEngine).parameters) - {"model", "constrained"}
+    parser = argparse.ArgumentParser()
+    add_asking(parser)
+    add_engines(parser)
+    flags = ["--base-url", "u", "--concurrency", "3", "--timeout", "4", "--retries", "5", "--longest-wait", "6"]
+    args = parser.parse_args(["--model", "m", "--engine", "openai", *flags, "--server", "vllm", "--think-opened"])
+    options = engine_options(args)
+    assert set(options) == taken
+    assert (options["longest_wait"], options["server"], options["think_opened"]) == (6.0, "vllm", True)
+    assert engine_options(parser.parse_args(["--model", "m", "--engine", "openai"])) == {}
+
+
 def test_key_comes_from_the_environment_and_is_never_shown(monkeypatch, tmp_path):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
     with Server(lambda body, n: error(400, "you sent sk-very-secret")) as server:
@@ -302,6 +326,20 @@ def test_a_server_that_does_not_constrain_is_found_out():
     with Server(lambda body, n: texts[n % 3], owner="vllm") as server:
         found = answers(server, requests(constrain=True), constrained=True)
     assert all("did not keep to the constraint" in a.error for a in found)
+
+
+@pytest.mark.parametrize(
+    ("reply", "match"),
+    [
+        (("<think>a b", "length"), "no room for the whole answer; give more max_tokens"),
+        (("a</think>\n<answer>x</answer>", "stop"), "lacks <think>, .* think_opened"),
+        (("<think>a</think>\n<answer>x</answer>", "stop"), "--logits-processors"),
+    ],
+)
+def test_an_illegal_answer_is_blamed_on_what_causes_it(reply, match):
+    asked = [Request(messages(PUZZLES[0]), 1, PUZZLES[0].candidates, 3)]
+    with Server(lambda body, n: completion(*reply), owner="vllm") as server:
+        assert re.search(match, answers(server, asked, constrained=True)[0].error)
 
 
 def test_constraint_on_other_servers():

@@ -88,7 +88,7 @@ def test_items_that_cannot_be_read_are_listed_the_others_are_kept(tmp_path):
         ("a.json", "[]", "holds no items"),
         ("a.jsonl", "{", "not valid JSON"),
         ("a.parquet", "x", "not a readable parquet file"),
-        ("a.txt", "x", "must end in .json or .jsonl"),
+        ("a.txt", "x", "must end in .json, .jsonl or .parquet"),
     ],
 )
 def test_files_that_are_none(tmp_path, name, content, match):
@@ -138,6 +138,15 @@ def test_from_the_hub(hub_folder, monkeypatch):
     found = read_hub(str(hub_folder))
     assert [(part.name, part.split) for part in found] == [("train", "train"), ("test", "test")]
     assert found[0].puzzles == PUZZLES
+
+
+def test_a_broken_file_of_the_hub_is_no_traceback(hub_folder, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", hub_folder.parent / "cache")
+    (hub_folder / "train.jsonl").write_text('{"user_msg": "a"\n')
+    with pytest.raises(ConnectionError, match="the data set cannot be loaded"):
+        read_hub(str(hub_folder))
 
 
 def test_offline_the_message_says_what_to_do():

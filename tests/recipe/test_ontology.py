@@ -23,6 +23,10 @@ TERMS = {
     "CL:0000066": {"label": "epithelial cell", "ancestors": {"CL:0000000": 1}},
     "CL:0000999": {"label": "OBSOLETE monocyte", "deprecated": True, "replaced_by": "CL:0000576"},
     "CL:0000998": {"label": "OBSOLETE thing", "deprecated": True},
+    "CL:0000997": {"label": "OBSOLETE older monocyte", "deprecated": True, "replaced_by": "CL:0000999"},
+    "CL:0000996": {"label": "OBSOLETE line", "deprecated": True, "replaced_by": "CLO:0000019"},
+    "CL:0000995": {"label": "OBSOLETE circle", "deprecated": True, "replaced_by": "CL:0000994"},
+    "CL:0000994": {"label": "OBSOLETE other half", "deprecated": True, "replaced_by": "CL:0000995"},
 }
 
 
@@ -42,6 +46,10 @@ def ontology():
         ("Monocytes", "monocyte"),
         ("thymus", "thymus"),
         ("B-1a", "b 1a"),
+        ("Tregs", "regulatory t cell"),
+        ("DCs", "dendritic cell"),
+        ("NKs", "natural killer"),
+        ("gas", "gas"),
         ("", ""),
         ("浆细胞", "浆细胞"),
     ],
@@ -63,6 +71,11 @@ def test_normal_form(name, form):
         ("the cell is cl_0000576", "CL:0000576"),
         ("CL:0000999", "CL:0000576"),  # replaced
         ("CL:0000998", ""),  # withdrawn
+        ("CL:0000997", "CL:0000576"),  # replaced twice
+        ("CL:0000996", ""),  # now of another ontology
+        ("CL:0000995", ""),
+        ("T cells, CD4+", "CL:0000624"),
+        ("CD4- T cell", ""),
         ("OBSOLETE thing", ""),
         ("mature cell", ""),  # a synonym of two
         ("CL:0000576 or CL:0000084", ""),
@@ -105,6 +118,21 @@ def test_real_ontology():
     assert ontology.compare("CD14+ monocyte", "monocyte").relation == Relation.NARROWER
     assert ontology.compare("monocyte", "dendritic cell").relation == Relation.LINEAGE
     assert ontology.compare("motile cell", "T cell").relation == Relation.DIFFERENT
+    for name, label in (
+        ("Tregs", "regulatory T cell"),
+        ("DCs", "dendritic cell"),
+        ("effector memory CD8+ T cell", "effector memory CD8-positive, alpha-beta T cell"),
+        ("Naive CD4 T cells", "naive thymus-derived CD4-positive, alpha-beta T cell"),
+        ("Monocytes (CD14+)", "CD14-positive monocyte"),
+        ("CD4-, CD8+ monocyte", ""),
+    ):
+        found = ontology.find(name)
+        assert (ontology.label(found) if found else "") == label
+    deprecated = [term for term, entry in ontology._terms.items() if entry.get("deprecated")]
+    assert len(deprecated) > 100
+    for term in deprecated:
+        found = ontology.compare(term, "B cell")
+        assert found.relation == Relation.UNKNOWN or not ontology._terms[found.answer].get("deprecated")
     # Every label of the ontology that is no other term's finds its own term.
     terms = {term: entry["label"] for term, entry in ontology._terms.items() if not entry.get("deprecated")}
     lost = [label for term, label in terms.items() if ontology.label(ontology.find(label)) != label]

@@ -1,6 +1,8 @@
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recipe.cello1 import predict as predict_module
@@ -8,9 +10,9 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import Completion, EngineBase, Failure, Sampling
 from recipe.cello1.files import read_items
 from recipe.cello1.predict import main, predict, read_dataset, sample_seed
-from recipe.cello1.prompt import messages
+from recipe.cello1.prompt import LAYOUTS, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import puzzle_to_item, read_predictions, write_puzzles
+from recipe.cello1.records import puzzle_to_item, read_predictions, rl_row, write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 
 TYPES = ("B cell", "NK cell", "T cell")
@@ -103,6 +105,40 @@ def test_more_samples_are_added_to_those_there(tmp_path):
     done = run(engine, tmp_path / "b.jsonl", sampling=sampling, samples=4)
     assert (done.kept, len(engine.asked)) == (12, 12)
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_fewer_samples_delete_no_answers(tmp_path):
+    out, sampling = tmp_path / "p.jsonl", Sampling(temperature=0.7)
+    run(FakeEngine(fail=[7]), out, n=5, sampling=sampling, samples=8)
+    records = read_items(out)
+    done = run(FakeEngine(), out, n=5, sampling=sampling, samples=1)
+    assert (done.total, done.kept, done.answered) == (5, 5, 0)
+    assert read_items(out) == [record for record in records if "error" not in record] != records
+    assert run(FakeEngine(), out, n=5, sampling=sampling, samples=8).kept == 39
+
+
+def test_two_runs_do_not_write_to_one_file(tmp_path):
+    out = tmp_path / "p.jsonl"
+
+    class Meddling(FakeEngine):
+        def generate(self, requests, sampling):
+            with pytest.raises(ValueError, match="another run is writing to .*give each shard a file of its own"):
+                run(FakeEngine(), out, shard=(1, 2))
+            yield from super().generate(requests, sampling)
+
+    run(Meddling(), out, shard=(0, 2))
+    assert [file.name for file in tmp_path.iterdir()] == ["p.jsonl"]
+    assert run(FakeEngine(), out, shard=(1, 2)).answered == 3
+    assert [record["index"] for record in read_items(out)] == list(range(6))
+
+
+@pytest.mark.parametrize("key", ["index", "model", "sample", "tokens", "prompt_tokens", "prediction"])
+def test_items_with_keys_of_the_record_are_refused_before_anything_is_asked(tmp_path, key):
+    one = Puzzle((("G1",),), ("B cell",), ("B cell",), meta={key: 9})
+    engine = FakeEngine()
+    with pytest.raises(ValueError, match=f"item 1 already has the keys .*'{key}'"):
+        predict(engine, [*puzzles(1), one], tmp_path / "p.jsonl", progress=False)
+    assert engine.asked == []
 
 
 def test_interrupted_runs_lose_and_repeat_nothing(tmp_path):
@@ -272,6 +308,43 @@ def test_every_format_of_data(tmp_path, name):
     assert read_dataset(path) == puzzles()
 
 
+def test_puzzle_items_in_parquet(tmp_path):
+    path = tmp_path / "d.parquet"
+    items = [puzzle_to_item(puzzle) for puzzle in puzzles()]
+    pq.write_table(pa.Table.from_pylist([{**items[0], "note": "a"}, *items[1:]]), path)
+    assert read_dataset(path) == puzzles()
+    pq.write_table(pa.Table.from_pylist([{**items[0], "assistant_msg": None}, *items[1:]]), path)
+    assert [puzzle.answer for puzzle in read_dataset(path)] == [None] + [TYPES] * 5
+
+
+def rl_command(monkeypatch, tmp_path, engine, *more, data="d.parquet"):
+    monkeypatch.setattr(predict_module, "start_engines", lambda name, model, number, **options: engine)
+    return main(["--model", "m", "--data", str(tmp_path / data), "--out", str(tmp_path / "p.jsonl"), *more])
+
+
+def test_rl_data_says_how_it_is_asked(monkeypatch, tmp_path, capsys):
+    own = [Puzzle(puzzle.cells, (), puzzle.answer, puzzle.context) for puzzle in puzzles(2)]
+    write_rl_parquet(tmp_path / "d.parquet", own, "test", "user", "batch_open")
+    engine = FakeEngine()
+    assert rl_command(monkeypatch, tmp_path, engine) == 0
+    assert list(engine.asked[0].messages) == messages(own[0], "user", "batch_open")
+    assert {record["prompt_layout"] for record in read_items(tmp_path / "p.jsonl")} == {"user"}
+    assert rl_command(monkeypatch, tmp_path, engine, "--variant", "batch_open", "--prompt-layout", "user") == 0
+    for flags, said in ((["--variant", "batch"], "variant 'batch_open'"), (["--prompt-layout", "system"], "'user'")):
+        assert rl_command(monkeypatch, tmp_path, engine, *flags) == 2
+        error = capsys.readouterr().err
+        assert said in error and f"{flags[0]} {flags[1]} is asked for" in error
+
+
+def test_rl_data_of_two_variants_is_refused(monkeypatch, tmp_path, capsys):
+    rows = [
+        rl_row(puzzle, "test", i, layout) for i, (puzzle, layout) in enumerate(zip(puzzles(2), LAYOUTS, strict=True))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
+    assert rl_command(monkeypatch, tmp_path, FakeEngine()) == 2
+    assert "its rows have prompt_layout 'system' (row 0) and 'user' (row 1); split them" in capsys.readouterr().err
+
+
 def test_data_without_gold_can_be_predicted(tmp_path):
     blind = [Puzzle(p.cells, p.candidates, None, p.context) for p in puzzles(2)]
     write_puzzles(tmp_path / "d.json", blind)
@@ -311,13 +384,15 @@ def test_command_says_what_failed(monkeypatch, tmp_path, capsys):
     ("arguments", "match"),
     [
         (["--model", "/nowhere", "--data", "DATA"], "/nowhere does not exist"),
-        (["--model", "/nowhere", "--data", "/nowhere.json"], "data: /nowhere.json does not exist"),
+        (["--model", "/nowhere", "--data", "/nowhere.json"], "/nowhere.json does not exist"),
         (["--model", "/nowhere", "--data", "/nowhere.parquet"], "/nowhere.parquet does not exist"),
         (["--model", "/nowhere", "--data", "/nowhere.csv"], r"must end in .json, .jsonl or .parquet"),
         (["--model", "/nowhere", "--data", "DATA", "--temperature", "-1"], "temperature must be 0"),
         (["--model", "m", "--data", "DATA", "--reasoning-budget", "9"], "--reasoning-budget needs --constrain"),
         (["--model", "m", "--data", "DATA", "--base-url", "x"], "--base-url does not apply to the engine vllm"),
         (["--model", "m", "--data", "DATA", "--engine", "openai", "--lora", "x"], "--lora does not apply"),
+        (["--model", "m", "--data", "DATA", "--limit", "-1"], "--limit must be at least 1, got -1"),
+        (["--model", "m", "--data", "DATA", "--limit", "0"], "--limit must be at least 1, got 0"),
     ],
 )
 def test_command_refuses_in_one_line(tmp_path, capsys, arguments, match):

@@ -258,6 +258,41 @@ def test_files_of_an_earlier_run_are_not_left_behind(folder, tmp_path):
     assert set(manifest(tmp_path)["files"]) | {"manifest.json", "mine.txt"} == set(content(tmp_path))
 
 
+def test_an_interrupted_rebuild_leaves_nothing_behind(folder, tmp_path, monkeypatch):
+    assert run(folder, "--out", tmp_path, "--raw", *FEW) == 0
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recipe.cello1.data.build.write_rl_parquet", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder / "kidney", "--out", tmp_path, *FEW)
+    assert "not finished" in manifest(tmp_path)["error"]
+    assert (tmp_path / "train" / "file2_train.json").exists()
+    half = tmp_path / "train" / f".train_data.json.{'0' * 32}.tmp"  # as SIGKILL leaves it
+    half.write_text("[")
+    (tmp_path / ".mine.tmp").write_text("kept")
+    assert run(folder / "lung", "--out", tmp_path, *FEW) == 0
+    assert not half.exists()
+    assert (tmp_path / ".mine.tmp").exists()
+    assert set(manifest(tmp_path)["files"]) | {"manifest.json"} == set(content(tmp_path))
+
+
+def test_links_and_capitals(folder, tmp_path):
+    root = tmp_path / "in"
+    (root / "a").mkdir(parents=True)
+    (root / "a" / "X.H5AD").write_bytes((folder / "lung" / "file0.h5ad").read_bytes())
+    (root / "a" / "again").symlink_to(root)
+    (root / "b").symlink_to(root / "a")
+    (root / "c.h5ad").symlink_to(root / "a" / "X.H5AD")
+    build(root, tmp_path / "out")
+    assert [entry["name"] for entry in manifest(tmp_path / "out")["inputs"]] == ["c"]
+    (root / "c.h5ad").unlink()
+    build(root, tmp_path / "out")
+    assert [entry["name"] for entry in manifest(tmp_path / "out")["inputs"]] == ["a/X"]
+
+
 def test_a_killed_worker_is_reported_and_the_done_files_are_kept(folder, tmp_path, capsys, monkeypatch):
     from concurrent.futures.process import BrokenProcessPool
 
@@ -373,7 +408,25 @@ def test_one_bad_file_alone(tmp_path, capsys):
     (tmp_path / "in" / "a.h5ad").write_text("x")
     assert run(tmp_path / "in", "--out", tmp_path / "out", *FEW) == 1
     assert "none of the files could be used" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    found = manifest(tmp_path / "out")
+    assert found["error"] == "none of the files could be used"
+    assert [entry["status"] for entry in found["inputs"]] == ["bad"]
+    assert found["inputs"][0]["reason"] and found["inputs"][0]["remedy"]
+    assert "files" not in found
+    assert list(content(tmp_path / "out")) == ["manifest.json"]
+
+
+def test_the_manifest_of_an_earlier_run_does_not_stay_when_a_run_fails(folder, tmp_path):
+    build(folder, tmp_path)
+    before = manifest(tmp_path)["files"]
+    one_donor = write(toy_adata(n_cells=200, n_donors=1), tmp_path / "in" / "a.h5ad")
+    assert run(one_donor, "--out", tmp_path, *FEW) == 1
+    found = manifest(tmp_path)
+    assert "--split puzzle" in found["error"]
+    assert [entry["status"] for entry in found["inputs"]] == ["used"]
+    assert set(found["stale_files"]) == set(before)
+    assert run(one_donor, "--out", tmp_path, *FEW, "--split", "puzzle") == 0
+    assert set(manifest(tmp_path)["files"]) | {"manifest.json", "in/a.h5ad"} == set(content(tmp_path))
 
 
 # ------------------------------------------------------------------------------------------------------------- options
@@ -546,10 +599,40 @@ def test_test_size_and_validation(folder, tmp_path):
     counts = {side: part["puzzles"] for side, part in manifest(tmp_path)["splits"].items()}
     assert counts["test"] <= 8
     assert 1 <= counts["val"] <= 10
-    assert set(manifest(tmp_path)["leaks"]) == {"train/test", "train/val"}
+    assert set(manifest(tmp_path)["leaks"]) == {"train/test", "train/val", "val/test"}
     assert not any(found["leaks"] for found in manifest(tmp_path)["leaks"].values())
     assert len(read_rl_parquet(tmp_path / "rl" / "val.parquet")) == counts["val"]
     assert sum(counts.values()) == 60
+
+
+def test_the_same_cells_under_other_names_with_short_lists(tmp_path, capsys):
+    for name in ("a", "b"):
+        write(toy_adata(0, n_cells=300, donor_prefix=name), tmp_path / "in" / f"{name}.h5ad")
+    flags = ("--top-genes", "25", "--fail-on-leak", "--split", "dataset", "--out", tmp_path / "out")
+    assert run(tmp_path / "in", *FEW, *flags) == 1
+    capsys.readouterr()
+    files = []
+    for name in ("a", "b"):
+        build(tmp_path / "in" / f"{name}.h5ad", tmp_path / name, "--top-genes", "25")
+        files.append(tmp_path / name / "train" / "train_data.json")
+    assert run("audit", *files, "--fail-on-leak") == 1
+
+
+def test_validation_and_test_are_compared_too(made, tmp_path):
+    items = json.loads((made / "train" / "train_data.json").read_bytes())
+    for side, own in (("train", items[:5]), ("val", items[5:9]), ("test", items[5:12])):
+        (tmp_path / f"{side}.json").write_text(json.dumps(own))
+    assert run(tmp_path, "--out", tmp_path / "out") == 0
+    leaks = manifest(tmp_path / "out")["leaks"]
+    assert set(leaks) == {"train/test", "train/val", "val/test"}
+    assert leaks["val/test"]["puzzles"]["shared"] == 4
+
+
+def test_nothing_to_compare_is_no_proof(made, tmp_path, capsys):
+    files = [made / "train" / "train_data.json", "--split", "given", "--out", tmp_path]
+    assert run(*files) == 0
+    assert run(*files, "--fail-on-leak") == 1
+    assert "there are no two sides to compare" in capsys.readouterr().err
 
 
 def test_drop_overlap(folder, tmp_path):

@@ -15,8 +15,8 @@ import numpy as np
 
 from recipe.cello1.answer import join_types
 from recipe.cello1.data.audit import Audit, audit
-from recipe.cello1.data.identity import VALUE_SEPARATOR, fingerprint_of
-from recipe.cello1.data.outputs import JsonListWriter
+from recipe.cello1.data.identity import VALUE_SEPARATOR, fingerprints_of
+from recipe.cello1.data.outputs import JsonListWriter, remove_unfinished
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.sides import LEFT_OUT, Plan, decide_sides
 from recipe.cello1.files import atomic_write, dumps, sha256
@@ -91,7 +91,8 @@ def build(
     sources
         The puzzles; their order is that of the files.
     out
-        The folder. The manifest is written last: a folder without one is not complete.
+        The folder. The manifest is written last; until then, and if the data set cannot be made, it says so under
+        ``error``, and lists under ``stale_files`` what earlier or unfinished runs have left there.
     settings
         How the puzzles were made; seed and task variant serve here, too.
     plan
@@ -111,17 +112,59 @@ def build(
         If there are no puzzles, or they cannot be split as wanted.
     """
     out = Path(out)
-    known = [[fingerprint_of(puzzle, source.name) for puzzle in source.load()] for source in sources]
+    head = {
+        "format": 1,
+        # What may decide the bytes.
+        "versions": {"python": platform.python_version(), **package_versions(_PACKAGES)},
+        "settings": settings.plain(),
+        "plan": {name: getattr(plan, name) for name in Plan.__slots__},
+        **(about or {}),
+    }
+    unfinished = _Unfinished(out, head)
+    try:
+        return _build(sources, out, settings, plan, head, more_files, unfinished)
+    except Exception as error:
+        unfinished.write(str(error))
+        raise
+
+
+class _Unfinished:
+    """What the folder holds as long as there is no data set: a manifest that says so, and lists all files to remove."""
+
+    def __init__(self, out: Path, head: Mapping[str, Any]) -> None:
+        self._out, self._head = out, head
+        self.stale = _written_before(out)
+        remove_unfinished(out)
+
+    def write(self, error: str) -> None:
+        about = {**self._head, "error": error, "stale_files": sorted(self.stale)}
+        atomic_write(self._out / MANIFEST, dumps(about, 1) + "\n")
+
+
+def _build(
+    sources: Sequence[Source],
+    out: Path,
+    settings: Settings,
+    plan: Plan,
+    head: Mapping[str, Any],
+    more_files: Sequence[str],
+    unfinished: _Unfinished,
+) -> DataSet:
+    if not sources:
+        msg = "none of the files could be used"
+        raise ValueError(msg)
+    known = [fingerprints_of(source.load(), source.name) for source in sources]
     flat = [puzzle for own in known for puzzle in own]
     if not flat:
         msg = "there are no puzzles; see the notes on each file"
         raise ValueError(msg)
     sides, notes = decide_sides([(source.name, source.split) for source in sources], known, settings, plan)
-    before = _written_before(out)
-    (out / MANIFEST).unlink(missing_ok=True)  # what it describes is about to change
+    files = _json_names(sources, sides, plan)
+    unfinished.stale.update(files, (f"rl/{side}.parquet" for side in _RL_SIDES), [AUDIT], more_files)
+    unfinished.write("the data set is not finished; start the same command again")
 
     counters: dict[str, dict[str, Counter]] = {}
-    files = _write_json(sources, sides, out, settings, plan, counters)
+    _write_json(sources, sides, out, settings, plan, counters)
     bounds = np.cumsum([0, *map(len, known)])
     of_side = {
         name: [puzzle for puzzle, side in zip(flat, np.concatenate(sides), strict=True) if side == name]
@@ -136,7 +179,7 @@ def build(
         f"{side}/{held_out}": audit(of_side[side], of_side[held_out])
         for held_out in ("test", "val")
         for side in of_side
-        if held_out in of_side and side not in ("test", "val", LEFT_OUT)
+        if held_out in of_side and side not in ("test", LEFT_OUT) and side != held_out
     }
     about_split = {"split": plan.split, "audits": {name: found.plain() for name, found in audits.items()}}
     atomic_write(out / AUDIT, dumps(about_split, 1) + "\n")
@@ -144,12 +187,7 @@ def build(
 
     counts = {name: len(puzzles) for name, puzzles in of_side.items()}
     manifest = {
-        "format": 1,
-        # What may decide the bytes.
-        "versions": {"python": platform.python_version(), **package_versions(_PACKAGES)},
-        "settings": settings.plain(),
-        "plan": {name: getattr(plan, name) for name in Plan.__slots__},
-        **(about or {}),
+        **head,
         "sources": [
             {"name": s.name, "puzzles": int(b - a)} for s, a, b in zip(sources, bounds, bounds[1:], strict=False)
         ],
@@ -158,17 +196,18 @@ def build(
         "leaks": {name: found.plain() for name, found in audits.items()},
         "files": {name: sha256(out / name) for name in sorted(files)},
     }
-    for name in sorted(before - set(files)):
+    for name in sorted(unfinished.stale - set(files)):
         (out / name).unlink(missing_ok=True)
     atomic_write(out / MANIFEST, dumps(manifest, 1) + "\n")
     return DataSet(counts, audits, (*sorted(files), MANIFEST), tuple(notes))
 
 
 def _written_before(out: Path) -> set[str]:
-    """Return the files that an earlier run wrote here, so that none of them is left behind."""
+    """Return the files that earlier runs wrote here, finished or not, so that none of them is left behind."""
     try:
-        return set(json.loads((out / MANIFEST).read_bytes())["files"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((out / MANIFEST).read_bytes())
+        return {*found.get("files", ()), *found.get("stale_files", ())}
+    except (OSError, ValueError, AttributeError, TypeError):
         return set()
 
 
@@ -188,6 +227,28 @@ def merged_name(side: str) -> str:
     return f"{LEFT_OUT}.json" if side == LEFT_OUT else f"{side}/{side}_data.json"
 
 
+_RAW_MERGED = "train/train_raw_data.json"
+
+
+def _sides_of(sides: Sequence[np.ndarray]) -> list[str]:
+    return sorted({side for own in sides for side in own.tolist()})
+
+
+def _own_names(source: Source, names: Sequence[str], plan: Plan) -> dict[str, str]:
+    """Name the files of one source alone, by side."""
+    if not source.files:
+        return {}
+    wanted = [side for side in names if side in _RL_SIDES] + (["train_raw"] if plan.raw else [])
+    return {side: f"{side.removesuffix('_raw')}/{source.name}_{side}.json" for side in wanted}
+
+
+def _json_names(sources: Sequence[Source], sides: Sequence[np.ndarray], plan: Plan) -> list[str]:
+    """Name the merged and per-source files."""
+    names = _sides_of(sides)
+    merged = [merged_name(side) for side in names] + ([_RAW_MERGED] if plan.raw else [])
+    return merged + [name for source in sources for name in _own_names(source, names, plan).values()]
+
+
 def _write_json(
     sources: Sequence[Source],
     sides: Sequence[np.ndarray],
@@ -195,24 +256,19 @@ def _write_json(
     settings: Settings,
     plan: Plan,
     counters: dict[str, dict[str, Counter]],
-) -> list[str]:
-    """Write the merged and per-source files, and count what is in them; returns their names."""
-    names = sorted({side for own in sides for side in own.tolist()})
-    raw_merged = "train/train_raw_data.json"
-    written = [merged_name(side) for side in names] + ([raw_merged] if plan.raw else [])
+) -> None:
+    """Write the merged and per-source files, and count what is in them."""
+    names = _sides_of(sides)
     with ExitStack() as stack:
         merged = {side: stack.enter_context(JsonListWriter(out / merged_name(side))) for side in names}
         if plan.raw:
-            merged["raw"] = stack.enter_context(JsonListWriter(out / raw_merged))
+            merged["raw"] = stack.enter_context(JsonListWriter(out / _RAW_MERGED))
         for source, own in zip(sources, sides, strict=True):
             with ExitStack() as per_file:
-                alone: dict[str, JsonListWriter] = {}
-                if source.files:
-                    wanted = [side for side in names if side in _RL_SIDES] + (["train_raw"] if plan.raw else [])
-                    for side in wanted:
-                        name = f"{side.removesuffix('_raw')}/{source.name}_{side}.json"
-                        alone[side] = per_file.enter_context(JsonListWriter(out / name))
-                        written.append(name)
+                alone = {
+                    side: per_file.enter_context(JsonListWriter(out / name))
+                    for side, name in _own_names(source, names, plan).items()
+                }
                 for puzzle, side in zip(source.load(), own.tolist(), strict=True):
                     item = puzzle_to_item(puzzle, settings.variant)
                     merged[side].write(item)
@@ -224,7 +280,6 @@ def _write_json(
                         if "train_raw" in alone:
                             alone["train_raw"].write(raw)
                     _count(counters.setdefault(side, {}), puzzle)
-    return written
 
 
 def raw_item(puzzle: Puzzle, settings: Settings) -> dict[str, Any]:

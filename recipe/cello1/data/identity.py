@@ -1,9 +1,12 @@
 """When two cells, donors or puzzles are the same, so that one can be kept out of the test set.
 
 A *cell* is known by its id within its data set, and by its list of genes: the same cell may lie in several data sets,
-and published puzzles have no ids. Short lists coincide by chance, so a list proves a cell only from
-``TELLING_GENES`` genes on, or where there is nothing else. A *donor* is known by the id, the same in every data set, or
-else by the context. A *puzzle* is known by what it shows.
+and published puzzles have no ids. Short lists coincide by chance, so beside ids a list proves a cell only from
+``TELLING_GENES`` genes on, or as many as are listed at most where that is less (``--top-genes 25``: every full list
+does), but never with fewer than ``LEAST_TELLING``: cells of one type give their first places to the same few dozen
+genes, and large files have billions of pairs of cells. So with ``--top-genes`` below that a cell under two ids is not
+noticed, which is better than to find leaks everywhere. Without ids every list counts, whatever its length. A *donor* is
+known by the id, the same in every data set, or else by the context. A *puzzle* is known by what it shows.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy as np
 from recipe.cello1.puzzle import Puzzle
 
 TELLING_GENES = 30
+LEAST_TELLING = 15
 VALUE_SEPARATOR = " | "  # between the values of a puzzle whose cells differ, for example in tissue
 
 
@@ -76,7 +80,25 @@ def hash64(*parts: str) -> int:
     return int.from_bytes(digest.digest(), "little")
 
 
-def fingerprint_of(puzzle: Puzzle, dataset: str = "") -> Fingerprint:
+def fingerprints_of(puzzles: Sequence[Puzzle], dataset: str = "") -> list[Fingerprint]:
+    """Take the fingerprints of the puzzles of one source; its longest list tells how many genes are listed at most.
+
+    Parameters
+    ----------
+    puzzles
+        The puzzles.
+    dataset
+        The data set of those that do not say.
+
+    Returns
+    -------
+    The fingerprints.
+    """
+    n_top = max((len(cell) for puzzle in puzzles for cell in puzzle.cells), default=TELLING_GENES)
+    return [fingerprint_of(puzzle, dataset, n_top) for puzzle in puzzles]
+
+
+def fingerprint_of(puzzle: Puzzle, dataset: str = "", n_top: int = TELLING_GENES) -> Fingerprint:
     """Take the fingerprint of a puzzle.
 
     Parameters
@@ -85,6 +107,8 @@ def fingerprint_of(puzzle: Puzzle, dataset: str = "") -> Fingerprint:
         The puzzle.
     dataset
         The data set of a puzzle that does not say.
+    n_top
+        How many genes are listed at most.
 
     Returns
     -------
@@ -99,6 +123,7 @@ def fingerprint_of(puzzle: Puzzle, dataset: str = "") -> Fingerprint:
     if len(ids) != puzzle.n_cells:
         ids = ()
     genes = ["\1".join(cell) for cell in puzzle.cells]
+    enough = max(LEAST_TELLING, min(TELLING_GENES, n_top))
     tissues = [part for part in str(meta.get("tissue") or "").split(VALUE_SEPARATOR) if part]
     return Fingerprint(
         puzzle.n_cells,
@@ -108,7 +133,7 @@ def fingerprint_of(puzzle: Puzzle, dataset: str = "") -> Fingerprint:
         _array([hash64("tissue", part) for part in tissues]),
         _array([hash64("id", name, str(cell)) for cell in ids]),
         _array([hash64("genes", text) for text in genes]),
-        np.array([len(cell) >= TELLING_GENES for cell in puzzle.cells]),
+        np.array([len(cell) >= enough for cell in puzzle.cells]),
         hash64("puzzle", puzzle.context, *genes, "", *puzzle.candidates),
         hash64("cells", *sorted(genes), "", *sorted(puzzle.candidates)),
     )

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.files import read_items
 from recipe.cello1.prompt import VARIANTS, Variant
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import item_to_puzzle, puzzle_from_rl_row
-from recipe.cello1.rl_parquet import read_table
+from recipe.cello1.puzzle_files import is_rl_row, puzzle_of, read_rows, without_gaps
+from recipe.cello1.records import item_to_puzzle
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
 OWN_FILES = ("manifest.json", "leak_audit.json", "left_out.json")
 SPLITS = {
     "train": "train",
@@ -93,33 +91,17 @@ def read_puzzle_file(path: str | Path, variant: Variant | None = "batch") -> Imp
         If it cannot be read at all, or has no items.
     """
     path = Path(path)
-    if path.suffix == ".parquet":
-        if not path.is_file():
-            msg = f"{path} does not exist"
-            raise FileNotFoundError(msg)
-        items: list[Any] = read_table(path).to_pylist()
-    else:
-        items = read_items(path)
-    if not items:
-        msg = f"{path} holds no items"
-        raise ValueError(msg)
-    puzzles, failures = _convert(items, variant)
+    puzzles, failures = _convert(read_rows(path), variant)
     return Imported(path.name, split_in_name(path.name), puzzles, tuple(f"{path.name}: {text}" for text in failures))
 
 
 def _convert(items: Iterable[Any], variant: Variant | None) -> tuple[tuple[Puzzle, ...], list[str]]:
     puzzles, failures = [], []
     for index, item in enumerate(items):
-        if isinstance(item, Mapping):
-            # Tables have a column for every key of any row; what a row lacks is None there.
-            item = {key: value for key, value in item.items() if value is not None}
-        read: Callable[..., Puzzle] = item_to_puzzle
-        if isinstance(item, Mapping) and "reward_model" in item:
-            read = puzzle_from_rl_row
-        elif variant is None:
+        if variant is None and not is_rl_row(item):
             variant = _variant_of(item)
         try:
-            puzzles.append(read(item, index, variant) if variant else read(item, index))
+            puzzles.append(puzzle_of(item, index, variant))
         except ValueError as error:
             failures.append(str(error))
     return tuple(puzzles), failures
@@ -159,7 +141,8 @@ def read_hub(name: str, variant: Variant = "batch") -> list[Imported]:
 
     try:
         found = datasets.load_dataset(name)
-    except (OSError, ValueError, RuntimeError) as error:  # offline, no such data set, files of another kind
+    # Offline, no such data set, files of another kind or damaged ones.
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         msg = (
             f"--from-hub {name}: the data set cannot be loaded ({first}); check id and connection, or fetch its "
@@ -168,7 +151,7 @@ def read_hub(name: str, variant: Variant = "batch") -> list[Imported]:
         raise ConnectionError(msg) from error
     result = []
     for split, rows in found.items():
-        puzzles, failures = _convert(rows, variant)
+        puzzles, failures = _convert(map(without_gaps, rows), variant)
         label = split_in_name(split) or str(split)
         result.append(Imported(str(split), label, puzzles, tuple(f"{name}, {split}: {text}" for text in failures)))
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ from types import TracebackType
 from typing import IO, Any
 
 from recipe.cello1.files import dumps
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # as everything here that is written whole or not at all
 
 
 class JsonListWriter:
@@ -70,6 +73,19 @@ class JsonListWriter:
             os.replace(self._temporary, self.path)
         else:
             self._temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Remove the temporary files that a killed run has left.
+
+    Parameters
+    ----------
+    folder
+        Where to look, at any depth. No run may be writing there.
+    """
+    for path in Path(folder).rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def copy_out(folder: str | Path, names: Iterable[str], url: str) -> list[str]:

@@ -139,7 +139,7 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.file: BinaryIO | None = None  # the same file for raw chunks
-        if self.path.suffix == ".zarr":
+        if self.path.suffix.lower() == ".zarr":
             try:
                 import zarr
             except ImportError:

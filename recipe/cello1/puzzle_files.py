@@ -1,0 +1,178 @@
+"""Puzzles from any file that holds some: JSON, JSONL or parquet, of puzzle items or of RL rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipe.cello1.files import read_items
+from recipe.cello1.prompt import Layout, Variant
+from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.records import item_to_puzzle, puzzle_from_rl_row
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class PuzzleFile:
+    """What a file holds.
+
+    Attributes
+    ----------
+    puzzles
+        The puzzles.
+    variant, layout
+        Task variant and prompt layout: those written in the rows, else those asked for, else ``batch`` and ``system``.
+    """
+
+    puzzles: list[Puzzle]
+    variant: Variant
+    layout: Layout
+
+
+def read_rows(path: str | Path) -> list[Any]:
+    """Read the items or rows of a file, unchecked.
+
+    Parameters
+    ----------
+    path
+        A ``.json`` list, ``.jsonl``, or ``.parquet``.
+
+    Returns
+    -------
+    One entry each, at least one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read, has another suffix, or holds nothing.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        msg = f"{path} must end in .json, .jsonl or .parquet"
+        raise ValueError(msg)
+    if not path.is_file():
+        msg = f"{path} does not exist; give a file of puzzle items or RL data"
+        raise FileNotFoundError(msg)
+    if path.suffix == ".parquet":
+        from recipe.cello1.rl_parquet import read_table  # pyarrow, which who only annotates does not need
+
+        rows = read_table(path).to_pylist()
+    else:
+        rows = read_items(path)
+    rows = [without_gaps(row) if isinstance(row, Mapping) else row for row in rows]
+    if not rows:
+        msg = f"{path} holds no items"
+        raise ValueError(msg)
+    return rows
+
+
+def without_gaps(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what a row lacks: tables have a column for every key of any row, and ``None`` there.
+
+    Parameters
+    ----------
+    row
+        A row of a table.
+
+    Returns
+    -------
+    What it has.
+    """
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def is_rl_row(row: Any) -> bool:
+    """Tell RL rows from puzzle items.
+
+    Parameters
+    ----------
+    row
+        An entry of a file.
+
+    Returns
+    -------
+    Whether it is an RL row.
+    """
+    return isinstance(row, Mapping) and ("reward_model" in row or "data_source" in row)
+
+
+def puzzle_of(row: Any, index: int = 0, variant: Variant | None = None, *, require_gold: bool = True) -> Puzzle:
+    """Make the puzzle of an item or RL row.
+
+    Parameters
+    ----------
+    row
+        The item or row.
+    index
+        Its position, for messages.
+    variant
+        Task variant; by default the one written in an RL row, else ``"batch"``.
+    require_gold
+        Whether an item without gold is an error; RL rows always have it.
+
+    Returns
+    -------
+    The puzzle.
+
+    Raises
+    ------
+    ValueError
+        If it is unusable.
+    """
+    if is_rl_row(row):
+        return puzzle_from_rl_row(row, index, variant)
+    return item_to_puzzle(row, index, variant or "batch", require_gold=require_gold)
+
+
+def load_puzzles(path: str | Path, variant: Variant | None = None, layout: Layout | None = None) -> PuzzleFile:
+    """Read puzzles, with or without gold, and how they are to be asked.
+
+    Parameters
+    ----------
+    path
+        As for :func:`read_rows`.
+    variant, layout
+        Task variant and prompt layout, if decided elsewhere.
+
+    Returns
+    -------
+    Puzzles, variant and layout.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If anything in it is unusable, its rows disagree, or they contradict ``variant`` or ``layout``.
+    """
+    rows = read_rows(path)
+    try:
+        found: Variant = _agreed(rows, "variant", variant, "--variant") or "batch"
+        asked: Layout = _agreed(rows, "prompt_layout", layout, "--prompt-layout") or "system"
+        puzzles = [puzzle_of(row, index, found, require_gold=False) for index, row in enumerate(rows)]
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from None
+    return PuzzleFile(puzzles, found, asked)
+
+
+def _agreed(rows: list[Any], key: str, asked: Any, flag: str) -> Any:
+    """Return what the rows say, or ``asked`` where they are silent."""
+    first: dict[Any, int] = {}
+    for index, row in enumerate(rows):
+        extra = row.get("extra_info") if is_rl_row(row) else None
+        if isinstance(extra, Mapping) and (value := extra.get(key)):
+            first.setdefault(value, index)
+    if len(first) > 1:
+        said = " and ".join(f"{value!r} (row {index})" for value, index in first.items())
+        msg = f"column 'extra_info': its rows have {key} {said}; split them into a file each"
+        raise ValueError(msg)
+    if asked and first and asked not in first:
+        msg = f"its rows have {key} {next(iter(first))!r}, and {flag} {asked} is asked for; leave that out"
+        raise ValueError(msg)
+    return next(iter(first), asked)
