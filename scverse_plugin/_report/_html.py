@@ -106,6 +106,8 @@ def _summary(run: Any) -> str:
         f"engine {params['engine']}",
         f"{int(checks['n_puzzles'])} puzzles, {int(checks['n_errors'])} without a response",
     ]
+    if checks["n_repeated"]:
+        facts.append(f"{int(checks['n_repeated'])} puzzles do not count: their answer names a type twice")
     if checks["decoy_rate"] == checks["decoy_rate"]:
         facts.append(f"decoys chosen in {float(checks['decoy_rate']):.1%} of the chances (false assignments)")
     if checks["position_p_value"] == checks["position_p_value"]:

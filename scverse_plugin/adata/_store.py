@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from recipe.cello1.answer import parse_answer
+from recipe.cello1.answer import Reason, parse_answer
 from recipe.cello1.prompt import Variant, messages
 from recipe.cello1.puzzle import Puzzle
 from scverse_plugin.method._ask import Reply
 from scverse_plugin.method._plan import Draft
-from scverse_plugin.method._tally import Calls, CellChecks, PositionBias, Tally
+from scverse_plugin.method._tally import Calls, CellChecks, PositionBias, Tally, names_twice
 from scverse_plugin.method._units import Unit
 
 TOOL = "cello1"  # in uns[key]["params"]["tool"]: the mark of what is ours
@@ -219,7 +219,13 @@ def traces_table(
     """
     parsed = [parse_answer(reply.text) for reply in replies]
     status = [
-        "error" if reply.text is None else "ok" if found.ok else str(found.reason)
+        "error"
+        if reply.text is None
+        else str(found.reason)
+        if not found.ok
+        else str(Reason.DUPLICATE)
+        if names_twice(found.items)
+        else "ok"
         for reply, found in zip(replies, parsed, strict=True)
     ]
     table: dict[str, Any] = {

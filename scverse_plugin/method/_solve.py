@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,7 +22,10 @@ from scverse_plugin.method._units import Unit
 SCREENINGS = 3  # how often every unit meets every type
 STAGES = 3  # how often the leading types are looked at anew afterwards
 
+ORDERS = 20  # how many orders of the candidates are tried for a question that has been asked before
+
 Ask = Callable[[Sequence[Draft]], list[Reply]]
+Wording = Callable[[Draft], Hashable]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,14 @@ def final_rounds(
     rng: np.random.Generator,
     screened: Tally | None = None,
     first: int = 1,
+    wording: Wording | None = None,
+    asked: set[Hashable] | None = None,
 ) -> list[Draft]:
     """Draw the puzzles that decide.
+
+    Greedy decoding answers the same question in the same way: to count that again would be to invent confidence. What
+    has been asked before, word for word, is asked with the candidates in another order; if no new one is found it is
+    left out.
 
     Parameters
     ----------
@@ -119,11 +128,17 @@ def final_rounds(
         Votes so far.
     first
         Number of the first round.
+    wording
+        What two drafts share only if the model sees the same. ``None`` if it answers the same question anew each time
+        (sampling).
+    asked
+        Wordings of earlier rounds; those of these rounds are added.
 
     Returns
     -------
     The puzzles.
     """
+    asked = set() if asked is None else asked
     members_of = Members(units, size, rng)
     drafts = []
     for number in range(first, first + n_rounds):
@@ -139,8 +154,20 @@ def final_rounds(
             if lists.decoys:
                 extra = rng.choice(len(lists.decoys), lists.n_decoys(donor), replace=False)
                 shown += [lists.decoys[i] for i in extra]
-            drafts.append(Draft(number, donor, members, cells, arrange(shown, rng if lists.shuffle else None)))
+            draft = Draft(number, donor, members, cells, arrange(shown, rng if lists.shuffle else None))
+            if wording is None or (draft := _unasked(draft, wording, asked, rng)):
+                drafts.append(draft)
     return drafts
+
+
+def _unasked(draft: Draft, wording: Wording, asked: set[Hashable], rng: np.random.Generator) -> Draft | None:
+    """Return the draft, or the same in another order, if it has not been asked yet."""
+    for _ in range(ORDERS):
+        if (key := (draft.members, wording(draft))) not in asked:
+            asked.add(key)
+            return draft
+        draft = replace(draft, candidates=arrange(draft.candidates, rng))
+    return None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,12 +194,13 @@ def solve(
     n_rounds: int,
     ask: Ask,
     rng: np.random.Generator,
+    wording: Wording | None = None,
 ) -> Solved:
     """Ask all rounds.
 
     Parameters
     ----------
-    units, lists, size, n_rounds, rng
+    units, lists, size, n_rounds, rng, wording
         As for :func:`final_rounds`.
     ask
         Puts puzzles to the engine.
@@ -191,9 +219,10 @@ def solve(
         return count(drafts[start:], texts, len(units), lists.types, lists.decoys)
 
     done = 0
+    asked: set[Hashable] = set()
     for stage in range(stages):
         n = (n_rounds - done) // (stages - stage)
-        more = final_rounds(units, lists, size, n, rng, tally(0) if n_screening else None, done + 1)
+        more = final_rounds(units, lists, size, n, rng, tally(0) if n_screening else None, done + 1, wording, asked)
         drafts = drafts + more
         replies = replies + ask(more)
         done += n

@@ -36,6 +36,8 @@ class Tally:
         Float arrays of shape (units, types).
     failures, puzzles
         int64, for each unit the puzzles without a vote for it, and all of them.
+    repeated
+        Puzzles whose answer names a type twice.
     casts
         Every single vote: unit, row of the cell, type, position in the puzzle, cells in it; int64 of shape (votes, 5).
     """
@@ -46,6 +48,7 @@ class Tally:
     met: np.ndarray
     failures: np.ndarray
     puzzles: np.ndarray
+    repeated: int
     casts: np.ndarray
 
     @property
@@ -81,8 +84,8 @@ def count(
 
     Returns
     -------
-    The tally. A malformed response, and an item that is no candidate of its puzzle, is a failure of the cells
-    concerned.
+    The tally. A malformed response, or one that names a type twice (for which the reward pays -1), is a failure of all
+    cells of its puzzle; an item that is no candidate is one of its cell.
     """
     everything = (*types, *decoys)
     column = {name: j for j, name in enumerate(everything)}
@@ -90,10 +93,15 @@ def count(
     met = np.zeros_like(votes)
     failures = np.zeros(n_units, dtype=np.int64)
     puzzles = np.zeros(n_units, dtype=np.int64)
+    repeated = 0
     casts: list[tuple[int, int, int, int, int]] = []
     for draft, text in zip(drafts, texts, strict=True):
         n = len(draft.members)
-        counted = vote_matrix(read_answers([text], n), draft.candidates, n)
+        answers = read_answers([text], n)
+        if names_twice(answers[0]):
+            repeated += 1
+            answers = [None]
+        counted = vote_matrix(answers, draft.candidates, n)
         columns = [column[name] for name in draft.candidates]
         for position, unit in enumerate(draft.members):
             puzzles[unit] += 1
@@ -106,7 +114,22 @@ def count(
             votes[unit, which] += 1
             casts.append((unit, draft.cells[position], which, position, n))
     table = np.array(casts, dtype=np.int64).reshape(-1, 5)
-    return Tally(everything, len(decoys), votes, met, failures, puzzles, table)
+    return Tally(everything, len(decoys), votes, met, failures, puzzles, repeated, table)
+
+
+def names_twice(answer: Sequence[str] | None) -> bool:
+    """Say whether an answer names a type twice: a legal one matches one to one.
+
+    Parameters
+    ----------
+    answer
+        The types, ``None`` for an unreadable response.
+
+    Returns
+    -------
+    Whether it does; case is ignored.
+    """
+    return answer is not None and len({name.lower() for name in answer}) < len(answer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,7 +239,8 @@ class CellChecks:
         cells are alike, however unsure the model is; large where each cell is clear and they differ, as in a mixture
         of types (over-merged clusters, doublets). NaN unless some cell was asked twice and there are two cells.
     mixed
-        bool, whether ``gap`` is at least ``MIXED_GAP`` and ``agreement`` below ``MIXED_AGREEMENT``.
+        bool, whether ``gap`` is at least ``MIXED_GAP`` and twice its standard error among cells that are alike, and
+        ``agreement`` below ``MIXED_AGREEMENT``.
     """
 
     cells: np.ndarray
@@ -243,6 +267,7 @@ def check_cells(tally: Tally, best: np.ndarray) -> CellChecks:
     cells = np.zeros(n_units, dtype=np.int64)
     agreement = np.full(n_units, np.nan)
     gap = np.full(n_units, np.nan)
+    needed = np.full(n_units, MIXED_GAP)
     casts = tally.casts[np.argsort(tally.casts[:, 0], kind="stable")]
     units, starts = np.unique(casts[:, 0], return_index=True)
     blocks = np.split(casts, starts[1:]) if len(units) else []
@@ -253,21 +278,25 @@ def check_cells(tally: Tally, best: np.ndarray) -> CellChecks:
         cells[unit] = len(rows)
         # A cell with two leading types agrees only if the unit's is not behind.
         agreement[unit] = float((table[:, best[unit]] == table.max(axis=1)).mean())
-        gap[unit] = _gap(table)
-    mixed = (gap >= MIXED_GAP) & (agreement < MIXED_AGREEMENT)
+        gap[unit], error = _gap(table)
+        needed[unit] = max(MIXED_GAP, 2 * error)
+    mixed = (gap >= needed) & (agreement < MIXED_AGREEMENT)
     return CellChecks(cells, agreement, gap, mixed)
 
 
-def _gap(table: np.ndarray) -> float:
-    """Return agreement within rows less agreement between rows, over all pairs of votes."""
+def _gap(table: np.ndarray) -> tuple[float, float]:
+    """Return agreement within rows less agreement between rows, over all pairs of votes, and its standard error.
+
+    The error is that of the pairs within rows, which are the fewer, if they agreed as often as those between.
+    """
     n = table.sum(axis=1)
     pairs_within = (n * (n - 1)).sum()
     pairs_between = n.sum() ** 2 - (n**2).sum()
     if not pairs_within or not pairs_between:
-        return np.nan
+        return np.nan, np.nan
     within = (table * (table - 1)).sum() / pairs_within
     between = ((table.sum(axis=0) ** 2).sum() - (table**2).sum()) / pairs_between
-    return float(within - between)
+    return float(within - between), float(np.sqrt(between * (1 - between) / (pairs_within / 2)))
 
 
 def decoy_rate(tally: Tally) -> float:

@@ -18,7 +18,7 @@ from scverse_plugin.method._ask import Cache, Reply, ask, completion_seeds
 from scverse_plugin.method._engines import check_engine, opened
 from scverse_plugin.method._plan import LARGEST_LIST, Draft
 from scverse_plugin.method._solve import final_rounds, screening, solve
-from scverse_plugin.method._tally import call, check_cells, decoy_rate, position_bias
+from scverse_plugin.method._tally import Tally, call, check_cells, decoy_rate, position_bias
 from scverse_plugin.tl._prepare import Prepared, check_options, prepare, provenance
 
 Prompts = list[list[dict[str, str]]]
@@ -88,7 +88,7 @@ def annotate(
         group then gets a label of its own), or the name of an ``obs`` column with types (of ``reference``, if given).
     groupby
         Categorical column of ``obs`` whose groups are labelled. ``None`` labels every cell by itself, which takes
-        ``n_votes`` puzzles for each.
+        up to ``n_votes`` puzzles for each.
     groups
         The groups to label; all by default. Other cells get no value.
     sample_key
@@ -121,7 +121,9 @@ def annotate(
     cell_choice
         ``"random"``, or ``"representative"``: of 50 random cells those most like their mean.
     n_votes
-        Rounds: each group is in at least so many puzzles.
+        Rounds: each group is in at least so many puzzles. With greedy decoding nothing is asked twice: what would
+        repeat an earlier puzzle shows its candidates in another order, and where there is no other it is left out, so
+        that a group may have fewer votes.
     puzzle_size
         Most cells in a puzzle. By default 8 at most, half the number of types if there are more groups than types, and
         1 with ``groupby=None``, since cells of a puzzle are taken to be of different types.
@@ -199,7 +201,8 @@ def annotate(
     ``adata.uns[key_added]["positions"]`` : :class:`pandas.DataFrame`
         For each position in a puzzle the votes, and how often they are for the group's best type.
     ``adata.uns[key_added]["checks"]`` : :class:`dict`
-        ``decoy_rate``, ``position_p_value``, ``n_puzzles``, ``n_failures``, ``n_errors``.
+        ``decoy_rate``, ``position_p_value``, ``n_puzzles``, ``n_failures``, ``n_repeated`` (puzzles whose
+        answer names a type twice: they count for none of their groups), ``n_errors``.
 
     Raises
     ------
@@ -224,9 +227,10 @@ def annotate(
     if not dry_run:
         _store.check_free(adata, key_added)
     prepared = prepare(adata, given)
+    wording = None if temperature > 0 else prepared.puzzle  # a puzzle is equal to what asks the same
     if dry_run:
         drafts = screening(prepared.units, prepared.lists, prepared.size, prepared.rng)
-        drafts += final_rounds(prepared.units, prepared.lists, prepared.size, n_votes, prepared.rng)
+        drafts += final_rounds(prepared.units, prepared.lists, prepared.size, n_votes, prepared.rng, wording=wording)
         return [messages(prepared.puzzle(draft), prompt_layout, VARIANT) for draft in drafts]
     if copy:
         adata = adata.copy()
@@ -255,7 +259,7 @@ def annotate(
                 progress=progress,
             )
 
-        solved = solve(prepared.units, prepared.lists, prepared.size, n_votes, put, prepared.rng)
+        solved = solve(prepared.units, prepared.lists, prepared.size, n_votes, put, prepared.rng, wording)
         about = {
             "engine": running.name,
             "model": running.model,
@@ -293,6 +297,7 @@ def annotate(
             "position_p_value": bias.p_value,
             "n_puzzles": len(texts),
             "n_failures": int(tally.failures.sum()),
+            "n_repeated": tally.repeated,
             "n_errors": sum(text is None for text in texts),
         },
     }
@@ -306,7 +311,7 @@ def annotate(
         rest=rest,
         categories=[*prepared.lists.types, unassigned],
     )
-    _warn(table, prepared)
+    _warn(table, prepared, tally)
     logg.info(
         "    finished",
         time=start,
@@ -320,13 +325,15 @@ def annotate(
     return adata if copy else None
 
 
-def _warn(table: Any, prepared: Prepared) -> None:
+def _warn(table: Any, prepared: Prepared, tally: Tally) -> None:
     """Say what the analyst should look at."""
     if prepared.context.differing:
         logg.hint(
             f"left out of the context where cells of a puzzle differ: {', '.join(prepared.context.differing)} "
             "(sample_key keeps donors apart)"
         )
+    if tally.repeated:
+        logg.warning(f"{tally.repeated} puzzles do not count: their answer names a type twice")
     for status, meaning in (
         ("no_votes", "got no usable answer: they are not labelled"),
         ("low_support", "have less support than min_support"),

@@ -211,8 +211,8 @@ def _one_to_one(
             msg = f"one_to_one=True, but there are {n_units} groups{where} and only {n_types} cell_types; add types"
             raise ValueError(msg)
         if wanted == "auto" and n_units == n_types > 1:
-            logg.info(
-                f"    {n_units} groups{where} and as many types: each type is given to one group "
+            logg.warning(
+                f"{n_units} groups{where} and as many types: each type is given to one group "
                 "(one_to_one=False lifts this)"
             )
         if wanted is True or (wanted == "auto" and n_units == n_types):

@@ -1,6 +1,8 @@
+import hashlib
 import inspect
 import io
 import json
+import logging
 
 import anndata as ad
 import numpy as np
@@ -28,6 +30,18 @@ def run(adata=None, cell_types=TYPES, engine=None, groupby="leiden", **options):
 
 def labels(adata, key="cello1"):
     return adata.obs[key].astype(object).tolist()
+
+
+def logged(monkeypatch):
+    """What scanpy shows at the verbosity it comes with: warnings."""
+    log = io.StringIO()
+
+    def write(self, level, msg, **_):
+        if level >= logging.WARNING:
+            log.write(f"{msg}\n")
+
+    monkeypatch.setattr(sc.logging._RootLogger, "log", write)
+    return log
 
 
 def check_round_trip(adata, tmp_path, key="cello1"):
@@ -137,8 +151,49 @@ def test_every_cell(tmp_path):
     adata, engine = run(toy(n_per_group=3), groupby=None, n_votes=2)
     assert labels(adata) == adata.obs["truth"].astype(object).tolist()
     assert {puzzle.n_cells for puzzle, _ in engine.asked} == {1}
-    assert len(engine.asked) == 12  # the second vote of a greedy model on the same puzzle is the first
+    assert len(engine.asked) == len({puzzle for puzzle, _ in engine.asked}) == 24
     check_round_trip(adata, tmp_path)
+
+
+def coin_flip(puzzle):
+    """Answer by a hash of the prompt: the same to the same question, and without any knowledge."""
+    order = sorted(puzzle.candidates, key=lambda name: hashlib.sha256(f"{puzzle}{name}".encode()).digest())
+    return format_answer(order[: puzzle.n_cells])
+
+
+def test_a_question_asked_again_is_no_further_vote():
+    adata, engine = run(toy(n_per_group=5), engine=FakeEngine(coin_flip), groupby=None, min_support=0)
+    found = cello1_df(adata)
+    assert (found["votes"] == 10).all() and len({puzzle for puzzle, _ in engine.asked}) == 200
+    assert (found["support"] < 1).all() and (found["entropy"] > 0.5).all()
+    # Of two types there are two orders: two votes, whatever n_votes says.
+    adata, _ = run(toy(types=TYPES[:2]), engine=FakeEngine(coin_flip), cell_types=TYPES[:2], groupby=None)
+    assert (cello1_df(adata)["votes"] == 2).all()
+    # Sampling answers the same question anew.
+    adata, engine = run(toy(n_per_group=2), groupby=None, temperature=1.0)
+    assert (cello1_df(adata)["votes"] == 10).all()
+    assert {puzzle.candidates for puzzle, _ in engine.asked} == {tuple(sorted(TYPES))}
+
+
+def test_a_model_that_flips_coins_shows_no_mixtures():
+    adata = toy(n_per_group=50, types=[*TYPES, "plasma cell"])
+    mixed = 0
+    for seed in range(5):
+        run(adata, [*TYPES, "plasma cell"], FakeEngine(coin_flip), puzzle_size=1, rng=seed)
+        mixed += int(cello1_df(adata)["mixed"].sum())
+    assert mixed <= 2  # of 25
+
+
+def test_an_answer_that_names_a_type_twice_counts_for_no_group(monkeypatch, tmp_path):
+    log = logged(monkeypatch)
+    same = FakeEngine(lambda puzzle: f"<think></think>\n<answer>{' | '.join(['B cell'] * puzzle.n_cells)}</answer>")
+    adata, _ = run(engine=same)
+    found = cello1_df(adata)
+    assert set(found["status"]) == {"no_votes"} and (found["failures"] == found["puzzles"]).all()
+    assert adata.uns["cello1"]["checks"]["n_repeated"] == 10
+    assert set(adata.uns["cello1"]["traces"]["status"]) == {"duplicate"}
+    assert "10 puzzles do not count: their answer names a type twice" in log.getvalue()
+    assert "names a type twice" in scverse_plugin.report(adata, tmp_path / "a.html").read_text()
 
 
 def test_only_some_groups(tmp_path):
@@ -200,17 +255,14 @@ def test_two_groups_of_one_type():
 
 
 def test_one_to_one_is_said_and_can_be_lifted(monkeypatch):
-    log = io.StringIO()
-    monkeypatch.setattr(sc.logging._RootLogger, "log", lambda self, level, msg, **_: log.write(f"{msg}\n"))
-    same = FakeEngine(
-        lambda puzzle: "<think></think>\n<answer>" + " | ".join(["B cell"] * puzzle.n_cells) + "</answer>"
-    )
-    adata, _ = run(engine=same, min_support=0)
+    log = logged(monkeypatch)
+    same = FakeEngine(lambda puzzle: format_answer(["B cell"]))
+    adata, _ = run(engine=same, min_support=0, puzzle_size=1)
     assert "each type is given to one group" in log.getvalue()
     assert cello1_df(adata)["best"].nunique() == 4
     # Only what the votes carry is a label.
     assert (cello1_df(adata)["label"] == "Unassigned").sum() == 3
-    adata, _ = run(engine=same, one_to_one=False)
+    adata, _ = run(engine=same, one_to_one=False, puzzle_size=1)
     assert cello1_df(adata)["label"].unique().tolist() == ["B cell"]
 
 

@@ -114,11 +114,16 @@ def test_failures_are_no_votes_and_no_meetings():
 
 
 def test_one_to_one_takes_the_best_matching():
-    drafts = [draft([0, 1], "ab")] * 10
-    texts = [say(["a", "a"])] * 6 + [say(["a", "b"])] * 4
+    drafts = [draft([0], "ab")] * 10 + [draft([1], "ab")] * 10
+    texts = [say(x) for x in "a" * 16 + "b" * 4]
     assert call(tally(drafts, texts)).best.tolist() == [0, 0]
     calls = call(tally(drafts, texts), one_to_one=("",))
     assert calls.best.tolist() == [0, 1] and calls.margin[1] == pytest.approx(-0.2)
+
+
+def test_naming_a_type_twice_fails_the_whole_puzzle():
+    found = tally([draft([0, 1], "abc")] * 3, [say(["a", "A"]), say(["x", "x"]), say(["a", "x"])])
+    assert found.repeated == 2 and found.failures.tolist() == [2, 3] and found.votes.sum() == 1
 
 
 def test_many_meetings_outweigh_one():
@@ -163,8 +168,8 @@ def test_position_bias():
     found = tally(drafts, [say("ab")] * 40)
     bias = _tally.position_bias(found, np.array([0, 1]))
     assert bias.n.tolist() == [40, 40] and bias.agreement.tolist() == [0.5, 0.5] and bias.p_value == 1
-    first = [draft([0, 1], "ab")] * 20 + [draft([1, 0], "ab")] * 20
-    found = tally(first, [say("ab")] * 20 + [say("bb")] * 20)
+    first = [draft([0, 1], "ab")] * 20 + [draft([1, 0], "abc")] * 20
+    found = tally(first, [say("ab")] * 20 + [say("bc")] * 20)
     bias = _tally.position_bias(found, np.array([0, 1]))
     assert bias.agreement.tolist() == [1, 0.5] and bias.p_value < 0.01
 
