@@ -46,9 +46,15 @@ nitpick_ignore_regex = [
 ]
 
 html_theme = "alabaster"
-html_theme_options = {"description": "Reasoning models that annotate cells", "page_width": "1100px"}
+html_theme_options = {
+    "description": "Reasoning models that annotate cells",
+    "page_width": "1240px",
+    "body_max_width": "none",
+}
 html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
 html_show_sourcelink = False
+html_show_copyright = False
+highlight_language = "none"
 
 README_PAGES = {
     "README.md": "index.md",

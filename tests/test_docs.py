@@ -205,6 +205,11 @@ def test_the_item_shown_is_read_and_written_alike():
     assert {key: value for key, value in written.items() if key != "system_msg"} == item
 
 
+def test_the_question_shown_is_that_of_the_item():
+    shown = re.search(r"```text\n(Context.*?)\n```", page("puzzles.md"), re.DOTALL)[1]
+    assert shown.replace("␣", " ") == example_item()["user_msg"]
+
+
 def test_every_key_of_a_row_and_a_record_is_named():
     item = example_item()
     row = rl_row(item_to_puzzle(item), "train", 0)
