@@ -137,16 +137,24 @@ def lora_rank(lora: str) -> int:
     return int(json.loads(path.read_text())["r"])
 
 
-def cpu_dtype() -> str:
-    """Choose the number format for CPUs.
+def cpu_dtype(model: str) -> str:
+    """Choose the number format of a model on CPUs, the same for every engine.
+
+    Parameters
+    ----------
+    model
+        Folder or name of the model.
 
     Returns
     -------
     ``"auto"`` (the model's own), but ``"float32"`` where the processor would emulate bfloat16, which is slow (x86
-    without AMX or AVX512-BF16).
+    without AMX or AVX512-BF16), and for a model of float32, which vLLM's own ``"auto"`` would make bfloat16.
     """
     import torch
+    from transformers import AutoConfig
 
+    if AutoConfig.from_pretrained(model).dtype == torch.float32:
+        return "float32"
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "auto"
     checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

@@ -80,7 +80,7 @@ class TransformersEngine(LocalEngine):
         try:
             tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
             loaded = AutoModelForCausalLM.from_pretrained(
-                model, dtype=cpu_dtype() if dtype == "auto" and device == "cpu" else dtype
+                model, dtype=cpu_dtype(model) if dtype == "auto" and device == "cpu" else dtype
             )
             if lora is not None:
                 from peft import PeftModel

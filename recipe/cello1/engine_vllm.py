@@ -47,7 +47,8 @@ class VllmEngine(LocalEngine):
     max_model_len
         Longest prompt and completion together, in tokens; ``None``: what the model and the memory allow.
     dtype
-        ``"auto"`` is the model's own, but float32 on CPUs without bfloat16 units, where emulating it is slow.
+        ``"auto"`` is the model's own (float32 models on GPUs: bfloat16), but float32 on CPUs without bfloat16 units, where
+        emulating it is slow.
     tensor_parallel_size
         GPUs that share each layer.
     lora
@@ -116,7 +117,7 @@ class VllmEngine(LocalEngine):
                 try:
                     self._llm = LLM(
                         model,
-                        dtype=cpu_dtype() if dtype == "auto" and on_cpu else dtype,
+                        dtype=cpu_dtype(model) if dtype == "auto" and on_cpu else dtype,
                         # -1: as long as the model allows and the memory holds.
                         max_model_len=-1 if max_model_len is None else max_model_len,
                         tensor_parallel_size=tensor_parallel_size,

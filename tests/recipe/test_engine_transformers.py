@@ -4,6 +4,7 @@ import torch
 
 from recipe.cello1.answer import parse_answer
 from recipe.cello1.engine import EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.engine_local import cpu_dtype
 from recipe.cello1.engine_transformers import _keep_nucleus
 from recipe.cello1.files import read_items
 from recipe.cello1.predict import predict
@@ -199,3 +200,23 @@ def test_lora_changes_the_answers(folder, engine, tmp_path):
     with start_engine("transformers", folder, lora=str(tmp_path / "lora"), device="cpu") as other:
         assert [a.text for a in answers(other, asked(), GREEDY)] != plain
         assert other.fingerprint != engine.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("stored", "has_bf16", "used"),
+    [
+        ("float32", True, "float32"),
+        ("float32", False, "float32"),
+        ("bfloat16", True, "auto"),
+        ("bfloat16", False, "float32"),
+    ],
+)
+def test_engines_agree_on_the_number_format_of_a_cpu(tmp_path, monkeypatch, stored, has_bf16, used):
+    """Left to itself vLLM makes float32 models bfloat16, so that it would answer otherwise than transformers."""
+    from transformers import Qwen2Config
+
+    Qwen2Config(dtype=stored).save_pretrained(tmp_path)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bf16, raising=False)
+    assert cpu_dtype(str(tmp_path)) == used
