@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from queue import SimpleQueue
 from typing import Any
@@ -260,8 +261,9 @@ class _Run:
         self._ready.wait()
 
     def stop(self) -> None:
-        if self._thread.is_alive() and self._loop is not None and self._work is not None:
-            self._loop.call_soon_threadsafe(self._work.cancel)
+        if self._loop is not None and self._work is not None:
+            with suppress(RuntimeError):  # the loop may have ended just now, its thread not yet
+                self._loop.call_soon_threadsafe(self._work.cancel)
         self._thread.join()
 
     def _main(self) -> None:
