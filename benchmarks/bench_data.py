@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import shutil
 import signal
@@ -174,6 +175,14 @@ def peak_memory(path: Path, threads: int, what: str) -> float:
     return float(result.stdout.split()[-1])
 
 
+def peak_of_this_process() -> float:
+    """Return its peak in MiB, without that of the process that started it, which ``getrusage`` counts in on Linux."""
+    status = Path("/proc/self/status")
+    if status.is_file() and (match := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(match.group(1)) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def measure(what: str, path: str, out: str, threads: int) -> int:
     """Make a data set of a file, or list the genes of all its cells; prints the peak memory of this process in MiB."""
     if what == "cells":
@@ -185,7 +194,7 @@ def measure(what: str, path: str, out: str, threads: int) -> int:
         arguments = [path, "--out", out, "--quiet", "--workers", "1", "--threads", str(threads), "--split", "puzzle"]
         if status := prepare_data.main(arguments):
             return status
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(peak_of_this_process())
     return 0
 
 

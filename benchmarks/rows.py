@@ -21,6 +21,8 @@ sys.path.insert(0, str(ROOT))  # so that the benchmarks run from a tree that is 
 from recipe.cello1.files import atomic_write  # noqa: E402
 from recipe.cello1.versions import package_versions  # noqa: E402
 
+FAILED = "failed"
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -48,6 +50,11 @@ class Row:
     ratio: str = ""
     wanted: str = ""
     met: bool | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no figure because the benchmark failed."""
+        return self.ours.startswith(FAILED)
 
 
 def not_run(what: str, why: str) -> Row:

@@ -33,7 +33,7 @@ def test_a_benchmark_ends_in_the_table():
     lines = table.splitlines()
     assert lines[0] == "| benchmark | what | ours | reference | ratio | wanted | met |"
     assert [line.startswith("| scoring | score a response of 500 words") for line in lines[2:]] == [True] * 3
-    assert "< 50 us" in lines[2]
+    assert all(line.endswith("|  |  |  |  |") for line in lines[2:]), "a quick try has no bounds"
 
 
 def test_what_cannot_run_says_so_and_is_no_failure(rows):

@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import SimpleQueue
 
 import pytest
 
@@ -136,6 +137,21 @@ def answers(server, asked=None, sampling=SAMPLING, **options):
         found = dict(engine.generate(iter(asked), sampling))
     assert sorted(found) == list(range(len(asked)))
     return [found[i] for i in range(len(asked))]
+
+
+class SlowToEnd(SimpleQueue):
+    """Keeps the thread that fills it alive when its event loop is closed already."""
+
+    def put(self, item):
+        super().put(item)
+        if item is None:
+            time.sleep(0.3)
+
+
+def test_the_end_of_the_loop_is_no_failure(monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engine_openai.SimpleQueue", SlowToEnd)
+    with Server(lambda body, n: "x") as server:
+        assert [a.text for a in answers(server, requests(2))] == ["x", "x"]
 
 
 def test_requests_and_answers():
