@@ -476,7 +476,7 @@ def vote_records(
     records: Sequence[Mapping[str, Any]],
     *,
     rule: str = "consensus",
-    weighted: bool = False,
+    weighted: bool | None = None,
     smoothing: float = 0.5,
     variant: str = "batch",
 ) -> list[dict[str, Any]]:
@@ -489,7 +489,8 @@ def vote_records(
     rule
         One of ``RULES``.
     weighted
-        Whether to weigh the answers by log-probability; the records must have it (``--logprobs``).
+        Whether to weigh the answers by log-probability (``predict --logprobs``); by default where every prediction has
+        it.
     smoothing
         As for :func:`consensus`.
     variant
@@ -498,8 +499,8 @@ def vote_records(
     Returns
     -------
     One prediction record for each item, by index: the item, the voted answer as ``prediction`` (with the reasoning of
-    the first response that gave just this answer, if one did), the answers it is made of (``voted``) and, for a
-    consensus, ``cells``. Items with error records only get an error record.
+    the first response that gave just this answer, if one did), the answers it is made of (``voted``, with their
+    ``weights`` if they have some) and, for a consensus, ``cells``. Items with error records only get an error record.
 
     Raises
     ------
@@ -509,6 +510,8 @@ def vote_records(
     if rule not in RULES:
         msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
         raise ValueError(msg)
+    if weighted is None:
+        weighted = has_logprobs(records)
     groups: dict[int, list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault(record["index"], []).append(record)
@@ -523,6 +526,24 @@ def vote_records(
             continue
         voted.append({**base, "sample": 0, **_vote(base, answered, rule, weighted, smoothing, variant, index)})
     return voted
+
+
+def has_logprobs(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Say whether every prediction has its log-probability, so that answers can be weighed by it.
+
+    Parameters
+    ----------
+    records
+        Prediction and error records.
+
+    Returns
+    -------
+    Whether they have.
+    """
+    own = [record for record in records if "prediction" in record]
+    return bool(own) and all(
+        isinstance(record.get("logprob"), float | int) and isinstance(record.get("tokens"), int) for record in own
+    )
 
 
 _MADE = ("index", "engine", "model", "fingerprint", "sampling", "prompt_layout")
@@ -544,12 +565,14 @@ def _vote(
         raise ValueError(msg)
     answers = read_answers([record["prediction"] for record in answered], puzzle.n_cells)
     weights = None
-    if weighted or rule == "likeliest":
+    if rule == "likeliest" or (weighted and rule == "consensus"):
         if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:
             msg = f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs"
             raise ValueError(msg)
         weights = logprob_weights([r["logprob"] for r in answered], [r["tokens"] for r in answered])
     found: dict[str, Any] = {"rule": rule, "voted": [None if answer is None else list(answer) for answer in answers]}
+    if weights is not None:
+        found["weights"] = weights.tolist()
     types: Answer | None
     if rule == "consensus":
         result = consensus(answers, puzzle.candidates, puzzle.n_cells, weights=weights, smoothing=smoothing)
@@ -575,6 +598,21 @@ def _text_for(types: Answer, answers: Sequence[Answer | None], answered: Sequenc
     return format_answer(types)
 
 
+def add_weighted(parser: argparse.ArgumentParser) -> None:
+    """Add the switch of weighing by log-probability.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    """
+    parser.add_argument(
+        "--weighted",
+        action=argparse.BooleanOptionalAction,
+        help="weigh the answers by log-probability (default: where every prediction has it)",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recipe.cello1.voting", description="Combine several predictions for each item into one."
@@ -582,7 +620,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("predictions", type=Path, help="predictions with several samples for each item")
     parser.add_argument("--out", type=Path, required=True, help="voted predictions, .jsonl or .json")
     parser.add_argument("--rule", default="consensus", choices=RULES)
-    parser.add_argument("--weighted", action="store_true", help="weigh the answers by log-probability")
+    add_weighted(parser)
     parser.add_argument("--smoothing", type=float, default=0.5)
     parser.add_argument("--variant", default="batch", help="task variant")
     return parser
