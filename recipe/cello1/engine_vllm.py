@@ -47,8 +47,8 @@ class VllmEngine(LocalEngine):
     max_model_len
         Longest prompt and completion together, in tokens; ``None``: what the model and the memory allow.
     dtype
-        ``"auto"`` is the model's own (float32 models on GPUs: bfloat16), but float32 on CPUs without bfloat16 units, where
-        emulating it is slow.
+        ``"auto"`` is the model's own (float32 models on GPUs: bfloat16), but float32 on CPUs without bfloat16 units,
+        where emulating it is slow.
     tensor_parallel_size
         GPUs that share each layer.
     lora

@@ -31,6 +31,7 @@ from recipe.cello1.report import render, to_markdown
 from recipe.cello1.report_html import to_html
 from recipe.cello1.rules import compare_rules
 from recipe.cello1.scored import MEASURED, Scored, means, per_puzzle, score_predictions, summarise
+from recipe.cello1.vote import add_weighted
 
 SLICES = ("n_cells", "tissue", "dataset", "disease", "donor_id")
 NO_ANSWER = "(no legal answer)"
@@ -45,6 +46,7 @@ def evaluate(
     greedy: Iterable[Mapping[str, Any]] | None = None,
     ontology: CellOntology | None = None,
     judge: Engine | None = None,
+    weighted: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Evaluate predictions.
@@ -59,6 +61,8 @@ def evaluate(
         Greedy predictions for the same puzzles, to stand beside the rules that combine several answers.
     ontology, judge
         To score open-ended answers by what they mean.
+    weighted
+        Whether the consensus weighs answers by log-probability; see :func:`recipe.cello1.rules.compare_rules`.
     seed
         Seed of the bootstrap.
 
@@ -110,7 +114,7 @@ def evaluate(
         "examples": _examples(answers),
     }
     rivals = None if greedy is None else score_predictions(greedy, puzzles).answers
-    result |= compare_rules(answers, rivals, seed=seed)
+    result |= compare_rules(answers, rivals, weighted=weighted, seed=seed)
     if ontology is not None:
         result["ontology"] = by_ontology(answers, ontology, seed=seed)
     if judge is not None:
@@ -219,14 +223,19 @@ def compare(
     Returns
     -------
     ``n`` (puzzles in both), ``n_first`` and ``n_second`` (puzzles in each), ``metrics`` (name -> estimate of second
-    minus first, over puzzles) and ``mcnemar`` (for exact match; only where each puzzle has one answer in each run).
+    minus first, over puzzles), ``length_unit`` (words for both runs where not both say how many tokens) and
+    ``mcnemar`` (for exact match; only where each puzzle has one answer in each run).
 
     Raises
     ------
     ValueError
         If the runs have no puzzle in common, their gold differs, or a record cannot be scored.
     """
-    runs = [per_puzzle(score_predictions(records, puzzles).answers) for records in (first, second)]
+    both = [list(first), list(second)]
+    scores = [score_predictions(records, puzzles) for records in both]
+    if len({found.length_unit for found in scores}) > 1:
+        scores = [score_predictions(records, puzzles, in_words=True) for records in both]
+    runs = [per_puzzle(found.answers) for found in scores]
     common = [index for index in runs[0] if index in runs[1]]
     if not common:
         msg = "the two runs have no answered puzzle in common; nothing can be compared"
@@ -245,6 +254,7 @@ def compare(
         "n_first": len(runs[0]),
         "n_second": len(runs[1]),
         "metrics": metrics,
+        "length_unit": scores[0].length_unit,
         "level": LEVEL,
         "seed": seed,
     }
@@ -270,6 +280,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--variant", choices=sorted(VARIANTS), help="task variant; default: the one that RL data names, else batch"
     )
     parser.add_argument("--greedy", type=Path, help="greedy predictions, to set beside several answers combined")
+    add_weighted(parser)
     parser.add_argument("--ontology", action="store_true", help="relate the types to the gold by the Cell Ontology")
     parser.add_argument("--judge", metavar="MODEL", help="have this model relate the types to the gold")
     parser.add_argument("--judge-url", help="its OpenAI-compatible API; default: OPENAI_BASE_URL")
@@ -307,6 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 greedy=read_predictions(args.greedy) if args.greedy else None,
                 ontology=load_ontology() if args.ontology else None,
                 judge=judge,
+                weighted=args.weighted,
                 seed=args.seed,
             )
         if args.compare:

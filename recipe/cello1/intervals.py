@@ -65,9 +65,9 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def estimate(values: np.ndarray, *, seed: int, weights: np.ndarray | None = None) -> Estimate:
     """Estimate a mean over puzzles with a 95% interval.
 
-    The bootstrap (BCa, Efron 1987) resamples puzzles. Where it cannot see any variation (all puzzles right, say) it
-    would give an interval of no width, and for shares of a yes or no it is poor in small samples: these get the Wilson
-    score interval.
+    The bootstrap (BCa, Efron 1987) resamples puzzles; its jackknife takes time in proportion to their number. Where it
+    cannot see any variation (all puzzles right, say) it would give an interval of no width, and for shares of a yes or
+    no it is poor in small samples: these get the Wilson score interval.
 
     Parameters
     ----------
@@ -116,14 +116,32 @@ def _bootstrap(values: np.ndarray, weights: np.ndarray | None, seed: int) -> tup
         vectorized=True,
         n_resamples=RESAMPLES,
         confidence_level=LEVEL,
-        method="BCa",
+        method="percentile",
         batch=max(1, 4_000_000 // len(values)),
         rng=np.random.default_rng(seed),
     )
-    low, high = found.confidence_interval
-    if not np.isfinite([low, high]).all():  # all resamples on one side of the mean: BCa is undefined
-        low, high = np.quantile(found.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    levels = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    corrected = _bca_levels(levels, found.bootstrap_distribution, statistic(*parts), _jackknife(*parts))
+    # All resamples on one side of the mean: BCa is undefined.
+    low, high = np.quantile(found.bootstrap_distribution, corrected if np.isfinite(corrected).all() else levels)
     return float(low), float(high)
+
+
+def _jackknife(top: np.ndarray, bottom: np.ndarray | None = None) -> np.ndarray:
+    """Return the (weighted) mean without each of the values, from the sums: scipy's own takes n times as long."""
+    left = top.sum() - top
+    return left / (len(top) - 1) if bottom is None else left / (bottom.sum() - bottom)
+
+
+def _bca_levels(levels: np.ndarray, resampled: np.ndarray, found: float, without: np.ndarray) -> np.ndarray:
+    """Correct the levels of a percentile interval for bias and skewness (Efron 1987)."""
+    below = ((resampled < found).mean() + (resampled <= found).mean()) / 2
+    spread = without.mean() - without
+    with np.errstate(all="ignore"):
+        skew = (spread**3).sum() / (6 * (spread**2).sum() ** 1.5)
+        bias = stats.norm.ppf(below)
+        shifted = bias + stats.norm.ppf(levels)
+        return stats.norm.cdf(bias + shifted / (1 - skew * shifted))
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray, *, seed: int) -> Estimate:

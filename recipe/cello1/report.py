@@ -135,7 +135,7 @@ def _comparison_table(comparison: Mapping[str, Any]) -> Table:
     rows = []
     for name, found in comparison["metrics"].items():
         mean = _number(name, found["mean"])
-        rows.append([METRICS[name], mean if mean.startswith("-") else f"+{mean}", _interval(name, found)])
+        rows.append([_heading(name, comparison), mean if mean.startswith("-") else f"+{mean}", _interval(name, found)])
     title = f"change against {comparison.get('with', 'the other run')}, {comparison['n']} puzzles in both"
     return Table(title, ["metric", "difference", f"{comparison['level']:.0%} interval"], rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -195,8 +196,16 @@ def _reliability(result: Mapping[str, Any]) -> str:
 
 def _confusion_picture(result: Mapping[str, Any]) -> str:
     names = list(result["types"])
-    if not 1 < len(names) <= _MOST_TYPES:
+    if len(names) < 2:
         return ""
+    title = "Confusion (rows: gold, columns: answered, cells)"
+    if len(names) > _MOST_TYPES:
+        wrong: Counter[str] = Counter()
+        for pair in result["confusion"]:
+            if pair["gold"] != pair["predicted"]:
+                wrong.update({pair["gold"]: pair["count"], pair["predicted"]: pair["count"]})
+        title += f": the {_MOST_TYPES} of {len(names)} types that are most often confused"
+        names = sorted(sorted(names, key=lambda name: -wrong[name])[:_MOST_TYPES])
     esc = html.escape
     others = list(dict.fromkeys(p["predicted"] for p in result["confusion"] if p["predicted"] not in set(names)))
     columns = names + others[: _MOST_TYPES - len(names) + 1]
@@ -213,6 +222,6 @@ def _confusion_picture(result: Mapping[str, Any]) -> str:
         rows.append(f"<tr><th>{esc(gold)}</th>{''.join(cells)}</tr>")
     head = "".join(f"<th>{esc(name)}</th>" for name in columns)
     return (
-        "<h2>Confusion (rows: gold, columns: answered, cells)</h2>"
+        f"<h2>{esc(title)}</h2>"
         f'<table class="confusion"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )

@@ -11,7 +11,7 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.intervals import calibration, estimate, paired_difference
 from recipe.cello1.scored import Scored, per_puzzle
 from recipe.cello1.scoring import Score, score_answer
-from recipe.cello1.voting import consensus, likeliest, logprob_weights, majority, medoid, read_answers
+from recipe.cello1.voting import consensus, has_logprobs, likeliest, logprob_weights, majority, medoid, read_answers
 
 RULED = ("cell_accuracy", "exact_match", "legal")
 CONSENSUS = "consensus"
@@ -22,7 +22,11 @@ _Triple = tuple[float, ...]  # the values of RULED
 
 
 def compare_rules(
-    answers: Sequence[Scored], greedy: Sequence[Scored] | None = None, *, seed: int = 0
+    answers: Sequence[Scored],
+    greedy: Sequence[Scored] | None = None,
+    *,
+    weighted: bool | None = None,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare the rules that combine several answers.
 
@@ -32,6 +36,9 @@ def compare_rules(
         Scored answers. Puzzles whose candidates are not known are left out.
     greedy
         Greedy answers to the same puzzles, for comparison; only puzzles that have one are compared then.
+    weighted
+        Whether the consensus weighs the answers by log-probability; by default where every answer has it. Where they
+        have, the other way stands beside it.
     seed
         Seed of the bootstrap.
 
@@ -54,11 +61,16 @@ def compare_rules(
         if not groups:
             msg = "the greedy answers are to other puzzles; nothing can be compared"
             raise ValueError(msg)
+    have = all(has_logprobs([answer.record for answer in group]) for group in groups.values())
+    if weighted and not have:
+        msg = "weighted, but some predictions have no 'logprob'; predict with --logprobs"
+        raise ValueError(msg)
+    weighted = have if weighted is None else weighted
     rows: list[dict[str, _Triple]] = []
     confidence: list[float] = []
     right: list[bool] = []
     for index, group in groups.items():
-        row, found = _rule_all(group)
+        row, found = _rule_all(group, have, weighted)
         if greedy is not None:
             if alone[index][0].gold != group[0].gold:
                 msg = f"item {index} has another gold in the greedy run; they are not of the same data set"
@@ -67,24 +79,24 @@ def compare_rules(
         rows.append(row)
         confidence += found.probability.tolist()
         right += [name.lower() == gold.lower() for name, gold in zip(found.types, group[0].gold, strict=True)]
-    # A rule that needs log-probabilities counts only if it could be used everywhere.
-    names = [rule for rule in rows[0] if all(rule in row for row in rows)]
+    names = list(rows[0])
     values = {rule: np.array([row[rule] for row in rows]) for rule in names}
     rules = {rule: _describe(values[rule], values[CONSENSUS], rule == CONSENSUS, seed) for rule in names}
     return {"rules": rules, "calibration": calibration(np.array(confidence), np.array(right))}
 
 
-def _rule_all(group: Sequence[Scored]) -> tuple[dict[str, _Triple], Any]:
-    """Apply every rule to the answers to one puzzle."""
+def _rule_all(group: Sequence[Scored], have: bool, weighted: bool) -> tuple[dict[str, _Triple], Any]:
+    """Apply every rule to the answers to one puzzle; those that need log-probabilities where all answers have them."""
     gold, candidates = group[0].gold, group[0].candidates or ()
     given = read_answers([answer.record["prediction"] for answer in group], len(gold))
-    found = consensus(given, candidates, len(gold))
-    ruled = {"majority": majority(given, candidates, len(gold)), "medoid": medoid(given), CONSENSUS: found.types}
     records = [answer.record for answer in group]
-    if all(isinstance(r.get("logprob"), float) and isinstance(r.get("tokens"), int) for r in records):
-        weights = logprob_weights([r["logprob"] for r in records], [r["tokens"] for r in records])
+    weights = logprob_weights([r["logprob"] for r in records], [r["tokens"] for r in records]) if have else None
+    found = consensus(given, candidates, len(gold), weights=weights if weighted else None)
+    ruled = {"majority": majority(given, candidates, len(gold)), "medoid": medoid(given), CONSENSUS: found.types}
+    if weights is not None:
         ruled["likeliest"] = likeliest(given, weights)
-        ruled["weighted consensus"] = consensus(given, candidates, len(gold), weights=weights).types
+        other = consensus(given, candidates, len(gold), weights=None if weighted else weights)
+        ruled["unweighted consensus" if weighted else "weighted consensus"] = other.types
     row = {"one sample": _mean(group)}
     row |= {rule: _triple(score_answer(_text(types), gold)) for rule, types in ruled.items()}
     row[BEST] = max(_triple(answer.score) for answer in group)

@@ -17,7 +17,7 @@ import numpy as np
 
 from recipe.cello1.answer import parse_answer, split_types
 from recipe.cello1.intervals import Estimate, estimate
-from recipe.cello1.prompt import parse_user
+from recipe.cello1.prompt import VARIANTS, parse_user
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import GOLD_KEYS, USER_KEYS, check_prediction
 from recipe.cello1.scoring import Score, score_answer
@@ -82,7 +82,9 @@ class Scores:
     length_unit: str
 
 
-def score_predictions(records: Iterable[Mapping[str, Any]], puzzles: Sequence[Puzzle] | None = None) -> Scores:
+def score_predictions(
+    records: Iterable[Mapping[str, Any]], puzzles: Sequence[Puzzle] | None = None, *, in_words: bool = False
+) -> Scores:
     """Score prediction records.
 
     Parameters
@@ -91,6 +93,8 @@ def score_predictions(records: Iterable[Mapping[str, Any]], puzzles: Sequence[Pu
         Prediction and error records, each with ``index``.
     puzzles
         The data set, for the gold answers; without it each record must hold its own (``answer`` or ``assistant_msg``).
+    in_words
+        Whether to measure lengths in words even where every record says how many tokens it has.
 
     Returns
     -------
@@ -105,7 +109,9 @@ def score_predictions(records: Iterable[Mapping[str, Any]], puzzles: Sequence[Pu
     errors: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
     records = list(records)
-    in_tokens = all(isinstance(record.get("tokens"), int) for record in records if "prediction" in record)
+    in_tokens = not in_words and all(
+        isinstance(record.get("tokens"), int) for record in records if "prediction" in record
+    )
     for record in records:
         index, sample = record.get("index"), record.get("sample", 0)
         where = f"prediction {index}" + (f", sample {sample}" if sample else "")
@@ -166,12 +172,12 @@ def _gold(
 
 def _own_candidates(record: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Read the candidates from the question the record repeats; ``None`` if it is in no format we know."""
-    for key in USER_KEYS:
-        if isinstance(text := record.get(key), str):
-            try:
-                return parse_user(text).candidates or None
-            except ValueError:
-                return None
+    text = next((record[key] for key in USER_KEYS if isinstance(record.get(key), str)), None)
+    for variant in VARIANTS if text is not None else ():
+        try:
+            return parse_user(text, variant).candidates or None
+        except ValueError:
+            continue
     return None
 
 

@@ -25,8 +25,8 @@ from recipe.cello1.predict import predict
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import read_predictions
-from recipe.cello1.vote import vote_records
-from recipe.cello1.voting import Answer, Consensus, consensus, read_answers
+from recipe.cello1.vote import add_weighted, vote_records
+from recipe.cello1.voting import Answer, Consensus, consensus, has_logprobs, logprob_weights, read_answers
 
 
 def open_cells(found: Consensus, min_support: float) -> list[int]:
@@ -123,20 +123,24 @@ class OpenPuzzle:
         self.cells = tuple(cells)
         self.smaller = second_puzzle(puzzle, found, cells)
 
-    def settled(self, texts: Sequence[str]) -> dict[str, Any]:
+    def settled(self, records: Sequence[Mapping[str, Any]], weighted: bool = False) -> dict[str, Any]:
         """Close the open cells.
 
         Parameters
         ----------
-        texts
-            Answers to the smaller puzzle, at least one.
+        records
+            Predictions for the smaller puzzle, at least one.
+        weighted
+            Whether to weigh them by log-probability.
 
         Returns
         -------
         Keys of a voted record (see :func:`recipe.cello1.vote.vote_records`) that change; nothing if no answer can be
         used, so that the first round stands.
         """
-        second = consensus(read_answers(texts, self.smaller.n_cells), self.smaller.candidates, self.smaller.n_cells)
+        answers = read_answers([record["prediction"] for record in records], self.smaller.n_cells)
+        weights = logprob_weights([r["logprob"] for r in records], [r["tokens"] for r in records]) if weighted else None
+        second = consensus(answers, self.smaller.candidates, self.smaller.n_cells, weights=weights)
         if not second.n_used:
             return {}
         types = merge_rounds(self.found, self.cells, second.types)
@@ -180,14 +184,17 @@ def find_open(voted: Sequence[Mapping[str, Any]], puzzles: Sequence[Puzzle], min
             raise ValueError(msg)
         puzzle = puzzles[index]
         answers = [None if answer is None else tuple(answer) for answer in record["voted"]]
-        first = consensus(answers, puzzle.candidates, puzzle.n_cells)
+        first = consensus(answers, puzzle.candidates, puzzle.n_cells, weights=record.get("weights"))
         if first.n_used and (cells := open_cells(first, min_support)):
             found.append(OpenPuzzle(index, puzzle, first, cells))
     return found
 
 
 def merge(
-    voted: Sequence[Mapping[str, Any]], again: Sequence[OpenPuzzle], records: Sequence[Mapping[str, Any]]
+    voted: Sequence[Mapping[str, Any]],
+    again: Sequence[OpenPuzzle],
+    records: Sequence[Mapping[str, Any]],
+    weighted: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Put the answers of the second round in their places.
 
@@ -199,16 +206,22 @@ def merge(
         The puzzles asked again.
     records
         Prediction records for their smaller puzzles; error records leave the first round as it was.
+    weighted
+        Whether to weigh the answers by log-probability; by default where every prediction has it.
 
     Returns
     -------
     The voted records; those that the second round has decided have ``open_cells``.
     """
-    texts: dict[int, list[str]] = {}
+    weighted = has_logprobs(records) if weighted is None else weighted
+    if weighted and records and not has_logprobs(records):
+        msg = "weighted, but some predictions of the second round have no 'logprob'; ask with --logprobs"
+        raise ValueError(msg)
+    given: dict[int, list[Mapping[str, Any]]] = {}
     for record in records:
         if "prediction" in record:
-            texts.setdefault(record["index"], []).append(record["prediction"])
-    changes = {puzzle.index: puzzle.settled(texts[i]) for i, puzzle in enumerate(again) if i in texts}
+            given.setdefault(record["index"], []).append(record)
+    changes = {puzzle.index: puzzle.settled(given[i], weighted) for i, puzzle in enumerate(again) if i in given}
     return [{**record, **changes.get(record["index"], {})} for record in voted]
 
 
@@ -226,6 +239,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, type=Path, help="the puzzles they answer")
     parser.add_argument("--out", required=True, type=Path, help="voted predictions, .jsonl")
     parser.add_argument("--min-support", type=float, default=0.75, help="cells with less are open (default 0.75)")
+    add_weighted(parser)
     add_asking(parser, samples=8, temperature=1.0)
     add_engines(parser)
     return parser
@@ -246,9 +260,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     failed = 0
     try:
+        if args.weighted and not args.logprobs:
+            msg = "--weighted needs --logprobs, so that the second round can be weighed, too"
+            raise ValueError(msg)
         sampling, options = sampling_of(args), engine_options(args)
         data = load_puzzles(args.data, args.variant, args.prompt_layout)
-        voted = vote_records(read_predictions(args.predictions), variant=data.variant)
+        voted = vote_records(read_predictions(args.predictions), weighted=args.weighted, variant=data.variant)
         again = find_open(voted, data.puzzles, args.min_support)
         records: list[dict[str, Any]] = []
         if again:
@@ -266,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     constrain=args.constrain,
                 ).failed
             records = read_predictions(kept)
-        merged = merge(voted, again, records)
+        merged = merge(voted, again, records, args.weighted)
         write_items(args.out, merged)
     except (ValueError, OSError, EngineError) as error:
         print(f"second_round: {error}", file=sys.stderr)

@@ -17,7 +17,16 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.files import write_items
 from recipe.cello1.prompt import VARIANTS, Variant
 from recipe.cello1.records import check_prediction, item_to_puzzle, read_predictions
-from recipe.cello1.voting import Answer, consensus, likeliest, logprob_weights, majority, medoid, read_answers
+from recipe.cello1.voting import (
+    Answer,
+    consensus,
+    has_logprobs,
+    likeliest,
+    logprob_weights,
+    majority,
+    medoid,
+    read_answers,
+)
 
 RULES = ("consensus", "majority", "medoid", "likeliest")
 
@@ -30,7 +39,7 @@ def vote_records(
     records: Sequence[Mapping[str, Any]],
     *,
     rule: str = "consensus",
-    weighted: bool = False,
+    weighted: bool | None = None,
     smoothing: float = 0.5,
     variant: Variant = "batch",
 ) -> list[dict[str, Any]]:
@@ -43,7 +52,8 @@ def vote_records(
     rule
         One of ``RULES``.
     weighted
-        Whether to weigh the answers by log-probability; the records must have it (``--logprobs``).
+        Whether to weigh the answers by log-probability (``predict --logprobs``); by default where every prediction has
+        it.
     smoothing
         As for :func:`recipe.cello1.voting.consensus`.
     variant
@@ -52,8 +62,8 @@ def vote_records(
     Returns
     -------
     One prediction record for each item, by index: the item, the voted answer as ``prediction`` (with the reasoning of
-    the first response that gave just this answer, if one did), the answers it is made of (``voted``) and, for a
-    consensus, ``cells``. Items with error records only get an error record.
+    the first response that gave just this answer, if one did), the answers it is made of (``voted``, with their
+    ``weights`` if they have some) and, for a consensus, ``cells``. Items with error records only get an error record.
 
     Raises
     ------
@@ -63,6 +73,8 @@ def vote_records(
     if rule not in RULES:
         msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
         raise ValueError(msg)
+    if weighted is None:
+        weighted = has_logprobs(records)
     groups: dict[int, list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault(record["index"], []).append(record)
@@ -93,10 +105,12 @@ def _vote(
         msg = f"item {index} has no candidates to vote for"
         raise ValueError(msg)
     answers = read_answers([record["prediction"] for record in answered], puzzle.n_cells)
+    weights = _weights(answered, index) if rule == "likeliest" or (weighted and rule == "consensus") else None
     found: dict[str, Any] = {"rule": rule, "voted": [None if answer is None else list(answer) for answer in answers]}
+    if weights is not None:
+        found["weights"] = weights.tolist()
     types: Answer | None
     if rule == "consensus":
-        weights = _weights(answered, index) if weighted else None
         result = consensus(answers, puzzle.candidates, puzzle.n_cells, weights=weights, smoothing=smoothing)
         types = result.types
         found["cells"] = result.cells()
@@ -105,7 +119,7 @@ def _vote(
     elif rule == "medoid":
         types = medoid(answers)
     else:
-        types = likeliest(answers, _weights(answered, index))
+        types = likeliest(answers, [] if weights is None else weights)
     # Without one usable answer there is nothing to choose from: an empty response, which is scored as malformed.
     text = "" if types is None else _text_for(types, answers, answered)
     return {**found, "prediction": text}
@@ -127,6 +141,21 @@ def _text_for(types: Answer, answers: Sequence[Answer | None], answered: Sequenc
     return format_answer(types)
 
 
+def add_weighted(parser: argparse.ArgumentParser) -> None:
+    """Add the switch of weighing by log-probability.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    """
+    parser.add_argument(
+        "--weighted",
+        action=argparse.BooleanOptionalAction,
+        help="weigh the answers by log-probability (default: where every prediction has it)",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser.
 
@@ -140,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("predictions", type=Path, help="predictions with several samples for each item")
     parser.add_argument("--out", type=Path, required=True, help="voted predictions, .jsonl or .json")
     parser.add_argument("--rule", default="consensus", choices=RULES)
-    parser.add_argument("--weighted", action="store_true", help="weigh the answers by log-probability")
+    add_weighted(parser)
     parser.add_argument("--smoothing", type=float, default=0.5)
     parser.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
     return parser

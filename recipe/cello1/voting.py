@@ -10,7 +10,7 @@ votes over prediction files is :mod:`recipe.cello1.vote`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -377,3 +377,21 @@ def likeliest(answers: Sequence[Answer | None], weights: Sequence[float] | np.nd
     """
     order = np.argsort(-np.asarray(weights, dtype=float), kind="stable")
     return next((answers[i] for i in order if answers[i] is not None), None)
+
+
+def has_logprobs(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Say whether every prediction has its log-probability, so that answers can be weighed by it.
+
+    Parameters
+    ----------
+    records
+        Prediction and error records.
+
+    Returns
+    -------
+    Whether they have.
+    """
+    own = [record for record in records if "prediction" in record]
+    return bool(own) and all(
+        isinstance(record.get("logprob"), float | int) and isinstance(record.get("tokens"), int) for record in own
+    )

@@ -181,7 +181,14 @@ def test_rules_that_use_logprobs():
     sure = [-1.0, -90.0, -90.0]
     result = evaluate(many([RIGHT, ONE_RIGHT, ONE_RIGHT], 0, logprob=sure))
     rules = {rule: metrics["exact_match"]["mean"] for rule, metrics in result["rules"].items()}
-    assert (rules["consensus"], rules["likeliest"], rules["weighted consensus"]) == (0, 1, 1)
+    assert (rules["consensus"], rules["likeliest"], rules["unweighted consensus"]) == (1, 1, 0)
+    result = evaluate(many([RIGHT, ONE_RIGHT, ONE_RIGHT], 0, logprob=sure), weighted=False)
+    rules = {rule: metrics["exact_match"]["mean"] for rule, metrics in result["rules"].items()}
+    assert (rules["consensus"], rules["weighted consensus"]) == (0, 1)
+    some = many([RIGHT, ONE_RIGHT], 0, logprob=[-1.0, -2.0]) + many([RIGHT, ONE_RIGHT], 1)
+    assert not {"likeliest", "weighted consensus", "unweighted consensus"} & set(evaluate(some)["rules"])
+    with pytest.raises(ValueError, match="some predictions have no 'logprob'"):
+        evaluate(some, weighted=True)
 
 
 def test_greedy_stands_beside_the_rules():
@@ -225,6 +232,27 @@ def test_compare():
         compare(first, [record(RIGHT, 9)])
     with pytest.raises(ValueError, match="item 0 has another gold"):
         compare(first, [record(RIGHT, 0, of=puzzle(0, GOLD[::-1]))])
+
+
+def test_lengths_are_compared_in_one_unit():
+    ours, theirs = [record(RIGHT, i, tokens=100) for i in range(2)], [record("a b c", i) for i in range(2)]
+    found = compare(theirs, ours)
+    assert (found["length_unit"], found["metrics"]["length"]["mean"]) == ("tokens", 90)
+    for entry in theirs:
+        del entry["tokens"]
+    found = compare(theirs, ours)
+    assert found["length_unit"] == "words"
+    assert found["metrics"]["length"]["mean"] == len(RIGHT.split()) - 3
+
+
+@pytest.mark.parametrize("variant", ["batch", "single", "batch_open"])
+def test_candidates_are_read_from_questions_of_every_variant(variant):
+    one = Puzzle((("MS4A1",),), ("B cell", "T cell"), ("B cell",))
+    one = {"single": one, "batch_open": Puzzle(puzzle().cells, (), GOLD)}.get(variant, puzzle())
+    (found,) = score_predictions(
+        [{"index": 0, "prediction": "?", **puzzle_to_item(one, variant)}],
+    ).answers
+    assert found.candidates == (one.candidates or None)
 
 
 def test_a_run_does_not_differ_from_itself():

@@ -236,6 +236,20 @@ def test_poor_cells(tmp_path, adata):
         assert len(result.puzzles) == 12
 
 
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+@pytest.mark.parametrize("rank_by", ["expression", "specificity"])
+def test_cells_with_nan_are_left_out(tmp_path, adata, form, rank_by):
+    matrix = adata.X.toarray()
+    matrix[:300, 5] = np.nan
+    adata.X = form(matrix)
+    result = run(tmp_path, adata, rank_by=rank_by)
+    assert not result.reason
+    assert len(result.puzzles) == 12
+    assert "drawn cells left out: their values are NaN or infinite" in notes_of(result)
+    used = {int(name.rpartition("cell")[2]) for puzzle in result.puzzles for name in puzzle.meta["cell_ids"]}
+    assert min(used) >= 300
+
+
 def test_cells_with_stored_zeros_only(tmp_path, adata):
     adata.X.data[: adata.X.indptr[300]] = 0
     result = run(tmp_path, adata)

@@ -1,8 +1,11 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import stats
 
+from recipe.cello1 import intervals
 from recipe.cello1.intervals import Estimate, calibration, estimate, mcnemar, paired_difference
 
 
@@ -43,6 +46,32 @@ def test_weighted_mean_and_its_interval():
     found = estimate(values, seed=0, weights=weights)
     assert found.mean == pytest.approx(np.average(values, weights=weights))
     assert found.low < found.mean < found.high
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_interval_is_scipys_bca(weighted):
+    rng = np.random.default_rng(0)
+    values, weights = rng.gamma(0.7, 2.0, 80), rng.integers(2, 9, 80).astype(float)
+    parts = (values * weights, weights) if weighted else (values,)
+
+    def mean(top, bottom=None, axis=-1):
+        return top.mean(axis=axis) / (1 if bottom is None else bottom.mean(axis=axis))
+
+    expected = stats.bootstrap(
+        parts, mean, paired=True, vectorized=True, n_resamples=2000, method="BCa", rng=np.random.default_rng(3)
+    ).confidence_interval
+    found = estimate(values, seed=3, weights=weights if weighted else None)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-3)
+
+
+def test_the_time_of_an_interval_is_not_quadratic(monkeypatch):
+    monkeypatch.setattr(intervals, "RESAMPLES", 9)
+    values = np.random.default_rng(0).random(20_000)
+    tracemalloc.start()
+    estimate(values, seed=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50 * values.nbytes  # a jackknife by copies takes 20,000 times as much, in pieces of 32 MB
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.25, 0.25, 0.25], [0.1, 0.9], [1.0], [0.0, 0.0, 0.0, 0.3]])

@@ -1,5 +1,7 @@
 """Reading rows: every way a matrix may be stored gives the same rows as the matrix in memory."""
 
+import tracemalloc
+
 import anndata as ad
 import h5py
 import numpy as np
@@ -69,6 +71,55 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "CSC_ENTRIES", 200)
     monkeypatch.setattr(module, "CSC_STEP", 70)
     monkeypatch.setattr(vectors, "SPAN", 40)
+
+
+class Counted:
+    """Counts the values that are read."""
+
+    def __init__(self, vector):
+        self.vector, self.dtype, self.count = vector, vector.dtype, 0
+
+    def gather(self, starts, stops):
+        self.count += int((stops - starts).sum())
+        return self.vector.gather(starts, stops)
+
+
+def test_the_sums_of_a_csc_matrix_take_one_pass(tmp_path, dense):
+    adata_of(sp.csc_matrix(dense)).write_h5ad(tmp_path / "a.h5ad")
+    with Store(tmp_path / "a.h5ad") as store:
+        matrix = open_matrix(store.matrix(), store.file)
+        matrix.values = Counted(matrix.values)
+        sums, n_cells = matrix.column_sums()
+    np.testing.assert_array_equal(sums, dense.sum(axis=0))
+    assert n_cells == N
+    assert matrix.values.count == np.count_nonzero(dense)
+    spoiled = dense.copy()
+    spoiled[[4, 20], [G - 1, 3]] = np.nan
+    adata_of(sp.csc_matrix(spoiled)).write_h5ad(tmp_path / "b.h5ad")
+    with Store(tmp_path / "b.h5ad") as store:
+        sums, n_cells = open_matrix(store.matrix(), store.file).column_sums()
+    np.testing.assert_array_equal(sums, np.delete(dense, [4, 20], axis=0).sum(axis=0))
+    assert n_cells == N - 2
+
+
+def test_csc_blocks_keep_to_the_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CSC_ENTRIES", 40_000)
+    monkeypatch.setattr(module, "CSC_STEP", 10_000)
+    rng = np.random.default_rng(0)
+    values = rng.poisson(0.02, size=(1000, 600)).astype(np.int64)
+    values[:100] = 1 + rng.poisson(1.0, size=(100, 600))  # the first rows have fifty times as much as the others
+    adata_of(sp.csc_matrix(values)).write_h5ad(tmp_path / "a.h5ad")
+    with Store(tmp_path / "a.h5ad") as store:
+        matrix = open_matrix(store.matrix(), store.file)
+        sizes = [len(plan().values) for plan in matrix.plans(np.arange(100))]
+        assert sum(sizes) == 60_000 and max(sizes) <= 40_000
+        plan = next(matrix.plans(np.arange(100)))
+        tracemalloc.start()
+        block = plan()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert block.values.dtype == np.float64
+    assert peak < matrix.block_bytes
 
 
 def check(path, dense, threads=1):

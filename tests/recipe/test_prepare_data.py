@@ -293,22 +293,42 @@ def test_links_and_capitals(folder, tmp_path):
     assert [entry["name"] for entry in manifest(tmp_path / "out")["inputs"]] == ["a/X"]
 
 
-def test_a_killed_worker_is_reported_and_the_done_files_are_kept(folder, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("kills", ["together", "always"])
+def test_the_file_that_kills_a_worker_is_found_out(folder, tmp_path, capsys, monkeypatch, kills):
+    from concurrent.futures import Future
     from concurrent.futures.process import BrokenProcessPool
 
-    class Broken:
-        def __init__(self, *arguments, **options):
-            pass
+    class Pool:
+        """Does the work here and now; a process is "killed" by one of the files."""
+
+        def __init__(self, workers, **options):
+            self.workers, self.broken = workers, False
 
         def submit(self, function, job):
-            raise BrokenProcessPool
+            future = Future()
+            self.broken |= job.name == "lung/file1" and (kills == "always" or self.workers > 1)
+            if self.broken:
+                future.set_exception(BrokenProcessPool())
+            else:
+                future.set_result(process_file(job))
+            return future
 
         def shutdown(self, **options):
             pass
 
-    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Broken)
-    assert run(folder, "--out", tmp_path, "--quiet", "--workers", "2") == 1
-    assert "a worker process was killed" in capsys.readouterr().err
+    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Pool)
+    status = run(folder, "--out", tmp_path, *FEW[:-1], "2")
+    captured = capsys.readouterr()
+    entries = {entry["name"]: entry for entry in manifest(tmp_path)["inputs"]}
+    assert len(entries) == 3
+    assert "lung/file1" in captured.err and "each of these is tried again alone" in captured.err
+    bad = [name for name, entry in entries.items() if entry["status"] == "bad"]
+    if kills == "always":
+        assert (status, bad) == (1, ["lung/file1"])
+        assert "the process that worked on it alone was killed" in entries["lung/file1"]["reason"]
+        assert "bad   lung/file1" in captured.out
+    else:
+        assert (status, bad) == (0, [])
 
 
 # ----------------------------------------------------------------------------------------------------------- bad files

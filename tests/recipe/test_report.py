@@ -141,8 +141,20 @@ def test_html_without_optional_parts():
     assert "Confusion" in page
 
 
-@pytest.mark.parametrize("n_types", [1, 60])
-def test_confusion_picture_only_where_it_can_be_read(n_types):
-    gold = tuple(f"type {i}" for i in range(n_types))
+def test_one_type_has_no_confusion_picture():
+    item = puzzle(0, ("type",))
+    assert "Confusion" not in to_html(evaluate([record(format_answer(("type",)), 0, of=item)], [item]))
+
+
+def test_of_many_types_those_most_often_confused_are_shown():
+    gold = tuple(f"type {i:02}" for i in range(60))
+    answered = (*gold[:50], *gold[51:], gold[50])  # the last ten are mixed up
     item = puzzle(0, gold)
-    assert "Confusion" not in to_html(evaluate([record(format_answer(gold), 0, of=item)], [item]))
+    page = to_html(evaluate([record(format_answer(answered), 0, of=item)], [item]))
+    assert "the 40 of 60 types that are most often confused" in page
+    table = page[page.index('<table class="confusion">') :]
+    table = table[: table.index("</table>")]
+    shown = re.findall(r"<tr><th>(type \d\d)</th>", table)
+    assert len(shown) == 40
+    assert set(gold[50:]) < set(shown)
+    assert shown == sorted(shown)

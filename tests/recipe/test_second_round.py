@@ -7,7 +7,7 @@ from recipe.cello1.evaluate import evaluate
 from recipe.cello1.files import read_items, write_items
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import prediction_record, puzzle_to_item, write_puzzles
-from recipe.cello1.second_round import find_open, main, merge_rounds, open_cells, second_puzzle
+from recipe.cello1.second_round import OpenPuzzle, find_open, main, merge, merge_rounds, open_cells, second_puzzle
 from recipe.cello1.vote import vote_records
 from recipe.cello1.voting import consensus
 
@@ -133,6 +133,34 @@ def test_find_open():
         find_open(voted, PUZZLES, 2)
     with pytest.raises(ValueError, match="prediction 9 is not of this data set"):
         find_open([{"index": 9, "voted": [], "cells": []}], PUZZLES, 0.5)
+
+
+def test_both_rounds_are_weighed_unless_told_not_to(run, capsys):
+    path = run.folder / "samples.jsonl"
+    sure = [{**record, "logprob": -1.0 if record["sample"] == 2 else -90.0} for record in run.records]
+    write_items(path, sure)  # of puzzle 1 the right answer, which has one vote of three
+    assert run("--logprobs", "--min-support", "0.5") == 0
+    assert "0 of 4 puzzles asked again" in capsys.readouterr().out
+    assert read_items(run.folder / "voted.jsonl")[1]["prediction"] == format_answer(ABC, "because")
+    assert run("--no-weighted") == 1
+    assert "2 of 4 puzzles asked again" in capsys.readouterr().out
+    assert run("--weighted") == 2
+    assert "--weighted needs --logprobs" in capsys.readouterr().err
+
+
+def test_the_second_round_is_weighed():
+    small = OpenPuzzle(0, PUZZLES[0], consensus([ABC, ("a", "c", "b")], ABC, 3), [1, 2])
+    answers = (("b", "c"), -90.0), (("c", "b"), -1.0), (("b", "c"), -90.0)
+    records = [
+        {"index": 0, "prediction": format_answer(types), "logprob": logprob, "tokens": 9} for types, logprob in answers
+    ]
+    voted = [{"index": 0}]
+    assert merge(voted, [small], records)[0]["prediction"] == format_answer(("a", "c", "b"))
+    assert merge(voted, [small], records, weighted=False)[0]["prediction"] == format_answer(ABC)
+    del records[1]["logprob"]
+    assert merge(voted, [small], records)[0]["prediction"] == format_answer(ABC)
+    with pytest.raises(ValueError, match="ask with --logprobs"):
+        merge(voted, [small], records, weighted=True)
 
 
 def test_answers_nobody_can_use_leave_the_first_round(run):

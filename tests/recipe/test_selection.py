@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from recipe.cello1.cells import top_genes
 from recipe.cello1.data.gene_filters import gene_table
 from recipe.cello1.data.matrix import Block
-from recipe.cello1.data.selection import column_sums, top_symbols
+from recipe.cello1.data.selection import SPOILED, column_sums, top_symbols
 from recipe.cello1.data.store import BadFileError
 
 DTYPES = ["float32", "float64"]  # matrix.py turns all others into these
@@ -105,16 +105,24 @@ def test_unordered_and_repeated_entries_are_put_in_order_and_added_up():
 
 
 @pytest.mark.parametrize("kind", ["sparse", "dense"])
-@pytest.mark.parametrize(
-    ("value", "match"), [(np.nan, "NaN or infinity"), (np.inf, "NaN or infinity"), (-1.0, "negative value in row 1")]
-)
-def test_values_that_cannot_be_ranked(kind, value, match):
-    matrix = np.array([[1.0, 2.0], [value, 2.0]], dtype="float32")
-    with pytest.raises(BadFileError, match=match) as caught:
+def test_negative_values_cannot_be_ranked(kind):
+    matrix = np.array([[1.0, 2.0], [-1.0, 2.0]], dtype="float32")
+    with pytest.raises(BadFileError, match="negative value in row 1") as caught:
         listed(matrix, "AB", 2, kind)
     assert "--layer" in caught.value.remedy
-    with pytest.raises(BadFileError, match=match.split(" in ")[0]):
+    with pytest.raises(BadFileError, match="negative value"):
         column_sums(block_of(matrix, kind), 2)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "dense"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_not_finite_are_marked(kind, value):
+    matrix = np.array([[1.0, 2.0], [value, 2.0], [3.0, 1.0]], dtype="float32")
+    ids, counts = top_symbols(block_of(matrix, kind), gene_table("AB"), 2)
+    assert counts.tolist() == [2, SPOILED, 2]
+    assert ids[[0, 2]].tolist() == [[1, 0], [0, 1]]
+    sums, n_cells = column_sums(block_of(matrix, kind), 2)
+    assert (sums.tolist(), n_cells) == ([4.0, 3.0], 2)
 
 
 @pytest.mark.parametrize("columns", [[0, 7], [-1, 1], [7, 0]])
@@ -130,4 +138,6 @@ def test_columns_that_do_not_exist(columns):
 def test_column_sums(matrix):
     expected = matrix.astype(float).sum(axis=0)
     for kind in ("sparse", "dense"):
-        np.testing.assert_allclose(column_sums(block_of(matrix, kind), matrix.shape[1]), expected)
+        sums, n_cells = column_sums(block_of(matrix, kind), matrix.shape[1])
+        np.testing.assert_allclose(sums, expected)
+        assert n_cells == len(matrix)

@@ -6,6 +6,7 @@ from recipe.cello1.files import read_items, write_items
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import error_record, prediction_record, puzzle_to_item
 from recipe.cello1.vote import main, vote_records
+from recipe.cello1.voting import logprob_weights
 
 ABC = ("a", "b", "c")
 
@@ -54,6 +55,16 @@ def test_vote_records_by_other_rules():
     assert weighted["prediction"] == format_answer(("b", "a", "c"))
 
 
+def test_votes_are_weighed_where_every_prediction_has_its_logprob():
+    given = records(TEXTS, logprobs=[-1.0, -50.0, -60.0, -70.0, None])
+    (voted,) = vote_records(given)
+    assert voted["prediction"] == format_answer(("b", "a", "c"))
+    assert voted["weights"] == pytest.approx(logprob_weights([-1.0, -50.0, -60.0, -70.0], [10] * 4))
+    assert vote_records(given, weighted=False)[0]["prediction"] == format_answer(ABC, "because")
+    (plain,) = vote_records([given[0], *records(TEXTS)[1:]])
+    assert "weights" not in plain and plain["prediction"] == format_answer(ABC, "because")
+
+
 def test_voted_matching_that_nobody_gave():
     texts = [format_answer(order) for order in (("a", "a", "c"), ("b", "b", "c"), ("a", "b", "b"))]
     assert vote_records(records(texts))[0]["prediction"] == format_answer(ABC)
@@ -72,6 +83,14 @@ def test_items_without_votes():
 def test_vote_records_refuses(options, match):
     with pytest.raises(ValueError, match=match):
         vote_records(records(TEXTS), **options)
+
+
+def test_command_weighs_unless_told_not_to(tmp_path):
+    write_items(tmp_path / "p.jsonl", records(TEXTS, logprobs=[-1.0, -50.0, -60.0, -70.0, None]))
+    for flags, types in (([], ("b", "a", "c")), (["--no-weighted"], ABC), (["--weighted"], ("b", "a", "c"))):
+        assert main([str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "v.jsonl"), *flags]) == 0
+        (voted,) = read_items(tmp_path / "v.jsonl")
+        assert voted["prediction"].endswith(f"<answer>{' | '.join(types)}</answer>")
 
 
 def test_command(tmp_path, capsys):

@@ -19,7 +19,7 @@ from recipe.cello1.data.gene_filters import gene_table, share_of_ensembl_ids
 from recipe.cello1.data.identity import VALUE_SEPARATOR
 from recipe.cello1.data.matrix import Block, map_blocks, open_matrix
 from recipe.cello1.data.outputs import JsonListWriter
-from recipe.cello1.data.selection import column_sums, top_symbols
+from recipe.cello1.data.selection import SPOILED, column_sums, top_symbols
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import BadFileError, Labels, Store
 from recipe.cello1.puzzle import Puzzle, PuzzleIndex
@@ -219,18 +219,23 @@ class CellReader:
         """
         n_cells, n_genes = self.matrix.shape
 
-        def sums(block: Block) -> np.ndarray:
+        def sums(block: Block) -> tuple[np.ndarray, int]:
             self.progress(len(block.rows))
             return column_sums(block, n_genes)
 
-        total = np.zeros(n_genes)
-        for part in map_blocks(self.matrix, sums, None, self.threads):
-            total += part
-        mean = total / n_cells
+        if found := self.matrix.column_sums():
+            total, counted = found
+            self.progress(n_cells)
+        else:
+            total, counted = np.zeros(n_genes), 0
+            for part, cells in map_blocks(self.matrix, sums, None, self.threads):
+                total += part
+                counted += cells
+        mean = total / max(1, counted)
         overall = mean.mean()
         return 1 / (mean + overall) if overall > 0 else np.ones(n_genes)
 
-    def read(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, tuple[str, ...]]]:
+    def read(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, tuple[str, ...] | None]]:
         """Read cells.
 
         Parameters
@@ -240,7 +245,7 @@ class CellReader:
 
         Yields
         ------
-        Row and listed genes, in the order of the rows.
+        Row and listed genes, in the order of the rows; ``None`` for a cell with NaN or infinity.
         """
 
         def top(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -251,7 +256,7 @@ class CellReader:
             # The last entry of the names is never listed: ids are -1 only beyond the count.
             names = self._names[ids].tolist()
             for row, genes, count in zip(found.tolist(), names, counts.tolist(), strict=True):
-                yield row, tuple(genes[:count])
+                yield row, None if count == SPOILED else tuple(genes[:count])
 
 
 def _without_poor_cells(table: Table, reader: CellReader, settings: Settings) -> tuple[Table, list[str]]:
@@ -273,6 +278,7 @@ def _choose(
     """Draw puzzles and read their cells; puzzles with a cell that turns out to be of no use are drawn again."""
     genes: dict[int, tuple[str, ...]] = {}
     useless: set[int] = set()
+    spoiled = 0
     chosen: list[PuzzleIndex] = []
     seen: set[tuple[int, ...]] = set()
     wanted = wanted_puzzles(table, settings)
@@ -282,7 +288,8 @@ def _choose(
         rows = {row for puzzle in drawn for row in puzzle.rows} - genes.keys() - useless
         before = len(useless)
         for row, found in reader.read(np.array(sorted(rows), dtype=np.int64)):
-            if len(found) < settings.min_genes:
+            spoiled += found is None
+            if found is None or len(found) < settings.min_genes:
                 useless.add(row)
             else:
                 genes[row] = found
@@ -299,10 +306,17 @@ def _choose(
         missing = {size: count - found_sizes[size] for size, count in wanted.items() if count > found_sizes[size]}
         if not missing or (len(useless) == before and not repeated):
             break
+    if spoiled and not genes:
+        raise BadFileError(
+            f"its matrix holds NaN or infinity in all of the {spoiled:,} cells drawn",
+            "remove these cells, or take other values with --layer or --use-raw",
+        )
     chosen.sort(key=lambda puzzle: settings.sizes.index(len(puzzle.rows)))
     notes = []
-    if useless:
-        notes.append(f"{len(useless):,} drawn cells left out: they express fewer than --min-genes {settings.min_genes}")
+    if spoiled:
+        notes.append(f"{spoiled:,} drawn cells left out: their values are NaN or infinite")
+    if poor := len(useless) - spoiled:
+        notes.append(f"{poor:,} drawn cells left out: they express fewer than --min-genes {settings.min_genes}")
     used = {row for puzzle in chosen for row in puzzle.rows}
     if short := sum(len(genes[row]) < settings.n_top for row in used):
         notes.append(
@@ -381,7 +395,7 @@ def _write_records(store: Store, job: Job, table: Table, reader: CellReader) -> 
     ids = store.cell_ids(table.pool)
     with JsonListWriter(job.records or "", indent=None) as writer:
         for (row, genes), name in zip(reader.read(table.pool), ids, strict=True):
-            if len(genes) < job.settings.min_genes:
+            if genes is None or len(genes) < job.settings.min_genes:
                 continue
             values = metadata.values(row)
             context = f"{metadata.sentences(row)} Top expressed genes are: {', '.join(genes)}.".strip()

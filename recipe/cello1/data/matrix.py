@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
 
 import numpy as np
 
@@ -67,6 +67,12 @@ class Matrix(Protocol):
 
     def stored(self) -> np.ndarray | None:
         """Return how many values are stored for each row, where that is known without reading them."""
+
+    def column_sums(self) -> tuple[np.ndarray, int] | None:
+        """Add up each column over the cells whose values are all finite, and count these cells.
+
+        ``None`` where that is best done block by block.
+        """
 
 
 def open_matrix(element: Any, file: BinaryIO | None = None) -> Matrix:
@@ -183,6 +189,10 @@ class CsrMatrix(_Sparse):
 
     block_bytes = BLOCK_ENTRIES * 16
 
+    def column_sums(self) -> None:
+        """Return nothing: blocks of rows serve."""
+        return None
+
     def stored(self) -> np.ndarray:
         """Return how many values are stored for each row."""
         return np.diff(self.indptr)
@@ -213,45 +223,99 @@ class CsrMatrix(_Sparse):
 class CscMatrix(_Sparse):
     """A matrix stored column by column: each block takes a pass over all of it, and the blocks are large for that."""
 
-    block_bytes = CSC_ENTRIES * 20 + CSC_STEP * 20
+    _lengths: np.ndarray | None = None  # stored values of each row, once they have been counted
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of a block: 28 bytes for a kept value (place, column and value twice) and 40 for one just read."""
+        return CSC_ENTRIES * 28 + CSC_STEP * 40
 
     def stored(self) -> None:
         """Return nothing: the number of values in a row is known only when all columns are read."""
         return None
 
     def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
-        """Cut the rows into blocks."""
+        """Cut the rows into blocks. Where one cannot hold all values, those of each row are counted first."""
         wanted = np.arange(self.shape[0]) if rows is None else rows
-        per_row = max(1.0, self.indptr[-1] / max(1, self.shape[0]))
-        step = max(1, int(CSC_ENTRIES / per_row))
-        for start in range(0, len(wanted), step):
-            yield partial(self._block, wanted[start : start + step])
+        if not len(wanted):
+            return
+        if self.indptr[-1] <= CSC_ENTRIES:
+            yield partial(self._block, wanted)
+            return
+        ends = np.cumsum(self._row_lengths()[wanted])
+        start = 0
+        while start < len(wanted):
+            before = ends[start - 1] if start else 0
+            stop = max(start + 1, int(np.searchsorted(ends, before + CSC_ENTRIES, side="right")))
+            yield partial(self._block, wanted[start:stop])
+            start = stop
+
+    def _pieces(self) -> Iterator[tuple[int, int]]:
+        """Cut the columns into pieces that are read at once: first column, and the one after the last."""
+        column = 0
+        while column < self.shape[1]:
+            last = int(np.searchsorted(self.indptr, self.indptr[column] + CSC_STEP, side="right")) - 1
+            last = min(max(last, column + 1), self.shape[1])
+            yield column, last
+            column = last
+
+    def _read_piece(self, column: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        values, indices = self.read(self.indptr[column : column + 1], self.indptr[last : last + 1])
+        self._check_rows(indices)
+        return values, indices
+
+    def _row_lengths(self) -> np.ndarray:
+        if self._lengths is None:
+            counts = np.zeros(self.shape[0], dtype=np.int64)
+            for column, last in self._pieces():
+                indices = self.indices.gather(self.indptr[column : column + 1], self.indptr[last : last + 1])
+                self._check_rows(indices)
+                _count(indices, counts)
+            self._lengths = counts
+        return self._lengths
+
+    def column_sums(self) -> tuple[np.ndarray, int]:
+        """Add up each column in one pass; in two where values are not finite, as their cells show only on the way."""
+        spoiled = np.zeros(self.shape[0], dtype=bool)
+        sums = self._sums(spoiled)
+        if spoiled.any():
+            sums = self._sums(spoiled)
+        return sums, int(self.shape[0] - spoiled.sum())
+
+    def _sums(self, spoiled: np.ndarray) -> np.ndarray:
+        """Add up each column without the spoiled cells, and mark those that turn out to be."""
+        sums = np.zeros(self.shape[1])
+        counts = np.zeros(self.shape[0], dtype=np.int64)
+        for column, last in self._pieces():
+            values, indices = self._read_piece(column, last)
+            _count(indices, counts)
+            spoiled[indices[~np.isfinite(values)]] = True
+            values = np.where(spoiled[indices], 0, values)
+            if len(values) and values.min() < 0:
+                refuse_negative(int(indices[np.argmin(values)]))
+            columns = np.repeat(np.arange(last - column), np.diff(self.indptr[column : last + 1]))
+            sums[column:last] = np.bincount(columns, values, last - column)
+        self._lengths = counts
+        return sums
 
     def _block(self, rows: np.ndarray) -> Block:
-        place = np.full(self.shape[0], -1, dtype=np.int64)
+        place = np.full(self.shape[0], -1, dtype=np.int32)
         place[rows] = np.arange(len(rows))
-        kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        kept: deque[tuple[np.ndarray, np.ndarray, np.ndarray]] = deque()
         counts = np.zeros(len(rows), dtype=np.int64)
-        column = 0
-        n_columns = self.shape[1]
-        while column < n_columns:
-            last = int(np.searchsorted(self.indptr, self.indptr[column] + CSC_STEP, side="right")) - 1
-            last = min(max(last, column + 1), n_columns)
-            bounds = self.indptr[column : last + 1]
-            values, indices = self.read(bounds[:1], bounds[-1:])
-            self._check_rows(indices)
+        for column, last in self._pieces():
+            values, indices = self._read_piece(column, last)
             target = place[indices]
             here = target >= 0
-            columns = np.repeat(np.arange(column, last, dtype=np.int32), np.diff(bounds))[here]
+            columns = np.repeat(np.arange(column, last, dtype=np.int32), np.diff(self.indptr[column : last + 1]))[here]
             kept.append((target[here], columns, values[here]))
-            counts += np.bincount(kept[-1][0], minlength=len(rows))
-            column = last
+            _count(kept[-1][0], counts)
         indptr = np.concatenate([[0], np.cumsum(counts)])
         out_values = np.empty(indptr[-1], dtype=self.dtype)
         out_indices = np.empty(indptr[-1], dtype=np.int32)
         cursor = indptr[:-1].copy()
-        for target, columns, values in kept:
-            _scatter(target, columns, values, cursor, out_indices, out_values)
+        while kept:
+            _scatter(*kept.popleft(), cursor, out_indices, out_values)
         return Block(rows, out_values, out_indices, indptr)
 
     def _check_rows(self, indices: np.ndarray) -> None:
@@ -262,6 +326,31 @@ class CscMatrix(_Sparse):
 def _working_type(dtype: np.dtype) -> np.dtype:
     """Return what values are worked with: both hold every count and every stored float exactly."""
     return np.dtype(np.float32 if dtype in (np.float16, np.float32) else np.float64)
+
+
+def refuse_negative(row: int) -> NoReturn:
+    """Refuse a matrix with a negative value.
+
+    Parameters
+    ----------
+    row
+        Where it was found, or near it.
+
+    Raises
+    ------
+    BadFileError
+        Always.
+    """
+    raise BadFileError(
+        f"its matrix holds a negative value in row {row} or near it, as scaled data do",
+        "take counts or log-normalised values with --layer or --use-raw",
+    )
+
+
+@compiled
+def _count(numbers, counts):  # pragma: no cover - compiled
+    for number in numbers:
+        counts[number] += 1
 
 
 @compiled
@@ -293,6 +382,10 @@ class DenseMatrix:
 
     def stored(self) -> None:
         """Return nothing: zeros are stored, too."""
+        return None
+
+    def column_sums(self) -> None:
+        """Return nothing: blocks of rows serve."""
         return None
 
     def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -49,7 +50,7 @@ def run_jobs(
     Raises
     ------
     RuntimeError
-        If a process or the cluster is lost. What was yielded before holds.
+        If the cluster is lost. What was yielded before holds.
     """
     files = tqdm(total=len(jobs) + done, initial=done, desc="files", unit="file", disable=not progress)
     cells = tqdm(desc="cells", unit="cell", unit_scale=True, disable=not progress, mininterval=1.0)
@@ -83,9 +84,39 @@ def _process_and_count(job: Job) -> FileResult:
 
 
 def _in_processes(jobs: Sequence[Job], workers: int, cells: tqdm) -> Iterator[tuple[Job, FileResult]]:
+    """Work on files in processes. Where one is killed, each file that it may have been at is tried again alone."""
     # Spawned, not forked: a fork inherits the locks of HDF5 and of any thread.
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
+    left = list(jobs)
+    while left:
+        try:
+            for job, result in _in_pool(left, workers, cells, context, counter):
+                left = [other for other in left if other is not job]
+                yield job, result
+        except BrokenProcessPool:
+            # Files are handed out in order, one in work and at most one more waiting for each process, and one beyond.
+            suspects, left = left[: 2 * workers + 1], left[2 * workers + 1 :]
+            names = ", ".join(job.name for job in suspects)
+            cells.write(f"a worker process was killed; each of these is tried again alone: {names}", file=sys.stderr)
+            for job in suspects:
+                yield job, _alone(job, cells, context, counter)
+
+
+def _alone(job: Job, cells: tqdm, context: Any, counter: Any) -> FileResult:
+    try:
+        return next(result for _, result in _in_pool([job], 1, cells, context, counter))
+    except BrokenProcessPool:
+        return FileResult(
+            job.name,
+            reason="the process that worked on it alone was killed, for want of memory or by a fault in the file",
+            remedy="give it more memory; if that does not help, write it anew with anndata",
+        )
+
+
+def _in_pool(
+    jobs: Sequence[Job], workers: int, cells: tqdm, context: Any, counter: Any
+) -> Iterator[tuple[Job, FileResult]]:
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_share, initargs=(counter,))
     try:
         futures: dict[Future[FileResult], Job] = {pool.submit(_process_and_count, job): job for job in jobs}
@@ -95,12 +126,6 @@ def _in_processes(jobs: Sequence[Job], workers: int, cells: tqdm) -> Iterator[tu
             cells.update(counter.value - cells.n)
             for future in finished:
                 yield futures.pop(future), future.result()
-    except BrokenProcessPool as error:
-        msg = (
-            "a worker process was killed, most likely for want of memory; the files done so far are kept: "
-            "start the same command again with fewer --workers"
-        )
-        raise RuntimeError(msg) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

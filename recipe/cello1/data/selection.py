@@ -12,10 +12,11 @@ import scipy.sparse as sp
 
 from recipe.cello1.data.compiled import compiled
 from recipe.cello1.data.gene_filters import GeneTable
-from recipe.cello1.data.matrix import Block
+from recipe.cello1.data.matrix import Block, refuse_negative
 from recipe.cello1.data.store import DAMAGED, BadFileError
 
 _UNORDERED, _NEGATIVE, _NOT_FINITE, _NO_COLUMN = 1, 2, 3, 4
+SPOILED = -1
 
 
 def top_symbols(
@@ -37,12 +38,12 @@ def top_symbols(
     Returns
     -------
     int32 (rows x ``n_top``): positions in ``genes.names``, filled up with -1; and int64: how many symbols each row
-    expresses, ``n_top`` standing for that many or more.
+    expresses, ``n_top`` standing for that many or more, and ``SPOILED`` for a row with NaN or infinity.
 
     Raises
     ------
     BadFileError
-        If a value is NaN, infinite or negative.
+        If a value is negative.
     """
     n_rows = len(block.rows)
     out = np.full((n_rows, n_top), -1, dtype=np.int32)
@@ -67,15 +68,7 @@ def top_symbols(
 
 def _refuse(status: int, row: int) -> None:
     if status == _NEGATIVE:
-        raise BadFileError(
-            f"its matrix holds a negative value in row {row} or near it, as scaled data do",
-            "take counts or log-normalised values with --layer or --use-raw",
-        )
-    if status == _NOT_FINITE:
-        raise BadFileError(
-            f"its matrix holds NaN or infinity in row {row} or near it",
-            "remove these cells, or take other values with --layer or --use-raw",
-        )
+        refuse_negative(row)
     raise BadFileError(
         f"its sparse matrix names a gene that it does not have in row {row} or near it",
         DAMAGED,
@@ -96,8 +89,8 @@ def _check_columns(block: Block, n_columns: int) -> None:
         _refuse(_NO_COLUMN, int(block.rows[0]))
 
 
-def column_sums(block: Block, n_columns: int) -> np.ndarray:
-    """Add up each column.
+def column_sums(block: Block, n_columns: int) -> tuple[np.ndarray, int]:
+    """Add up each column over the cells whose values are all finite.
 
     Parameters
     ----------
@@ -108,24 +101,32 @@ def column_sums(block: Block, n_columns: int) -> np.ndarray:
 
     Returns
     -------
-    float64, one sum for each column.
+    float64, one sum for each column, and the number of these cells.
 
     Raises
     ------
     BadFileError
-        If a value is NaN, infinite or negative.
+        If a value is negative.
     """
+    values, spoiled = block.values, np.zeros(len(block.rows), dtype=bool)
+    if not np.isfinite(values.sum(dtype=np.float64)):
+        wrong = ~np.isfinite(values)
+        if block.indptr is None:
+            spoiled = wrong.any(axis=1)
+            values = np.where(spoiled[:, None], 0, values)
+        else:
+            of_row = np.repeat(np.arange(len(block.rows)), np.diff(block.indptr))
+            spoiled[of_row[wrong]] = True
+            values = np.where(spoiled[of_row], 0, values)
+    if (values < 0).any():
+        refuse_negative(int(block.rows[0]))
     if block.indices is None:
-        sums = block.values.sum(axis=0, dtype=np.float64)
+        sums = values.sum(axis=0, dtype=np.float64)
     else:
         _check_columns(block, n_columns)
         sums = np.zeros(n_columns)
-        _add_columns(block.indices, block.values, sums)
-    if not np.isfinite(sums).all():
-        _refuse(_NOT_FINITE, int(block.rows[0]))
-    if (block.values < 0).any():
-        _refuse(_NEGATIVE, int(block.rows[0]))
-    return sums
+        _add_columns(block.indices, values, sums)
+    return sums, int(len(spoiled) - spoiled.sum())
 
 
 # ---------------------------------------------------------------------------------------------------- compiled code
@@ -290,7 +291,10 @@ def _select_sparse(
             return row, _NO_COLUMN
         own = scores[:n]
         if not _convert(part, own):
-            return row, _fault(part)
+            if _fault(part) == _NEGATIVE:
+                return row, _NEGATIVE
+            counts[row] = SPOILED
+            continue
         if len(weights) > 0:
             _weigh(own, columns, False, weights)
         bound = own
@@ -310,7 +314,10 @@ def _select_dense(
     none = np.empty(0, np.int32)
     for row in range(values.shape[0]):
         if not _convert(values[row], scores):
-            return row, _fault(values[row])
+            if _fault(values[row]) == _NEGATIVE:
+                return row, _NEGATIVE
+            counts[row] = SPOILED
+            continue
         if len(weights) > 0:
             _weigh(scores, none, True, weights)
         bound = scores
