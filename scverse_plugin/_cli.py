@@ -133,10 +133,14 @@ def serve_command(model: Path, *, port: int = 8000, name: str | None = None, mor
 
 
 def _read_types(text: str, columns: Sequence[str]) -> list[str] | str:
+    """Read --cell-types. A name alone is a column: a misspelt one must not become the only type."""
     if text.startswith("@"):
         lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         return [line.strip() for line in lines if line.strip()]
-    if "|" not in text and text in columns:
+    if "|" not in text:
+        if text not in columns:
+            msg = f"--cell-types: obs has no column {text!r}; it has {list(columns)}; write types as 'type 1|type 2'"
+            raise ValueError(msg)
         return text
     return [name.strip() for name in text.split("|")]
 
@@ -149,6 +153,8 @@ def _annotate(args: argparse.Namespace) -> int:
     if not args.input.is_file():
         msg = f"input: there is no file {args.input}"
         raise FileNotFoundError(msg)
+    if args.report is not None:
+        scverse_plugin._report.check_path(args.report)
     adata = ad.read_h5ad(args.input)
     options = {name: getattr(args, name) for name in (*_PLAIN, *_LISTS) if getattr(args, name) is not None}
     for name in ("model", "use_raw", "engine_options"):

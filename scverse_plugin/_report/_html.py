@@ -56,10 +56,7 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
     ValueError
         If there is no such run, or the path does not end in ``.html``.
     """
-    path = Path(path)
-    if path.suffix.lower() not in (".html", ".htm"):
-        msg = f"path: {path} must end in .html"
-        raise ValueError(msg)
+    path = check_path(path)
     run = _store.stored(adata, key)
     groups = run["groups"]
     traces = cello1_df(adata, key, table="traces")
@@ -90,6 +87,30 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
         f"<body>{''.join(parts)}</body></html>\n"
     )
     atomic_write(path, html)
+    return path
+
+
+def check_path(path: str | Path) -> Path:
+    """Check where a report is to go.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    The path.
+
+    Raises
+    ------
+    ValueError
+        If it does not end in ``.html``.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        msg = f"report: {path} must end in .html"
+        raise ValueError(msg)
     return path
 
 

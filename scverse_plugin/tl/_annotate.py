@@ -187,6 +187,8 @@ def annotate(
         Support of the group's best type, 0 to 1.
     ``adata.obsm[key_added + "_votes"]`` : :class:`numpy.ndarray` (shape ``(n_obs, n_types)``, dtype ``float32``)
         Support for every type; the columns are ``uns[key_added]["types"]``, decoys last.
+    ``adata.uns[key_added]["columns"]`` : :class:`numpy.ndarray`
+        Columns of ``obs`` and ``obsm`` that are written: a further run replaces these and no others.
     ``adata.uns[key_added]["params"]`` : :class:`dict`
         All parameters, model and its fingerprint, seed, versions. No keys, no password.
     ``adata.uns[key_added]["groups"]`` : :class:`pandas.DataFrame`
@@ -226,6 +228,7 @@ def annotate(
     kept = Cache(cache)
     if not dry_run:
         _store.check_free(adata, key_added)
+        _store.check_writable(adata, copy=copy)
     prepared = prepare(adata, given)
     wording = None if temperature > 0 else prepared.puzzle  # a puzzle is equal to what asks the same
     if dry_run:

@@ -90,7 +90,18 @@ def check_options(given: Mapping[str, Any]) -> None:
         If one is out of range.
     """
     _store.check_key(given["key_added"])
-    check_layout(given["prompt_layout"])
+    try:
+        check_layout(given["prompt_layout"])
+    except ValueError as error:
+        msg = f"prompt_layout: {error}"
+        raise ValueError(msg) from None
+    for name in ("groupby", "sample_key", "layer", "gene_symbols"):
+        if given[name] is not None and not isinstance(given[name], str):
+            msg = f"{name} must be one name, a str, got {given[name]!r}"
+            raise ValueError(msg)
+    if not isinstance(given["engine_options"] or {}, Mapping):
+        msg = f"engine_options must be a dict ({{'max_model_len': 8192}}), got {given['engine_options']!r}"
+        raise ValueError(msg)
     for name in ("cells_per_group", "n_votes", "n_candidates", "puzzle_size", "max_concurrency"):
         value = given[name]
         if value is None and name in ("puzzle_size", "max_concurrency"):
@@ -107,11 +118,14 @@ def check_options(given: Mapping[str, Any]) -> None:
     if given["one_to_one"] not in (True, False, "auto"):
         msg = f"one_to_one must be True, False or 'auto', got {given['one_to_one']!r}"
         raise ValueError(msg)
-    if not 0 <= given["min_support"] <= 1:
-        msg = f"min_support must lie between 0 and 1, got {given['min_support']!r}"
+    support = given["min_support"]
+    if isinstance(support, bool) or not isinstance(support, int | float | np.number) or not 0 <= support <= 1:
+        msg = f"min_support must be a number between 0 and 1, got {support!r}"
         raise ValueError(msg)
-    if given["rng"] is None:
-        msg = "rng is None; pass a seed or a numpy Generator, so that the run can be repeated"
+    rng = given["rng"]
+    whole = isinstance(rng, int | np.integer) and not isinstance(rng, bool)
+    if not isinstance(rng, np.random.Generator) and not (whole and rng >= 0):
+        msg = f"rng is {rng!r}; pass a seed (0 or more) or a numpy Generator, so that the run can be repeated"
         raise ValueError(msg)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from scverse_plugin import _cli
 from tests.plugin.toy import TYPES, toy
-from tests.recipe.test_engine_openai import Server
+from tests.recipe.stub_server import Server
 
 
 @pytest.fixture
@@ -67,6 +67,21 @@ def test_no_output_when_it_fails(file, tmp_path, capsys):
     assert _cli.main([*argv, "--model", "m"]) == 1
     assert "groupby: adata.obs has no column 'x'" in capsys.readouterr().err
     assert not (tmp_path / "out.h5ad").exists()
+
+
+def test_a_misspelt_column_is_no_type(file, tmp_path, capsys):
+    argv = ["annotate", str(file), "-o", str(tmp_path / "out.h5ad"), "--groupby", "leiden", "--cell-types", "trut"]
+    assert _cli.main([*argv, "--model", "m", "--dry-run"]) == 1
+    assert "--cell-types: obs has no column 'trut'; it has ['truth'" in capsys.readouterr().err
+
+
+def test_a_report_of_another_kind_is_refused_first(file, tmp_path, capsys):
+    with Server(solved) as server:
+        argv = ["annotate", str(file), "-o", str(tmp_path / "out.h5ad"), "--groupby", "leiden", "--no-constrained"]
+        argv += ["--cell-types", "truth", "--engine", "openai", "--model", "m", "--base-url", server.url]
+        assert _cli.main([*argv, "--report", str(tmp_path / "x.txt")]) == 1
+    assert "x.txt must end in .html" in capsys.readouterr().err
+    assert not server.bodies and not (tmp_path / "out.h5ad").exists()
 
 
 def test_serve_line_is_on_loopback_and_constrains(tmp_path, capsys):
