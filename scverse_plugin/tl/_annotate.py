@@ -15,7 +15,7 @@ from recipe.cello1.prompt import Layout, Variant, messages
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._types import CellTypes
 from scverse_plugin.method._ask import Cache, Reply, ask, completion_seeds
-from scverse_plugin.method._engines import check_engine, opened
+from scverse_plugin.method._engines import check_engine, engine_version, opened, public_address
 from scverse_plugin.method._plan import LARGEST_LIST, Draft
 from scverse_plugin.method._solve import final_rounds, screening, solve
 from scverse_plugin.method._tally import Tally, call, check_cells, decoy_rate, position_bias
@@ -265,6 +265,8 @@ def annotate(
         solved = solve(prepared.units, prepared.lists, prepared.size, n_votes, put, prepared.rng, wording)
         about = {
             "engine": running.name,
+            "engine_version": engine_version(running),
+            "base_url": public_address(getattr(running, "base_url", None)),  # it may come from the environment
             "model": running.model,
             "fingerprint": running.fingerprint,
             "constraint": running.constraint if constrain else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,6 @@ from scverse_plugin.adata._groups import CELL_CHOICES, make_units, read_groups, 
 from scverse_plugin.adata._matrix import check_values, list_genes, open_expression
 from scverse_plugin.adata._types import check_decoys, read_types
 from scverse_plugin.method._ask import ON_ERROR
-from scverse_plugin.method._engines import public_address
 from scverse_plugin.method._plan import Draft, choose_puzzle_size
 from scverse_plugin.method._solve import Lists, fill
 from scverse_plugin.method._units import Unit
@@ -234,6 +234,12 @@ def _one_to_one(
     return tuple(found)
 
 
+def _mask_mark(mask: Any) -> dict[str, Any]:
+    """Return what an array of genes can be told by."""
+    kept = np.asarray(mask, dtype=bool)
+    return {"kept": int(kept.sum()), "of": len(kept), "sha256": hashlib.sha256(np.packbits(kept).tobytes()).hexdigest()}
+
+
 def provenance(given: Mapping[str, Any], prepared: Prepared, about: Mapping[str, str]) -> dict[str, Any]:
     """Return what is needed to repeat the run, and no secret.
 
@@ -262,13 +268,12 @@ def provenance(given: Mapping[str, Any], prepared: Prepared, about: Mapping[str,
         "decoys": list(prepared.lists.decoys),
         "exclude_genes": list(given["exclude_genes"]),
         "groups": None if given["groups"] is None else [str(name) for name in given["groups"]],
-        "mask_var": mask if mask is None or isinstance(mask, str) else "an array",
+        "mask_var": mask if mask is None or isinstance(mask, str) else _mask_mark(mask),
         "context_keys": dict(keys) if isinstance(keys, Mapping) else list(prepared.context.keys),
         "context": given["context"] if not isinstance(given["context"], Mapping) else dict(given["context"]),
         "puzzle_size": max(prepared.size.values()),
         "one_to_one": bool(prepared.one_to_one),
         "matrix": prepared.matrix,
-        "base_url": public_address(given["base_url"]) or None,
         "seed": prepared.seed,
         # Texts may be keys and addresses; numbers are not.
         "engine_options": {

@@ -3,6 +3,7 @@ import inspect
 import io
 import json
 import logging
+from importlib.metadata import version
 
 import anndata as ad
 import numpy as np
@@ -17,6 +18,7 @@ from recipe.cello1.engine import EngineError, Failure
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
 from tests.plugin.toy import TYPES, FakeEngine, toy
+from tests.recipe.stub_server import Server
 
 annotate = scverse_plugin.tl.annotate
 
@@ -494,8 +496,6 @@ def test_failures_can_be_skipped(tmp_path):
 
 
 def test_no_secret_is_stored(monkeypatch, tmp_path):
-    from tests.recipe.stub_server import Server
-
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     adata = toy()
     with Server(lambda body, n: "nonsense") as server:
@@ -507,6 +507,20 @@ def test_no_secret_is_stored(monkeypatch, tmp_path):
     assert b"sk-secret" not in (tmp_path / "a.h5ad").read_bytes()
     assert adata.uns["cello1"]["params"]["base_url"] == server.url
     assert json.loads(adata.uns["cello1"]["params"]["engine_options"]) == {"retries": 0}
+
+
+def test_what_is_recorded_of_server_engine_and_mask(monkeypatch):
+    adata = toy()
+    mask = adata.var["half"].to_numpy()
+    with Server(lambda body, n: "nonsense") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("http://", "http://user:secret@"))
+        options = {"engine": "openai", "model": "m", "constrained": False, "engine_options": {"server": "other"}}
+        annotate(adata, TYPES, groupby="leiden", mask_var=mask, progress=False, **options)
+    params = adata.uns["cello1"]["params"]
+    assert params["base_url"] == server.url
+    assert params["engine_version"] == version("openai")
+    kept = json.loads(params["mask_var"])
+    assert (kept["kept"], kept["of"]) == (int(mask.sum()), len(mask)) and len(kept["sha256"]) == 64
 
 
 def test_signature_follows_the_convention():

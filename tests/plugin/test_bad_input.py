@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 import scverse_plugin
 from recipe.cello1.engine import EngineError
@@ -129,17 +130,34 @@ def with_value(value, matrix=np.asarray):
     ],
 )
 def test_values(value, match, matrix):
-    import scipy.sparse as sp
-
     kinds = {"csr": sp.csr_matrix, "csc": sp.csc_matrix}
     refuse(match, with_value(value, kinds.get(matrix, np.asarray)))
 
 
-def test_empty_cells():
-    adata = toy()
-    matrix = adata.X.tolil()
-    matrix[5] = 0
-    adata.X = matrix.tocsr()
+MATRICES = [np.asarray, sp.csr_matrix, sp.csc_matrix, sp.csr_array, sp.csc_array]
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("value", [np.nan, -1])
+def test_values_of_cells_outside_the_groups_do_not_matter(value, matrix):
+    adata = with_value(value, matrix)  # in cell3, of group 0
+    options = {"groupby": "leiden", "engine": FakeEngine(), "progress": False}
+    annotate(adata, TYPES, groups=["1", "2"], **options)
+    with pytest.raises(ValueError, match=r"adata.X holds (NaN|negative)"):
+        annotate(adata, TYPES, groups=["0"], **options, key_added="other")
+
+
+@pytest.mark.parametrize("stored_zeros", [False, True])
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_empty_cells(matrix, stored_zeros):
+    adata = toy(matrix=np.asarray)
+    values = adata.X.copy()
+    values[5] = 0
+    adata.X = matrix(values)
+    if stored_zeros and sp.issparse(adata.X):
+        values[5] = 1
+        adata.X = matrix(values)
+        adata.X.data[adata.X.tocoo().row == 5] = 0  # in the order of the entries
     refuse(r"adata.X: 1 of the cells to annotate express no gene \(cell5\); .*filter_cells", adata)
 
 
