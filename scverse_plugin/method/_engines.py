@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from recipe.cello1.engine import ENGINES, Engine, start_engine
+from recipe.cello1.versions import package_versions
 
 _LIMIT = {"vllm": "max_num_seqs", "openai": "concurrency", "transformers": "batch_size"}
 _PROTOCOL = ("name", "model", "fingerprint", "constraint", "generate", "close")
@@ -151,6 +152,21 @@ def _downloaded(name: str) -> str:
         return snapshot_download(name, local_files_only=True)
     except LocalEntryNotFoundError:
         return ""
+
+
+def engine_version(engine: Engine) -> str:
+    """Return the version of the package that an engine runs on; for a server, that of its client.
+
+    Parameters
+    ----------
+    engine
+        The engine.
+
+    Returns
+    -------
+    The version; empty for an engine of somebody else's.
+    """
+    return package_versions((engine.name,))[engine.name] if engine.name in ENGINES else ""
 
 
 def public_address(url: str | None) -> str:

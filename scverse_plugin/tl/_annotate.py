@@ -15,7 +15,7 @@ from recipe.cello1.prompt import Layout, Variant, messages
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._types import CellTypes
 from scverse_plugin.method._ask import Cache, Reply, ask, completion_seeds
-from scverse_plugin.method._engines import check_engine, opened
+from scverse_plugin.method._engines import check_engine, engine_version, opened, public_address
 from scverse_plugin.method._plan import LARGEST_LIST, Draft
 from scverse_plugin.method._solve import final_rounds, screening, solve
 from scverse_plugin.method._tally import Tally, call, check_cells, decoy_rate, position_bias
@@ -187,6 +187,8 @@ def annotate(
         Support of the group's best type, 0 to 1.
     ``adata.obsm[key_added + "_votes"]`` : :class:`numpy.ndarray` (shape ``(n_obs, n_types)``, dtype ``float32``)
         Support for every type; the columns are ``uns[key_added]["types"]``, decoys last.
+    ``adata.uns[key_added]["columns"]`` : :class:`numpy.ndarray`
+        Columns of ``obs`` and ``obsm`` that are written: a further run replaces these and no others.
     ``adata.uns[key_added]["params"]`` : :class:`dict`
         All parameters, model and its fingerprint, seed, versions. No keys, no password.
     ``adata.uns[key_added]["groups"]`` : :class:`pandas.DataFrame`
@@ -226,6 +228,7 @@ def annotate(
     kept = Cache(cache)
     if not dry_run:
         _store.check_free(adata, key_added)
+        _store.check_writable(adata, copy=copy)
     prepared = prepare(adata, given)
     wording = None if temperature > 0 else prepared.puzzle  # a puzzle is equal to what asks the same
     if dry_run:
@@ -262,6 +265,8 @@ def annotate(
         solved = solve(prepared.units, prepared.lists, prepared.size, n_votes, put, prepared.rng, wording)
         about = {
             "engine": running.name,
+            "engine_version": engine_version(running),
+            "base_url": public_address(getattr(running, "base_url", None)),  # it may come from the environment
             "model": running.model,
             "fingerprint": running.fingerprint,
             "constraint": running.constraint if constrain else "",

@@ -38,7 +38,8 @@ def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> 
     Raises
     ------
     ValueError
-        If there is no such run, or its labels are gone.
+        If there is no such run, its labels are gone, a column of this name is not ours, or a backed object would have
+        to be copied.
     ImportError
         If ``cellxgene-ontology-guide`` is not installed.
     """
@@ -46,6 +47,8 @@ def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> 
     if key not in adata.obs.columns:
         msg = f"key: adata.obs has no column {key!r} any more; run annotate again"
         raise ValueError(msg)
+    _store.check_free(adata, key, [key + _store.ONTOLOGY])
+    _store.check_writable(adata, copy=copy)
     if copy:
         adata = adata.copy()
     labels = adata.obs[key].astype("category")
@@ -56,10 +59,8 @@ def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> 
     ids = [found[name] for name in names]
     used = list(dict.fromkeys(ids))
     codes = np.array([used.index(term) for term in ids] + [-1], dtype=np.int64)  # code -1 takes the last entry
-    if adata.is_view:
-        adata._init_as_actual(adata.copy())
     column = pd.Categorical.from_codes(codes[labels.cat.codes.to_numpy()], categories=used)
-    adata.obs[key + _store.ONTOLOGY] = pd.Series(column, index=adata.obs.index)
+    _store.write_ontology(adata, key, pd.Series(column, index=adata.obs.index))
     return adata if copy else None
 
 

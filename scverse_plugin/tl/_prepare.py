@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,6 @@ from scverse_plugin.adata._groups import CELL_CHOICES, make_units, read_groups, 
 from scverse_plugin.adata._matrix import check_values, list_genes, open_expression
 from scverse_plugin.adata._types import check_decoys, read_types
 from scverse_plugin.method._ask import ON_ERROR
-from scverse_plugin.method._engines import public_address
 from scverse_plugin.method._plan import Draft, choose_puzzle_size
 from scverse_plugin.method._solve import Lists, fill
 from scverse_plugin.method._units import Unit
@@ -90,7 +90,18 @@ def check_options(given: Mapping[str, Any]) -> None:
         If one is out of range.
     """
     _store.check_key(given["key_added"])
-    check_layout(given["prompt_layout"])
+    try:
+        check_layout(given["prompt_layout"])
+    except ValueError as error:
+        msg = f"prompt_layout: {error}"
+        raise ValueError(msg) from None
+    for name in ("groupby", "sample_key", "layer", "gene_symbols"):
+        if given[name] is not None and not isinstance(given[name], str):
+            msg = f"{name} must be one name, a str, got {given[name]!r}"
+            raise ValueError(msg)
+    if not isinstance(given["engine_options"] or {}, Mapping):
+        msg = f"engine_options must be a dict ({{'max_model_len': 8192}}), got {given['engine_options']!r}"
+        raise ValueError(msg)
     for name in ("cells_per_group", "n_votes", "n_candidates", "puzzle_size", "max_concurrency"):
         value = given[name]
         if value is None and name in ("puzzle_size", "max_concurrency"):
@@ -107,11 +118,14 @@ def check_options(given: Mapping[str, Any]) -> None:
     if given["one_to_one"] not in (True, False, "auto"):
         msg = f"one_to_one must be True, False or 'auto', got {given['one_to_one']!r}"
         raise ValueError(msg)
-    if not 0 <= given["min_support"] <= 1:
-        msg = f"min_support must lie between 0 and 1, got {given['min_support']!r}"
+    support = given["min_support"]
+    if isinstance(support, bool) or not isinstance(support, int | float | np.number) or not 0 <= support <= 1:
+        msg = f"min_support must be a number between 0 and 1, got {support!r}"
         raise ValueError(msg)
-    if given["rng"] is None:
-        msg = "rng is None; pass a seed or a numpy Generator, so that the run can be repeated"
+    rng = given["rng"]
+    whole = isinstance(rng, int | np.integer) and not isinstance(rng, bool)
+    if not isinstance(rng, np.random.Generator) and not (whole and rng >= 0):
+        msg = f"rng is {rng!r}; pass a seed (0 or more) or a numpy Generator, so that the run can be repeated"
         raise ValueError(msg)
 
 
@@ -220,6 +234,12 @@ def _one_to_one(
     return tuple(found)
 
 
+def _mask_mark(mask: Any) -> dict[str, Any]:
+    """Return what an array of genes can be told by."""
+    kept = np.asarray(mask, dtype=bool)
+    return {"kept": int(kept.sum()), "of": len(kept), "sha256": hashlib.sha256(np.packbits(kept).tobytes()).hexdigest()}
+
+
 def provenance(given: Mapping[str, Any], prepared: Prepared, about: Mapping[str, str]) -> dict[str, Any]:
     """Return what is needed to repeat the run, and no secret.
 
@@ -248,13 +268,12 @@ def provenance(given: Mapping[str, Any], prepared: Prepared, about: Mapping[str,
         "decoys": list(prepared.lists.decoys),
         "exclude_genes": list(given["exclude_genes"]),
         "groups": None if given["groups"] is None else [str(name) for name in given["groups"]],
-        "mask_var": mask if mask is None or isinstance(mask, str) else "an array",
+        "mask_var": mask if mask is None or isinstance(mask, str) else _mask_mark(mask),
         "context_keys": dict(keys) if isinstance(keys, Mapping) else list(prepared.context.keys),
         "context": given["context"] if not isinstance(given["context"], Mapping) else dict(given["context"]),
         "puzzle_size": max(prepared.size.values()),
         "one_to_one": bool(prepared.one_to_one),
         "matrix": prepared.matrix,
-        "base_url": public_address(given["base_url"]) or None,
         "seed": prepared.seed,
         # Texts may be keys and addresses; numbers are not.
         "engine_options": {

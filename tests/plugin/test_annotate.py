@@ -3,6 +3,7 @@ import inspect
 import io
 import json
 import logging
+from importlib.metadata import version
 
 import anndata as ad
 import numpy as np
@@ -14,8 +15,10 @@ import scipy.sparse as sp
 import scverse_plugin
 from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import EngineError, Failure
+from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
 from tests.plugin.toy import TYPES, FakeEngine, toy
+from tests.recipe.stub_server import Server
 
 annotate = scverse_plugin.tl.annotate
 
@@ -69,7 +72,7 @@ def test_labels_groups_and_writes_what_the_docstring_says(tmp_path):
     assert adata.obs["cello1_support"].dtype == np.float32 and (adata.obs["cello1_support"] == 1).all()
     assert adata.obsm["cello1_votes"].shape == (adata.n_obs, 4) and adata.obsm["cello1_votes"].dtype == np.float32
     stored = adata.uns["cello1"]
-    assert sorted(stored) == ["checks", "groups", "params", "positions", "traces", "types"]
+    assert sorted(stored) == ["checks", "columns", "groups", "params", "positions", "traces", "types"]
     assert stored["types"].tolist() == sorted(TYPES)
     doc = annotate.__doc__
     for name in (*stored["groups"].columns, *stored["traces"].columns, *stored["checks"]):
@@ -346,13 +349,44 @@ def test_copy_and_view():
     assert "cello1" not in adata.obs
 
 
-def test_second_run_replaces_the_first():
+def test_second_run_replaces_the_first(tmp_path):
     adata, _ = run()
-    adata.uns["cello1_colors"] = ["red"] * 4
-    adata.obs["cello1_ontology_term_id"] = "CL:0"
-    adata, _ = run(adata, cell_types=TYPES[:2], groups=["0", "1"])
-    assert "cello1_colors" not in adata.uns and "cello1_ontology_term_id" not in adata.obs
-    assert adata.uns["cello1"]["types"].tolist() == TYPES[:2]
+    adata.uns["cello1_colors"] = adata.uns["cello1_ontology_term_id_colors"] = ["red"] * 4
+    _store.write_ontology(adata, "cello1", pd.Series("CL:0", adata.obs_names))
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    for found in (adata, ad.read_h5ad(tmp_path / "a.h5ad")):
+        run(found, cell_types=TYPES[:2], groups=["0", "1"])
+        assert "cello1_colors" not in found.uns and "cello1_ontology_term_id_colors" not in found.uns
+        assert "cello1_ontology_term_id" not in found.obs
+        assert found.uns["cello1"]["types"].tolist() == TYPES[:2]
+
+
+def test_second_run_leaves_a_column_of_the_user_alone():
+    adata, _ = run()
+    adata.obs["cello1_ontology_term_id"] = "mine"
+    with pytest.raises(
+        ValueError, match=r"would overwrite adata.obs\['cello1_ontology_term_id'\], which cello1 has not"
+    ):
+        run(adata)
+    with pytest.raises(ValueError, match=r"would overwrite adata.obs\['cello1_ontology_term_id'\]"):
+        scverse_plugin.tl.ontology_ids(adata)
+    assert (adata.obs["cello1_ontology_term_id"] == "mine").all()
+
+
+def test_backed_objects_that_cannot_be_written_are_refused_before_anything_is_asked(tmp_path):
+    toy().write_h5ad(tmp_path / "a.h5ad")
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    engine = FakeEngine()
+    with pytest.raises(
+        ValueError, match=r"adata is a view, which needs a copy of a backed object.*adata.to_memory\(\)"
+    ):
+        run(backed[:40], engine=engine)
+    with pytest.raises(ValueError, match=r"copy=True needs a copy of a backed object.*adata.to_memory\(\)"):
+        run(backed, engine=engine, copy=True)
+    assert not engine.asked
+    adata, _ = run(backed[:40].to_memory(), engine=engine)
+    assert "cello1" in adata.obs
+    backed.file.close()
 
 
 def test_constraint_is_asked_of_engines_that_have_it():
@@ -373,7 +407,7 @@ def test_every_kind_of_matrix_gives_the_same_prompts(matrix):
 
 
 def test_backed_and_dask(tmp_path):
-    import dask.array as da
+    da = pytest.importorskip("dask.array")
 
     expected = annotate(toy(), TYPES, groupby="leiden", model="m", dry_run=True)
     for kind in (np.asarray, sp.csr_matrix):
@@ -462,8 +496,6 @@ def test_failures_can_be_skipped(tmp_path):
 
 
 def test_no_secret_is_stored(monkeypatch, tmp_path):
-    from tests.recipe.test_engine_openai import Server
-
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     adata = toy()
     with Server(lambda body, n: "nonsense") as server:
@@ -475,6 +507,20 @@ def test_no_secret_is_stored(monkeypatch, tmp_path):
     assert b"sk-secret" not in (tmp_path / "a.h5ad").read_bytes()
     assert adata.uns["cello1"]["params"]["base_url"] == server.url
     assert json.loads(adata.uns["cello1"]["params"]["engine_options"]) == {"retries": 0}
+
+
+def test_what_is_recorded_of_server_engine_and_mask(monkeypatch):
+    adata = toy()
+    mask = adata.var["half"].to_numpy()
+    with Server(lambda body, n: "nonsense") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.url.replace("http://", "http://user:secret@"))
+        options = {"engine": "openai", "model": "m", "constrained": False, "engine_options": {"server": "other"}}
+        annotate(adata, TYPES, groupby="leiden", mask_var=mask, progress=False, **options)
+    params = adata.uns["cello1"]["params"]
+    assert params["base_url"] == server.url
+    assert params["engine_version"] == version("openai")
+    kept = json.loads(params["mask_var"])
+    assert (kept["kept"], kept["of"]) == (int(mask.sum()), len(mask)) and len(kept["sha256"]) == 64
 
 
 def test_signature_follows_the_convention():

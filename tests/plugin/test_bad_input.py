@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 
 import scverse_plugin
 from recipe.cello1.engine import EngineError
@@ -61,12 +62,17 @@ def refuse(match, adata=None, cell_types=TYPES, error=ValueError, **options):
             r"one_to_one=True, but there are 4 groups and only 2 cell_types",
             {"one_to_one": True, "cell_types": TYPES[:2]},
         ),
-        (r"min_support must lie between 0 and 1, got 2", {"min_support": 2}),
+        (r"min_support must be a number between 0 and 1, got 2", {"min_support": 2}),
+        (r"min_support must be a number between 0 and 1, got 'a'", {"min_support": "a"}),
+        (r"groupby must be one name, a str, got \['leiden'\]", {"groupby": ["leiden"]}),
+        (r"engine_options must be a dict .*got \[1\]", {"engine_options": [1]}),
         (r"temperature must be 0 \(greedy\) or more", {"temperature": -1}),
-        (r"rng is None; pass a seed", {"rng": None}),
+        (r"rng is None; pass a seed \(0 or more\) or a numpy Generator", {"rng": None}),
+        (r"rng is -1; pass a seed", {"rng": -1}),
+        (r"rng is 'a'; pass a seed", {"rng": "a"}),
         (r"key_added must be a name without '/'", {"key_added": "a/b"}),
         (r"cache: .* must end in .jsonl", {"cache": "a.json"}),
-        (r"prompt_layout|layout must be one of system, user", {"prompt_layout": "x"}),
+        (r"prompt_layout: layout must be one of system, user", {"prompt_layout": "x"}),
         (r"engine must be one of vllm, openai, transformers or an engine object, got 'x'", {"engine": "x"}),
         (r"engine: object has no name", {"engine": object()}),
         (r"model, base_url and engine_options go with the name of an engine", {"model": "m"}),
@@ -124,27 +130,46 @@ def with_value(value, matrix=np.asarray):
     ],
 )
 def test_values(value, match, matrix):
-    import scipy.sparse as sp
-
     kinds = {"csr": sp.csr_matrix, "csc": sp.csc_matrix}
     refuse(match, with_value(value, kinds.get(matrix, np.asarray)))
 
 
-def test_empty_cells():
-    adata = toy()
-    matrix = adata.X.tolil()
-    matrix[5] = 0
-    adata.X = matrix.tocsr()
+MATRICES = [np.asarray, sp.csr_matrix, sp.csc_matrix, sp.csr_array, sp.csc_array]
+
+
+@pytest.mark.parametrize("matrix", MATRICES)
+@pytest.mark.parametrize("value", [np.nan, -1])
+def test_values_of_cells_outside_the_groups_do_not_matter(value, matrix):
+    adata = with_value(value, matrix)  # in cell3, of group 0
+    options = {"groupby": "leiden", "engine": FakeEngine(), "progress": False}
+    annotate(adata, TYPES, groups=["1", "2"], **options)
+    with pytest.raises(ValueError, match=r"adata.X holds (NaN|negative)"):
+        annotate(adata, TYPES, groups=["0"], **options, key_added="other")
+
+
+@pytest.mark.parametrize("stored_zeros", [False, True])
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_empty_cells(matrix, stored_zeros):
+    adata = toy(matrix=np.asarray)
+    values = adata.X.copy()
+    values[5] = 0
+    adata.X = matrix(values)
+    if stored_zeros and sp.issparse(adata.X):
+        values[5] = 1
+        adata.X = matrix(values)
+        adata.X.data[adata.X.tocoo().row == 5] = 0  # in the order of the entries
     refuse(r"adata.X: 1 of the cells to annotate express no gene \(cell5\); .*filter_cells", adata)
 
 
-@pytest.mark.parametrize("taken", ["obs", "support", "obsm", "uns"])
+@pytest.mark.parametrize("taken", ["obs", "support", "ontology", "obsm", "uns"])
 def test_columns_of_others_are_not_overwritten(taken):
     adata = toy()
     if taken == "obs":
         adata.obs["mine"] = 1
     elif taken == "support":
         adata.obs["mine_support"] = 1
+    elif taken == "ontology":
+        adata.obs["mine_ontology_term_id"] = 1
     elif taken == "obsm":
         adata.obsm["mine_votes"] = np.ones((adata.n_obs, 1))
     else:
@@ -168,7 +193,7 @@ def test_unreachable_server():
 
 
 def test_unknown_model_on_a_server():
-    from tests.recipe.test_engine_openai import Server
+    from tests.recipe.stub_server import Server
 
     with Server() as server:
         options = {"engine": "openai", "model": "other", "base_url": server.url}

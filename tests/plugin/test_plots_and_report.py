@@ -107,3 +107,22 @@ def test_genes_of_a_reasoning():
         ("B2M", True),
     ]
     assert all(text[m.start : m.stop] == m.gene for m in found)
+
+
+@pytest.mark.parametrize(
+    "word", ["ALB", "INS", "GCG", "GNLY", "CD19", "CD3E", "CD8A", "Cd3d", "Lyz", "C1orf56", "HLA-DRA"]
+)
+def test_genes_that_the_data_lack_are_marked_too(word):
+    found = list(mentions(f"The cell has {word}, a marker.", {"CST3"}, {"LYZ", "CST3"}, ["NK cell"]))
+    assert [(m.gene, m.in_prompt) for m in found] == [(word, False)]
+
+
+def test_plain_words_are_no_genes():
+    text = "NOT a T cell: CD8 and CD45RO, MHC, TCR and RNA. Was the Cell2 of COVID-19 type Th17? THE BEST. IgG, DNA, NK"
+    assert not list(mentions(text, {"CST3"}, {"LYZ", "CST3", "cat"}, ["NK cell"]))
+
+
+def test_report_counts_the_genes_that_are_made_up(done, tmp_path):
+    html = scverse_plugin.report(done, tmp_path / "a.html").read_text()
+    # The scripted model names one listed gene and FOXP3 in each of ten puzzles.
+    assert html.count("10 of 20 genes in the reasoning are not in the prompt") == len(TYPES)

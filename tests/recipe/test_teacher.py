@@ -14,7 +14,7 @@ from recipe.cello1.records import item_to_puzzle, puzzle_to_item, read_puzzles, 
 from recipe.cello1.scoring import score_answer
 from recipe.cello1.sft_data import load_puzzles
 from recipe.cello1.teacher import ask_teacher, judge, main, report_table
-from tests.recipe.test_engine_openai import Server, error
+from tests.recipe.stub_server import Server, error
 from tests.recipe.toy_model import toy_puzzles
 
 PUZZLES = [*toy_puzzles(4, 2), *toy_puzzles(6, 3)[4:]]
