@@ -121,7 +121,7 @@ def _bootstrap(values: np.ndarray, weights: np.ndarray | None, seed: int) -> tup
         rng=np.random.default_rng(seed),
     )
     levels = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    corrected = _bca_levels(levels, found.bootstrap_distribution, statistic(*parts), _jackknife(*parts))
+    corrected = _bca_levels(levels, found.bootstrap_distribution, float(statistic(*parts)), _jackknife(*parts))
     # All resamples on one side of the mean: BCa is undefined.
     low, high = np.quantile(found.bootstrap_distribution, corrected if np.isfinite(corrected).all() else levels)
     return float(low), float(high)

@@ -1,25 +1,60 @@
 """Check the inputs of a training run before anything is started.
 
-``python -m recipe.cello1.preflight --model MODEL --train TRAIN --val VAL --out DIR``
+``python -m recipe.cello1.preflight --model MODEL --train TRAIN --val VAL --run OUTPUT --config NAME -- OVERRIDES``
 
 Prints the two RL parquet files to train on, one a line: TRAIN and VAL themselves, or, where they are puzzle JSON, their
-conversions in DIR. Anything unusable ends with one line that says what and why, before Ray is up.
+conversions in OUTPUT/data. Anything unusable ends with one line that says what and why, before Ray is up.
+
+OUTPUT/run.json holds what the run is: the composed configuration, hashes of the data, a fingerprint of the model. Once
+there is a checkpoint or a model, another one is refused. What may change are the settings in ``FREE``, which do not
+change what is computed. The number of steps may not: schedules of the learning rate depend on it.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
+from recipe.cello1.export import TRACKER
+from recipe.cello1.files import sha256
 from recipe.cello1.prompt import LAYOUTS, Layout
 from recipe.cello1.records import read_puzzles
 from recipe.cello1.rl_parquet import read_rl_parquet, write_rl_parquet
+from recipe.cello1.same_run import check_same_run, model_fingerprint, write_run
 
+CONFIG = Path(__file__).parent / "config"
+RUN = "run.json"
+# What may change between two starts of one run: paths (what they lead to is hashed), logging, saving, processes.
+FREE = (
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.rollout.agent.num_workers",
+    "actor_rollout_ref.rollout.gpu_memory_utilization",
+    "data.dataloader_num_workers",
+    "data.filter_overlong_prompts_workers",
+    "data.train_files",
+    "data.val_files",
+    "ray_kwargs",
+    "reward.num_workers",
+    "trainer.default_local_dir",
+    "trainer.experiment_name",
+    "trainer.log_val_generations",
+    "trainer.logger",
+    "trainer.max_actor_ckpt_to_keep",
+    "trainer.max_critic_ckpt_to_keep",
+    "trainer.project_name",
+    "trainer.rollout_data_dir",
+    "trainer.save_freq",
+    "trainer.test_freq",
+    "trainer.val_before_train",
+    "trainer.validation_data_dir",
+)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
@@ -137,6 +172,96 @@ def rl_data(path: str, split: str, out: str | Path, layout: Layout = "system") -
     return target
 
 
+def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Compose a training's configuration as verl will, without loading verl.
+
+    Parameters
+    ----------
+    name
+        Name of a file in ``config``.
+    overrides
+        Hydra overrides.
+
+    Returns
+    -------
+    Nested dict; interpolations are left as they stand.
+
+    Raises
+    ------
+    ValueError
+        If verl is not installed, or an override cannot be applied.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    # pkg://verl.trainer.config, as the files say, would import verl, and that takes seconds.
+    verl = importlib.util.find_spec("verl")
+    if verl is None or not verl.submodule_search_locations:
+        msg = "verl is not installed; install the set of this machine: source recipe/cello1/setup_env.sh train"
+        raise ValueError(msg)
+    upstream = next(
+        path for place in verl.submodule_search_locations if (path := Path(place) / "trainer" / "config").is_dir()
+    )
+    try:
+        with hydra.initialize_config_dir(str(CONFIG), version_base=None):
+            composed = hydra.compose(name, overrides=[f"hydra.searchpath=[file://{upstream}]", *overrides])
+        return OmegaConf.to_container(composed, resolve=False)
+    except (HydraException, OmegaConfBaseException) as error:
+        msg = f"the overrides cannot be applied: {' '.join(str(error).split())}"
+        raise ValueError(msg) from None
+
+
+def run_identity(name: str, overrides: Sequence[str], model: str, train: str | Path, val: str | Path) -> dict[str, Any]:
+    """Say what a run is.
+
+    Parameters
+    ----------
+    name, overrides
+        As for :func:`compose`.
+    model
+        Folder or Hub id.
+    train, val
+        Data files.
+
+    Returns
+    -------
+    Nested dict: the configuration's name, the configuration without ``FREE``, fingerprints of model and data.
+    """
+    config = compose(name, overrides)
+    for key in FREE:
+        *parents, last = key.split(".")
+        place = config
+        for parent in parents:
+            place = place.get(parent) or {}
+        place.pop(last, None)
+    hashes = {"model": model_fingerprint(model), "train": sha256(train), "val": sha256(val)}
+    return {"name": name, "config": config, "sha256": hashes}
+
+
+def check_run(output: str | Path, identity: dict[str, Any]) -> None:
+    """Check that a run may go on in its folder, and write down what it is.
+
+    Parameters
+    ----------
+    output
+        The folder.
+    identity
+        What :func:`run_identity` returned.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a checkpoint or a model of another run.
+    """
+    output = Path(output)
+    # A start that came to nothing, with a mistyped setting for example, binds nobody.
+    if (output / "model").exists() or any(output.glob(f"*/{TRACKER}")):
+        check_same_run(output / RUN, identity, output)
+    write_run(output / RUN, identity)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Make the parser.
 
@@ -148,8 +273,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="folder in Hugging Face format, or Hub id")
     parser.add_argument("--train", required=True, help="training data: RL parquet, or puzzle JSON/JSONL")
     parser.add_argument("--val", required=True, help="validation data, likewise")
-    parser.add_argument("--out", required=True, help="folder for converted data")
+    parser.add_argument("--run", required=True, type=Path, help="folder of the run; converted data go to RUN/data")
+    parser.add_argument("--config", required=True, help="name of the training's configuration, cello1_grpo for example")
     parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="prompt layout of converted data")
+    parser.add_argument("overrides", nargs="*", metavar="-- OVERRIDE", help="Hydra overrides of the training")
     return parser
 
 
@@ -158,9 +285,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         check_model(arguments.model)
-        train = rl_data(arguments.train, "train", arguments.out, arguments.layout)
-        val = rl_data(arguments.val, "val", arguments.out, arguments.layout)
+        train = rl_data(arguments.train, "train", arguments.run / "data", arguments.layout)
+        val = rl_data(arguments.val, "val", arguments.run / "data", arguments.layout)
+        identity = run_identity(arguments.config, arguments.overrides, arguments.model, train, val)
         check_platform()
+        check_run(arguments.run, identity)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

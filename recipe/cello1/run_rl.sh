@@ -8,7 +8,7 @@
 # Variables: MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle JSON), OUTPUT (folder), HARDWARE (a file
 # of config/hardware), NNODES, RAY_ADDRESS (a running Ray cluster, for several nodes), SEED. Arguments are Hydra overrides,
 # passed to verl as they are: +variant=dapo, for instance.
-# Killed and started again with the same OUTPUT it goes on where it was.
+# Killed and started again with the same OUTPUT it goes on where it was; with another model, data or settings it is refused.
 set -euo pipefail
 
 algorithm=$1 # grpo | ppo: config/cello1_$algorithm.yaml
@@ -92,7 +92,8 @@ if [ -n "${RAY_ADDRESS:-}" ]; then
   [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_cpus,num_gpus,object_store_memory}"=null")
 fi
 
-files=$("$PYTHON" -m recipe.cello1.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --out "$OUTPUT/data")
+files=$("$PYTHON" -m recipe.cello1.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
+  --config "cello1_$algorithm" -- "${settings[@]}" "$@")
 train_file=$(sed -n 1p <<<"$files")
 val_file=$(sed -n 2p <<<"$files")
 

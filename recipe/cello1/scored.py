@@ -173,7 +173,9 @@ def _gold(
 def _own_candidates(record: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Read the candidates from the question the record repeats; ``None`` if it is in no format we know."""
     text = next((record[key] for key in USER_KEYS if isinstance(record.get(key), str)), None)
-    for variant in VARIANTS if text is not None else ():
+    if text is None:
+        return None
+    for variant in VARIANTS:
         try:
             return parse_user(text, variant).candidates or None
         except ValueError:

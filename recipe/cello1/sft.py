@@ -26,10 +26,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, sha256, write_items
+from recipe.cello1.files import append_jsonl, read_items, sha256, write_items
 from recipe.cello1.hf_folder import check_model_path, save_model
 from recipe.cello1.prompt import check_layout
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.same_run import check_same_run, write_run
 from recipe.cello1.sft_data import end_of_turn, load_puzzles, prompt_completion, split_evaluation
 
 CONFIG = Path(__file__).parent / "config"
@@ -157,31 +158,13 @@ def _is_whole(checkpoint: Path, step: int) -> bool:
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must not change between two starts of one run, with the hash of the data."""
+    """Return what must not change between two starts of one run: settings, the data's hash, the number of processes."""
     fixed = {key: value for key, value in settings.items() if key not in _FREE}
     fixed["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in _FREE_TRAINER}
     fixed["train_sha256"] = sha256(settings["train"])
-    return json.loads(dumps(fixed))
-
-
-def _check_same_run(output: Path, fixed: Mapping[str, Any]) -> None:
-    file = output / _SETTINGS
-    if not file.is_file():
-        return
-    wanted, found = _flatten(fixed), _flatten(json.loads(file.read_bytes()))
-    if keys := sorted(key for key in {*wanted, *found} if wanted.get(key) != found.get(key)):
-        changed = ", ".join(f"{key} ({found.get(key)!r}, now {wanted.get(key)!r})" for key in keys)
-        msg = (
-            f"output={output} belongs to a run with other settings: {changed}; set them back, or choose another output"
-        )
-        raise ValueError(msg)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+    # With another number of processes an update would be over another number of puzzles.
+    fixed["num_processes"] = int(os.environ.get("WORLD_SIZE", 1))
+    return fixed
 
 
 # -------------------------------------------------------------------------------------------------------- training
@@ -213,13 +196,13 @@ def train(settings: Mapping[str, Any]) -> Path:
         raise FileNotFoundError(msg)
     check_model_path(settings["model"])
     fixed = _fixed(settings)
-    _check_same_run(output, fixed)
+    check_same_run(output / _SETTINGS, fixed, output)
     if target.is_dir():
         return target
 
     puzzles = load_puzzles(settings["train"], settings["variant"], require_reasoning=settings["require_reasoning"])
     trainer = make_trainer(settings, puzzles)
-    atomic_write(output / _SETTINGS, dumps(fixed, indent=1) + "\n")
+    write_run(output / _SETTINGS, fixed)
     # The first process clears away what a kill left, before the others look.
     with trainer.accelerator.main_process_first():
         checkpoint = find_checkpoint(output / _CHECKPOINTS)

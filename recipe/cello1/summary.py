@@ -9,6 +9,7 @@ that a second call only reads.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import sys
@@ -25,8 +26,9 @@ from recipe.cello1.files import atomic_write, dumps, replacing
 from recipe.cello1.predict import predict
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import PuzzleFile, load_puzzles
-from recipe.cello1.records import read_predictions
+from recipe.cello1.records import puzzle_to_item, read_predictions
 from recipe.cello1.report import METRICS, Table, print_table, terminal, with_interval
+from recipe.cello1.same_run import model_fingerprint
 from recipe.cello1.watch import read_metrics
 
 ROWS = {name: label for name, label in METRICS.items() if name != "cell_accuracy_micro"} | {"length": "mean length"}
@@ -42,7 +44,7 @@ WINDOW = 5  # steps at either end of the training that are compared
 
 
 def evaluate_model(model: str, data: PuzzleFile, stem: Path, max_tokens: int, **options: Any) -> dict[str, Any]:
-    """Answer the puzzles greedily and score the answers, unless that has been done.
+    """Answer the puzzles greedily and score the answers, unless that has been done with this model and these puzzles.
 
     Parameters
     ----------
@@ -51,7 +53,8 @@ def evaluate_model(model: str, data: PuzzleFile, stem: Path, max_tokens: int, **
     data
         Puzzles with gold answers, and how they are to be asked.
     stem
-        ``<stem>.jsonl`` gets the predictions, ``<stem>.json`` the evaluation.
+        ``<stem>-<key>.jsonl`` gets the predictions, ``<stem>-<key>.json`` the evaluation; the key is a hash of model,
+        puzzles, length and options.
     max_tokens
         Longest response, in tokens.
     **options
@@ -66,10 +69,12 @@ def evaluate_model(model: str, data: PuzzleFile, stem: Path, max_tokens: int, **
     EngineError
         If the engine cannot be started, or failed on some puzzles: they would count as nothing.
     """
-    result = stem.with_suffix(".json")
+    items = [puzzle_to_item(puzzle, data.variant) for puzzle in data.puzzles]
+    made_from = dumps([model_fingerprint(model), items, data.layout, max_tokens, sorted(options.items())])
+    key = hashlib.sha256(made_from.encode()).hexdigest()[:8]
+    result, predictions = (stem.with_name(f"{stem.name}-{key}.{suffix}") for suffix in ("json", "jsonl"))
     if result.exists():
         return json.loads(result.read_text())
-    predictions = stem.with_suffix(".jsonl")
     with start_engine("vllm", model, **options) as engine:
         done = predict(
             engine,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from recipe.cello1 import preflight
-from recipe.cello1.preflight import check_model, main, rl_data
+from recipe.cello1.preflight import FREE, check_model, compose, main, rl_data
 from recipe.cello1.records import write_puzzles
 from recipe.cello1.rl_parquet import read_rl_parquet, write_rl_parquet
 from tests.recipe.toy_model import toy_puzzles
@@ -28,12 +28,96 @@ def data(tmp_path) -> Path:
 
 
 def arguments(model, train, val, out) -> list[str]:
-    return ["--model", str(model), "--train", str(train), "--val", str(val), "--out", str(out)]
+    paths = ["--model", str(model), "--train", str(train), "--val", str(val), "--run", str(out)]
+    return [*paths, "--config", "cello1_grpo"]
 
 
 def test_prints_the_files_to_train_on(model, data, tmp_path, capsys):
+    pytest.importorskip("verl")
     assert main(arguments(model, data, data, tmp_path)) == 0
     assert capsys.readouterr().out.splitlines() == [str(data), str(data)]
+
+
+class TestTheSameRun:
+    """What a folder with a checkpoint or a model was trained with must be what it goes on with."""
+
+    @pytest.fixture(autouse=True)
+    def platform(self, monkeypatch):
+        pytest.importorskip("verl")
+        monkeypatch.setattr(preflight, "check_platform", lambda: None)
+
+    @pytest.fixture(params=["grpo/latest_checkpointed_iteration.txt", "model/config.json"])
+    def start(self, request, model, data, tmp_path, capsys):
+        """Return a function that starts the run once more; gives what it says when it is refused, else nothing."""
+        again = [*arguments(model, data, data, tmp_path / "run"), "--", "data.seed=1", "hardware=cpu"]
+        assert main(again) == 0
+        trained = tmp_path / "run" / request.param
+        trained.parent.mkdir()
+        trained.touch()
+        capsys.readouterr()
+
+        def start(*overrides, **options):
+            changed = list(again)
+            for name, value in options.items():
+                changed[changed.index(f"--{name}") + 1] = str(value)
+            code = main([*changed, *overrides])
+            out, err = capsys.readouterr()
+            assert (code == 2 and out == "" and err.count("\n") == 1) or (code == 0 and not err)
+            return err
+
+        return start
+
+    def test_goes_on(self, start):
+        assert start() == ""
+
+    def test_what_is_computed_may_not_change(self, start):
+        err = start("+variant=dapo")
+        assert "config.actor_rollout_ref.actor.clip_ratio_high (0.2, now 0.28)" in err
+        assert "choose another output" in err
+        assert "config.trainer.n_gpus_per_node (1, now 2)" in start("trainer.n_gpus_per_node=2")
+        assert "config.trainer.nnodes (1, now 2)" in start("trainer.nnodes=2")
+        assert "config.data.seed (1, now 2)" in start("data.seed=2")
+        assert "config.trainer.total_training_steps (None, now 9)" in start("trainer.total_training_steps=9")
+        assert "name ('cello1_grpo', now 'cello1_ppo')" in start(config="cello1_ppo")
+        assert start() == "", "what was refused left no mark"
+
+    def test_other_data_or_another_model(self, start, model, tmp_path):
+        write_rl_parquet(tmp_path / "other.parquet", toy_puzzles(3), "train")
+        assert "sha256.train (" in start(train=tmp_path / "other.parquet")
+        assert "sha256.val (" in start(val=tmp_path / "other.parquet")
+        (model / "model.safetensors").write_bytes(b"other weights")
+        assert "sha256.model (" in start()
+
+    def test_what_only_logs_and_saves_may_change(self, start, data, tmp_path):
+        assert start("trainer.logger=[console,wandb]", "trainer.save_freq=1", "ray_kwargs.ray_init.num_cpus=8") == ""
+        moved = tmp_path / "moved.parquet"
+        moved.write_bytes(data.read_bytes())
+        assert start(train=moved) == ""
+
+
+def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkeypatch):
+    pytest.importorskip("verl")
+    monkeypatch.setattr(preflight, "check_platform", lambda: None)
+    command = arguments(model, data, data, tmp_path / "run")
+    assert main([*command, "--", "data.train_batch_size=7"]) == 0
+    assert main(command) == 0
+
+
+def test_overrides_that_cannot_be_applied(model, data, tmp_path, capsys):
+    pytest.importorskip("verl")
+    assert main([*arguments(model, data, data, tmp_path), "--", "data.no_such=1"]) == 2
+    err = capsys.readouterr().err
+    assert "the overrides cannot be applied" in err and "no_such" in err and err.count("\n") == 1
+
+
+def test_free_settings_exist():
+    pytest.importorskip("verl")
+    config = compose("cello1_grpo", [])
+    for key in FREE:
+        place = config
+        for part in key.split("."):
+            assert part in place, key
+            place = place[part]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])

@@ -254,7 +254,9 @@ class TestErrors:
 
 @pytest.mark.integration
 class TestTraining:
-    def test_two_steps_change_the_weights_and_the_same_seed_gives_the_same_model(self, model, data, tmp_path, capsys):
+    def test_two_steps_change_the_weights_and_the_same_seed_gives_the_same_model(
+        self, model, data, tmp_path, capsys, monkeypatch
+    ):
         import torch
 
         for name in ("a", "b"):
@@ -272,6 +274,11 @@ class TestTraining:
         # Other settings in the same folder are refused, by name.
         assert sft.main(arguments(model, data, tmp_path / "a", "max_steps=3", "trainer.learning_rate=1e-3")) == 1
         assert "max_steps (2, now 3)" in capsys.readouterr().err
+
+        # So is another number of processes, which would make another batch.
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert sft.main(arguments(model, data, tmp_path / "a", "max_steps=2", "trainer.learning_rate=1e-3")) == 1
+        assert "num_processes (1, now 2)" in capsys.readouterr().err
 
     @pytest.mark.parametrize("dora", ["true", "false"])
     def test_lora_is_merged_into_the_base(self, dora, model, data, tmp_path):

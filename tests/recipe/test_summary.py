@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -63,13 +65,66 @@ def run(tmp_path):
     lines = [json.dumps({"step": s.pop("step"), "data": s}) for s in steps([0.0] * 5 + [0.3] * 5)]
     (tmp_path / "metrics" / "attempt-000.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "out").mkdir()
-    for name, right in (("before", 1), ("after-grpo", 5)):
-        (tmp_path / "out" / f"{name}.json").write_text(json.dumps(evaluation(right)))
     return tmp_path
 
 
-def test_command_uses_what_was_evaluated_and_writes_all(run, capsys, monkeypatch):
-    monkeypatch.setattr(summary, "start_engine", lambda *_, **__: pytest.fail("nothing to predict"))
+class Engine:
+    """Answers the first so many puzzles right, and notes which model was asked."""
+
+    asked: list[str] = []
+
+    def __init__(self, model, n_right):
+        self.model, self.n_right = model, n_right
+
+    def __enter__(self):
+        Engine.asked.append(self.model)
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Stand in for vLLM: model ``b`` answers 5 puzzles right, any other 1."""
+
+    def predict(engine, puzzles, path, **_):
+        n = engine.n_right
+        answers = [puzzle.answer if i < n else puzzle.answer[::-1] for i, puzzle in enumerate(puzzles)]
+        records = [{"index": i, "prediction": format_answer(a), "tokens": 20 + i} for i, a in enumerate(answers)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return SimpleNamespace(failed=0)
+
+    monkeypatch.setattr(Engine, "asked", [])
+    monkeypatch.setattr(
+        summary, "start_engine", lambda kind, model, **_: Engine(model, 5 if Path(model).name == "b" else 1)
+    )
+    monkeypatch.setattr(summary, "predict", predict)
+    return Engine
+
+
+def test_what_was_evaluated_is_kept_for_that_model_and_those_puzzles(run, engine):
+    def accuracy(model, *options):
+        command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out")]
+        assert main([*command, *options, f"before={model}"]) == 0
+        stages = json.loads((run / "out" / "summary.json").read_text())["stages"]
+        return stages["before"]["metrics"]["exact_match"]["mean"]
+
+    assert accuracy("a") == accuracy("a") == pytest.approx(1 / 6)
+    assert engine.asked == ["a"]
+    assert accuracy("b") == pytest.approx(5 / 6)
+    assert accuracy("a", "--limit", "3") == pytest.approx(1 / 3)
+    accuracy("a", "--max-tokens", "9")
+    assert engine.asked == ["a", "b", "a", "a"]
+    # The same path, another model in it.
+    for weights in (b"1", b"2"):
+        (run / "m").mkdir(exist_ok=True)
+        (run / "m" / "model.safetensors").write_bytes(weights)
+        accuracy(run / "m")
+    assert engine.asked[4:] == [str(run / "m")] * 2
+
+
+def test_command_writes_all(run, engine, capsys):
     code = main(["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out"),
                  "before=a", "after GRPO=b"])  # fmt: skip
     assert code == 0
