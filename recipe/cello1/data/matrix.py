@@ -60,7 +60,10 @@ class Matrix(Protocol):
     """A stored matrix, cells x genes."""
 
     shape: tuple[int, int]
-    block_bytes: int  # memory that a block takes while it is read, roughly
+
+    @property
+    def block_bytes(self) -> int:
+        """Return how much memory a block takes while it is read, roughly."""
 
     def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
         """Cut the rows (sorted; ``None`` for all) into blocks, each to be read by a call."""
