@@ -391,3 +391,12 @@ def test_no_end_of_turn():
     tokenizer.eos_token = None
     with pytest.raises(ValueError, match="no eos_token"):
         Vocabulary.from_tokenizer(tokenizer)
+
+
+def test_no_spelling_is_sought_while_the_model_writes(monkeypatch):
+    vocabulary = spanning_vocabulary()
+    candidates = tuple(f"T cell, CD8 {a}{b}" for a in "abcdef" for b in "0123456789")
+    matching = Matching(vocabulary, candidates, 60)
+    monkeypatch.setattr(vocabulary, "_spell", lambda text: pytest.fail(f"sought {text!r}"))
+    ids, cursor = write(vocabulary, matching, matching.reserve + 5, np.random.default_rng(0), opened=True)
+    check(vocabulary, ids, candidates, 60, opened=True)

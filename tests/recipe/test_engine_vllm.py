@@ -69,9 +69,16 @@ def main():
                 engine._llm.llm_engine.step = step
         found["resident"].append(resident())
         print(f"{model}: {time.monotonic() - began:.1f} s", flush=True)
-    with start_engine("transformers", folder / "a", device="cpu") as engine:
+    began = time.monotonic()
+    with start_engine("vllm", folder / "a", lora=str(folder / "lora")) as engine:
         results = dict(engine.generate([Request(messages(p)) for p in puzzles], greedy))
-        found["transformers"] = [results[i].text for i in range(len(puzzles))]
+        found["lora"] = [results[i].text for i in range(len(puzzles))]
+        found["lora_fingerprint"] = engine.fingerprint
+    for model in ("merged", "a"):
+        with start_engine("transformers", folder / model, device="cpu") as engine:
+            results = dict(engine.generate([Request(messages(p)) for p in puzzles], greedy))
+            found[f"transformers {model}"] = [results[i].text for i in range(len(puzzles))]
+    print(f"adapter and transformers: {time.monotonic() - began:.1f} s", flush=True)
     try:
         list(engine.generate([], greedy))
     except EngineError as error:
@@ -122,11 +129,29 @@ if __name__ == "__main__":
 """
 
 
+def build_adapter(model, adapter, merged):
+    """Write a random adapter of rank 4, and the model with it merged in."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "o_proj", "down_proj"], init_lora_weights=False
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), config)
+    tuned.save_pretrained(adapter)
+    tuned.merge_and_unload().save_pretrained(merged)
+    AutoTokenizer.from_pretrained(model).save_pretrained(merged)
+
+
 @pytest.mark.integration
 def test_real_vllm(tmp_path):
     pytest.importorskip("vllm", reason="vLLM is not installed")
     for name, seed in (("a", 0), ("b", 1)):
         build_toy_model(tmp_path / name, seed=seed)
+    build_adapter(tmp_path / "a", tmp_path / "lora", tmp_path / "merged")
     puzzles = toy_puzzles(8)
     write_puzzles(tmp_path / "data.json", puzzles)
     found = run_scenario(SCENARIO, tmp_path)
@@ -137,7 +162,9 @@ def test_real_vllm(tmp_path):
     texts = {name: [record["prediction"] for record in records[name]] for name in "ab"}
     assert texts["a"] != texts["b"]
     assert found["again"] == texts["b"]
-    assert found["transformers"] == texts["a"]
+    assert found["transformers a"] == texts["a"]
+    assert found["lora"] == found["transformers merged"] != texts["a"]
+    assert found["lora_fingerprint"] != records["a"][0]["fingerprint"]
     assert found["sampled"][0][2][0] == found["sampled"][1][0][0]  # the seed decides, not the batch
     assert len({text for text, _ in found["sampled"][0]}) == 3
     assert all(logprob < 0 for _, logprob in found["sampled"][0])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.answer import ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
@@ -21,6 +20,7 @@ _TAGS = tuple(tag.encode() for tag in TAGS)
 # Where a tag may have begun: every beginning of a tag. Tags start with "<" and have no other.
 _BEGINNINGS = frozenset(tag[:end] for tag in _TAGS for end in range(1, len(tag)))
 
+_REMEMBERED = 1 << 17  # spellings
 LONGEST = 32  # bytes; longer tokens do not count when looking for the shortest spelling
 
 
@@ -52,7 +52,7 @@ class Vocabulary:
         self._free: dict[bytes, tuple[tuple[int, ...], tuple[tuple[int, bytes], ...]]] = {}
         self._opening: dict[int, tuple[int, ...]] = {}
         self._silent_ids: dict[tuple[int, Any], torch.Tensor] = {}
-        self.shortest = lru_cache(maxsize=1 << 14)(self._shortest)
+        self._spellings: dict[bytes, tuple[int, int]] = {b"": (0, -1)}
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> Vocabulary:
@@ -113,8 +113,26 @@ class Vocabulary:
         parts = [self.tokens[i] or b"" for i in ids if i != self.eos and i < len(self.tokens)]
         return b"".join(parts).decode(errors="replace")
 
-    def _shortest(self, text: bytes) -> tuple[int, int]:
-        """Return how many tokens the shortest spelling of a text has, and the first of them (-1 for no text)."""
+    def shortest(self, text: bytes) -> tuple[int, int]:
+        """Find the shortest spelling of a text.
+
+        Parameters
+        ----------
+        text
+            The text.
+
+        Returns
+        -------
+        How many tokens it has, and the first of them (-1 for no text).
+        """
+        if text not in self._spellings:
+            self._spell(text)
+        return self._spellings[text]
+
+    def _spell(self, text: bytes) -> None:
+        """Find the shortest spellings of a text and all its ends: what is left of a label under way is one of them."""
+        if len(self._spellings) > _REMEMBERED:
+            self._spellings = {b"": (0, -1)}
         table = self.table
         cost = [0] * (len(text) + 1)
         first = b""
@@ -124,7 +142,7 @@ class Vocabulary:
                 if cost[end] < best and text[start:end] in table:
                     best, first = cost[end], text[start:end]
             cost[start] = best + 1
-        return cost[0], table[first][0] if text else -1
+            self._spellings[text[start:]] = cost[start], table[first][0]
 
     def starting_with(self, start: bytes) -> list[tuple[bytes, list[int]]]:
         """Find the tokens that begin with some bytes.
