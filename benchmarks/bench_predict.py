@@ -18,6 +18,7 @@ Exit code 1: less than ten times as fast as published, or more than 5% of the ti
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
