@@ -3,6 +3,8 @@ import inspect
 import io
 import json
 import logging
+import random
+import sys
 from importlib.metadata import version
 
 import anndata as ad
@@ -17,7 +19,7 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import EngineError, Failure
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
-from tests.plugin.toy import TYPES, FakeEngine, toy
+from tests.plugin.toy import TYPES, FakeEngine, by_marker, toy
 from tests.recipe.stub_server import Server
 
 annotate = scverse_plugin.tl.annotate
@@ -48,18 +50,24 @@ def logged(monkeypatch):
 
 
 def check_round_trip(adata, tmp_path, key="cello1"):
+    tmp_path.mkdir(exist_ok=True)
     adata.write_h5ad(tmp_path / "a.h5ad")
     adata.write_zarr(tmp_path / "a.zarr")
     for found in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
         pd.testing.assert_series_equal(found.obs[key].astype(object), adata.obs[key].astype(object))
         np.testing.assert_array_equal(found.obsm[f"{key}_votes"], adata.obsm[f"{key}_votes"])
+        np.testing.assert_array_equal(found.obs[f"{key}_support"], adata.obs[f"{key}_support"])
         for table in ("groups", "votes", "traces"):
             pd.testing.assert_frame_equal(
                 cello1_df(found, key, table=table), cello1_df(adata, key, table=table), check_dtype=False
             )
-        assert {k: str(v) for k, v in found.uns[key]["params"].items()} == {
-            k: str(v) for k, v in adata.uns[key]["params"].items()
-        }
+        pd.testing.assert_frame_equal(found.uns[key]["positions"], adata.uns[key]["positions"], check_dtype=False)
+        for part in ("params", "checks"):
+            assert {k: str(v) for k, v in found.uns[key][part].items()} == {
+                k: str(v) for k, v in adata.uns[key][part].items()
+            }
+        for part in ("types", "columns"):
+            assert found.uns[key][part].tolist() == adata.uns[key][part].tolist()
 
 
 # ------------------------------------------------------------------------------------------------------- what comes out
@@ -96,12 +104,16 @@ def test_nothing_else_is_touched():
 
 def test_same_seed_same_result_and_no_global_seed():
     np.random.seed(1)
-    state = np.random.get_state()[1].copy()
+    random.seed(1)
+    torch = sys.modules.get("torch")
+    state, plain = np.random.get_state()[1].copy(), random.getstate()
+    of_torch = torch.random.get_rng_state() if torch else None
     first, _ = run(rng=3, temperature=0.5)
     second, _ = run(rng=3, temperature=0.5)
     third, _ = run(rng=np.random.default_rng(3), temperature=0.5)
     pd.testing.assert_frame_equal(first.uns["cello1"]["traces"], second.uns["cello1"]["traces"])
-    assert (np.random.get_state()[1] == state).all()
+    assert (np.random.get_state()[1] == state).all() and random.getstate() == plain
+    assert torch is None or torch.equal(torch.random.get_rng_state(), of_torch)
     # A generator's run is repeated with the seed it has left.
     again, _ = run(rng=int(third.uns["cello1"]["params"]["seed"]), temperature=0.5)
     pd.testing.assert_frame_equal(again.uns["cello1"]["traces"], third.uns["cello1"]["traces"])
@@ -269,9 +281,10 @@ def test_one_to_one_is_said_and_can_be_lifted(monkeypatch):
     assert cello1_df(adata)["label"].unique().tolist() == ["B cell"]
 
 
-def test_decoys_are_counted_and_never_a_label():
+def test_decoys_are_counted_and_never_a_label(tmp_path):
     adata, _ = run(decoys=["neuron", "hepatocyte"])
     assert adata.uns["cello1"]["checks"]["decoy_rate"] == 0
+    check_round_trip(adata, tmp_path)
     adata, _ = run(cell_types=TYPES[:3], decoys=["plasma cell", "neuron"], puzzle_size=1)
     found = cello1_df(adata)
     assert "plasma cell" not in set(found["label"])
@@ -316,6 +329,21 @@ def test_nonsense_never_becomes_a_label(text, tmp_path):
     check_round_trip(adata, tmp_path)
 
 
+def test_a_label_that_is_nearly_one_is_none():
+    near = {"B cell": "B cells", "NK cell": "NK", "T/NK cell": "T/NK  cell", "monocyte": "Monocyte."}
+
+    def answer(puzzle):
+        found = by_marker(puzzle)
+        for name, other in near.items():
+            found = found.replace(f"{name} |", f"{other} |").replace(f"{name}</answer>", f"{other}</answer>")
+        return found
+
+    adata, _ = run(engine=FakeEngine(answer))
+    found = cello1_df(adata)
+    assert set(labels(adata)) == {"Unassigned"} and set(found["status"]) == {"no_votes"}
+    assert (found["failures"] == found["puzzles"]).all() and not adata.obsm["cello1_votes"].any()
+
+
 def test_text_that_hdf5_cannot_hold_is_kept_readable(tmp_path):
     adata, _ = run(engine=FakeEngine(lambda puzzle: "\0 \ud800 text"))
     check_round_trip(adata, tmp_path)
@@ -339,12 +367,15 @@ def test_dry_run_returns_prompts_and_changes_nothing():
     assert [list(map(dict, request.messages)) for _, request in engine.asked] == prompts
 
 
-def test_copy_and_view():
+def test_copy_view_and_no_reasoning(tmp_path):
     adata = toy()
-    other, _ = run(adata, copy=True)
+    other, _ = run(adata, copy=True, store_reasoning=False)
     assert "cello1" in other.obs and "cello1" not in adata.obs
+    assert not {"puzzle", "reasoning", "response"} & set(other.uns["cello1"]["traces"])
+    check_round_trip(other, tmp_path)
     view = adata[:40]
     run(view, cell_types=TYPES)
+    check_round_trip(view, tmp_path)
     assert labels(view) == view.obs["truth"].astype(object).tolist() and not view.is_view
     assert "cello1" not in adata.obs
 
@@ -416,10 +447,15 @@ def test_backed_and_dask(tmp_path):
         assert annotate(backed, TYPES, groupby="leiden", model="m", dry_run=True) == expected
         run(backed)
         assert labels(backed) == backed.obs["truth"].astype(object).tolist()
+        check_round_trip(backed.to_memory(), tmp_path / kind.__name__)
+        backed.write_h5ad(tmp_path / "b.h5ad")  # as it is, too
+        assert labels(ad.read_h5ad(tmp_path / "b.h5ad")) == labels(backed)
         backed.file.close()
     lazy = toy(matrix=np.asarray)
     lazy.X = da.from_array(lazy.X, chunks=(30, 45))
     assert annotate(lazy, TYPES, groupby="leiden", model="m", dry_run=True) == expected
+    run(lazy)
+    check_round_trip(lazy, tmp_path / "dask")
 
 
 def test_genes_come_from_where_they_should():

@@ -1,3 +1,5 @@
+import socket
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ import scipy.sparse as sp
 
 import scverse_plugin
 from recipe.cello1.engine import EngineError
+from scverse_plugin.method import _engines
 from tests.plugin.toy import TYPES, FakeEngine, toy
 
 annotate = scverse_plugin.tl.annotate
@@ -210,6 +213,34 @@ def test_unknown_model_on_a_server():
 )
 def test_unknown_model_on_disk(engine, model, match):
     refuse(match, error=FileNotFoundError, engine=engine, model=model)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "transformers"])
+@pytest.mark.parametrize("downloaded", [False, True])
+def test_a_model_in_this_process_opens_no_socket(engine, downloaded, monkeypatch, tmp_path):
+    def refused(*args, **_):
+        raise AssertionError(f"a socket is opened: {args}")
+
+    given = []
+
+    def started(name, model, **_):
+        given.append((name, model))
+        return FakeEngine()
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # what is enforced does not hang on it
+    monkeypatch.setattr(_engines, "start_engine", started)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    options = {"groupby": "leiden", "engine": engine, "progress": False, "n_votes": 1}
+    if downloaded:  # the engine is given a folder, never a name that a hub could be asked for
+        adata = toy()
+        annotate(adata, TYPES, model=str(tmp_path), **options)
+        assert given == [(engine, str(tmp_path))] and "cello1" in adata.obs
+    else:
+        with pytest.raises(FileNotFoundError, match="download it first: hf download owner/name"):
+            annotate(toy(), TYPES, model="owner/name", **options)
+        assert not given
 
 
 def test_vllm_that_is_not_installed_names_the_extra(monkeypatch, tmp_path):

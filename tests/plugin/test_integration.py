@@ -1,4 +1,4 @@
-"""Real vLLM and a real server, with a tiny untrained model, or with the trained one where the main job has left it."""
+"""Real vLLM and a real server, with a tiny untrained model; the examples with the trained one where there is one."""
 
 import json
 import os
@@ -91,16 +91,19 @@ def test_server_gives_the_same_labels_and_can_die(model, in_process, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def embedded():
-    """Model and data of the main job: CELLO1_EMBEDDED, or outputs/embedded."""
+def embedded(tmp_path_factory):
+    """Model and data of the main job (CELLO1_EMBEDDED, or outputs/embedded); without it the smoke data, untrained."""
     folder = Path(os.environ.get("CELLO1_EMBEDDED", ROOT / "outputs" / "embedded"))
-    found = folder / "model"
-    if not (found / "config.json").is_file() or not (folder / "data" / "manifest.json").is_file():
-        pytest.skip("the main job has not left a model: bash recipe/cello1/run_grpo.sh")
-    return found, folder / "data"
+    if (folder / "model" / "config.json").is_file() and (folder / "data" / "manifest.json").is_file():
+        return folder / "model", folder / "data"
+    folder = tmp_path_factory.mktemp("embedded")
+    command = [sys.executable, "-m", "recipe.cello1.embedded", "--smoke", "--out", str(folder)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
+    assert found.returncode == 0, found.stderr
+    return folder / "model", folder
 
 
-def test_example_script_on_the_trained_model(embedded, tmp_path):
+def test_example_script(embedded, tmp_path):
     pytest.importorskip("vllm")
     model, data = embedded
     command = [sys.executable, "examples/annotate_pbmc.py", "--model", str(model), "--data", str(data)]
@@ -115,7 +118,7 @@ def test_example_script_on_the_trained_model(embedded, tmp_path):
     assert "| consensus of puzzles |" in found.stdout and (tmp_path / "report.html").is_file()
 
 
-def test_notebook_on_the_trained_model(embedded, tmp_path):
+def test_notebook(embedded, tmp_path):
     pytest.importorskip("vllm")
     import nbclient
     import nbformat

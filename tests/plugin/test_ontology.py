@@ -1,3 +1,4 @@
+import anndata as ad
 import pytest
 
 import scverse_plugin
@@ -21,6 +22,11 @@ def test_ids_of_names_that_the_ontology_has(tmp_path):
     assert found == {"B cell": "CL:0000236", "NK cell": "CL:0000623", "T/NK cell": "unknown", "monocyte": "CL:0000576"}
     assert _ontology._look_up(["b CELL"]) == {"b CELL": "CL:0000236"}
     adata.write_h5ad(tmp_path / "a.h5ad")
+    read = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert read.obs["cello1_ontology_term_id"].astype(str).tolist() == (
+        adata.obs["cello1_ontology_term_id"].astype(str).tolist()
+    )
+    scverse_plugin.tl.ontology_ids(read)  # what a run of ours has written may be written again
     assert "cello1_ontology_term_id" in scverse_plugin.tl.ontology_ids(annotated(), copy=True).obs
 
 
