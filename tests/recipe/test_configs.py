@@ -67,7 +67,16 @@ def test_variants_compose_and_pass_verls_own_validation(variant):
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
 
 
+@pytest.mark.parametrize("hardware", ["1x80gb", "1x140gb"])
+def test_the_critic_leaves_the_only_gpu_to_the_rollout(hardware):
+    config = composed("cello1_ppo", f"hardware={hardware}")
+    assert (config.critic.fsdp.param_offload, config.critic.fsdp.optimizer_offload) == (True, True)
+    assert config.critic.fsdp.model_dtype == "bf16"
+    assert config.actor_rollout_ref.rollout.free_cache_engine
+
+
 PUBLISHED_FOR_BOTH = {
+    "data.seed": 1,
     "data.train_batch_size": 64,
     "data.max_prompt_length": 3072,
     "data.max_response_length": 3000,
@@ -76,7 +85,20 @@ PUBLISHED_FOR_BOTH = {
     "actor_rollout_ref.actor.optim.lr": 1e-6,
     "actor_rollout_ref.actor.ppo_mini_batch_size": 64,
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
+    "actor_rollout_ref.actor.clip_ratio_c": 1e6,
+    "actor_rollout_ref.actor.fsdp_config.param_offload": True,
+    "actor_rollout_ref.actor.fsdp_config.optimizer_offload": True,
+    "actor_rollout_ref.model.use_remove_padding": True,
+    "actor_rollout_ref.model.enable_gradient_checkpointing": True,
+    "actor_rollout_ref.ref.fsdp_config.model_dtype": "bf16",
+    "actor_rollout_ref.ref.fsdp_config.param_offload": True,
+    "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": 2,
+    "actor_rollout_ref.rollout.name": "vllm",
     "actor_rollout_ref.rollout.gpu_memory_utilization": 0.6,
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 2,
+    "cello1.reward": "dense",
+    "cello1.shaping": None,
+    "trainer.nnodes": 1,
     "trainer.n_gpus_per_node": 8,
     "trainer.save_freq": 100,
 }
@@ -103,6 +125,14 @@ PUBLISHED = {
         "actor_rollout_ref.actor.entropy_coeff": 0.001,
         "actor_rollout_ref.rollout.n": 1,
         "actor_rollout_ref.rollout.tensor_model_parallel_size": 1,
+        "critic.fsdp.param_offload": True,
+        "critic.fsdp.optimizer_offload": True,
+        "critic.fsdp.use_dynamic_bsz": False,
+        "critic.fsdp.micro_batch_size_per_gpu": 2,
+        "critic.fsdp.infer_micro_batch_size_per_gpu": 2,
+        "critic.ppo_micro_batch_size_per_gpu": 2,
+        "critic.model.use_remove_padding": True,
+        "critic.model.enable_gradient_checkpointing": True,
         "critic.optim.lr": 1e-5,
         "critic.optim.lr_warmup_steps_ratio": 0.05,
         "trainer.total_epochs": 30,
@@ -122,10 +152,6 @@ def test_the_last_steps_of_the_embedded_default_see_the_puzzles_of_the_first():
     steps_of_a_pass, rest = divmod(Settings(seed=1).n_train, config.data.train_batch_size)
     assert rest == 0 and not config.data.shuffle
     assert config.trainer.total_training_steps - steps_of_a_pass == WINDOW
-
-
-def test_the_order_of_the_data_has_a_seed():
-    assert composed("cello1_grpo").data.seed is not None
 
 
 def test_classes_named_in_the_config_exist():

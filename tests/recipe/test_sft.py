@@ -92,6 +92,8 @@ class TestSettings:
         assert (settings["max_length"], settings["eval_fraction"]) == (4096, 0.1)
         trainer = settings["trainer"]
         assert trainer["learning_rate"] == 5e-5
+        assert trainer["num_train_epochs"] == 1
+        assert settings["max_steps"] == -1, "the epochs decide"
         assert (trainer["per_device_train_batch_size"], trainer["gradient_accumulation_steps"]) == (6, 16)
 
     @pytest.mark.parametrize("name", sorted(path.stem for path in (sft.CONFIG / "sft").glob("*.yaml")))
@@ -99,6 +101,7 @@ class TestSettings:
         settings = sft.load_settings(arguments(model, data, tmp_path)[:3], [name])
         trainer = sft.make_trainer(settings, PUZZLES)
         assert trainer.args.max_steps == settings["max_steps"]
+        assert trainer.args.completion_only_loss is True
 
     def test_command_line_comes_last(self):
         settings = sft.load_settings(["model=m", "train=t", "output=o", "max_steps=8", "trainer.seed=1"], ["embedded"])
