@@ -307,6 +307,7 @@ def run(folder: Path, args: argparse.Namespace, keep: bool) -> list[Row]:
 
 def csc_rows(path: Path, args: argparse.Namespace, done: Callable[[Path], None]) -> list[Row]:
     """Measure puzzles of a file in CSC form, which has to be read as a whole, and the memory that takes."""
+    make_puzzles(path, args.threads)  # compiles
     read, ours = alternate(args.repeats, lambda: read_with_h5py(path), lambda: make_puzzles(path, args.threads))
     name = f"{args.cells:,} cells, CSC of integers, gzip"
     ratio = f"{100 * ours / read:.1f}%"

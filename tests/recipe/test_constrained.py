@@ -397,6 +397,8 @@ def test_no_spelling_is_sought_while_the_model_writes(monkeypatch):
     vocabulary = spanning_vocabulary()
     candidates = tuple(f"T cell, CD8 {a}{b}" for a in "abcdef" for b in "0123456789")
     matching = Matching(vocabulary, candidates, 60)
-    monkeypatch.setattr(vocabulary, "_spell", lambda text: pytest.fail(f"sought {text!r}"))
-    ids, cursor = write(vocabulary, matching, matching.reserve + 5, np.random.default_rng(0), opened=True)
+    sought, spell = [], vocabulary._spell
+    monkeypatch.setattr(vocabulary, "_spell", lambda text: sought.append(text) or spell(text))
+    ids, _ = write(vocabulary, matching, matching.reserve + 5, np.random.default_rng(0), opened=True)
     check(vocabulary, ids, candidates, 60, opened=True)
+    assert sought == [b"</think>"]  # once for a vocabulary, to close the reasoning
