@@ -155,8 +155,9 @@ def final_rounds(
                 extra = rng.choice(len(lists.decoys), lists.n_decoys(donor), replace=False)
                 shown += [lists.decoys[i] for i in extra]
             draft = Draft(number, donor, members, cells, arrange(shown, rng if lists.shuffle else None))
-            if wording is None or (draft := _unasked(draft, wording, asked, rng)):
-                drafts.append(draft)
+            new = draft if wording is None else _unasked(draft, wording, asked, rng)
+            if new is not None:
+                drafts.append(new)
     return drafts
 
 
