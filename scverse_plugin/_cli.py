@@ -161,12 +161,13 @@ def _annotate(args: argparse.Namespace) -> int:
     import anndata as ad
 
     import scverse_plugin
+    from scverse_plugin._report import check_path
 
     if not args.input.is_file():
         msg = f"input: there is no file {args.input}"
         raise FileNotFoundError(msg)
     if args.report is not None:
-        scverse_plugin._report.check_path(args.report)
+        check_path(args.report)
     adata = ad.read_h5ad(args.input)
     options = {name: getattr(args, name) for name in (*_PLAIN, *_LISTS) if getattr(args, name) is not None}
     for name in ("model", "use_raw", "engine_options"):

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The plugin's tests against the versions of scanpy and anndata it is written for, each pair in an environment of its own
-# that holds what `pip install .[annotate]` brings, and is removed.
+# that holds what `pip install .[annotate]` brings (and dask, which users of it have), and is removed.
 #
 #   bash tests/versions.sh                                     every pair below
 #   bash tests/versions.sh "scanpy==1.11.* anndata==0.12.*"    the pairs that are named
@@ -19,7 +19,7 @@ for pair in "$@"; do
   "$python" -m venv "$folder/env"
   read -ra versions <<<"$pair"
   "$folder/env/bin/pip" install --quiet --disable-pip-version-check ".[annotate]" "${versions[@]}" \
-    pytest pytest-timeout pytest-xdist hypothesis
+    pytest pytest-timeout pytest-xdist hypothesis 'dask[array]'
   "$folder/env/bin/pip" uninstall --quiet --yes cello1 # what is tested is the tree
   "$folder/env/bin/python" -m pytest tests/plugin -m "not integration" -q --timeout=300 || failed+=("$pair")
 done
