@@ -6,11 +6,14 @@
 - ``run_single`` of the reward manager on the same response, with its tokens decoded; with shaped terms, too;
 - one row of the dataset; a permuted row, too;
 - the means over the metrics of a step;
+- writing the metrics of a step with verl's file and tensorboard loggers, which the launchers switch on;
 
 and for each ``--batch PROMPTSxRESPONSES`` the sum for one step: that many rows, that many times the responses scored,
-and the means. The parts are added up as if one after the other; in training the reward runs while others still
-generate, so the sum is an upper bound. With ``--metrics``, the folder of a run, it says what share of that run's median
-``timing_s/step`` the sum is; compare only the batch that the run had.
+the means and the writing. The parts are added up as if one after the other; in training the reward runs while others
+still generate, so the sum is an upper bound. With ``--metrics``, the folder of a run, it says what share of that run's
+median ``timing_s/step`` the sum is for the first batch, which must be the one that the run had.
+
+The exit code is 1 if that share is more than 2%, or scoring the well-formed response takes more than 50 us.
 
 Each figure is the median of many repetitions, in microseconds of wall time.
 """
@@ -26,7 +29,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,9 @@ from recipe.cello1.watch import read_metrics
 N_WORDS = 500
 N_GENES = 50
 PACKAGES = ("verl", "torch", "transformers", "datasets", "numpy")
+MAX_SHARE = 0.02  # of a step
+MAX_SCORE_US = 50.0
+N_METRICS = 120  # of a step, where no run says how many: what verl logs, and the reward's
 SHAPING = {"overlong": {"buffer": 600}, "reasoning": {"min_words": 100}, "candidates": {"credit": 0.1}}
 
 
@@ -160,6 +167,27 @@ def measure_dataset(tokenizer: Any, puzzles: Sequence[Puzzle], repeats: int, fol
     return found[0], found[1]
 
 
+def measure_writers(metrics: Mapping[str, Any], repeats: int, folder: Path) -> float:
+    """Time the writing of a step's metrics with verl's own loggers, in microseconds."""
+    from verl.utils.tracking import Tracking
+
+    places = {"VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"), "TENSORBOARD_DIR": str(folder / "tensorboard")}
+    before = {name: os.environ.get(name) for name in places}
+    os.environ.update(places)
+    try:
+        with redirect_stdout(sys.stderr):
+            loggers = Tracking("cello1", "benchmark", ["file", "tensorboard"])
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    found = median_us(lambda: loggers.log(dict(metrics), step=1), repeats)
+    loggers.finish()
+    return found
+
+
 def machine() -> str:
     """Name the processor, not the host."""
     name = platform.processor() or platform.machine()
@@ -191,8 +219,8 @@ def batch(text: str) -> tuple[int, int]:
     return int(match.group(1)), int(match.group(2))
 
 
-def run(args: argparse.Namespace) -> str:
-    """Measure; returns the Markdown."""
+def run(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """Measure; returns the Markdown and the bounds that were missed."""
     from recipe.cello1.replay_buffer import mean_metrics
 
     step = step_seconds(args.metrics) if args.metrics else None
@@ -201,13 +229,16 @@ def run(args: argparse.Namespace) -> str:
     response = make_response(puzzle)
     tokenizer = build_tokenizer(puzzles[:60], args.tokenizer)
     rows: list[tuple[str, float, str]] = []
-    bar = tqdm(total=5 + len(args.batch), desc="measuring", unit="part", leave=False)
+    missed = []
+    bar = tqdm(total=6 + len(args.batch), desc="measuring", unit="part", leave=False)
 
     gold = " | ".join(puzzle.answer or ())
     slower = response.replace(" speaks", " <speaks", 1)
     for name, text in (("", response), (", `<` in its reasoning", slower), (", cut", response[: len(response) // 2])):
         cost = median_us(lambda text=text: score_answer(text, gold), args.repeats, 100)
         rows.append((f"score a response of {N_WORDS} words{name}", cost, f"{len(text)} characters"))
+        if not name and cost > MAX_SCORE_US:
+            missed.append(f"scoring a response takes {cost:.1f} us, more than {MAX_SCORE_US:.0f}")
     bar.update()
 
     plain, n_tokens = measure_reward(tokenizer, puzzle, args.repeats, None)
@@ -221,16 +252,25 @@ def run(args: argparse.Namespace) -> str:
     rows.append(("dataset, one row", row, f"{min(p.n_cells for p in puzzles)}-{max(p.n_cells for p in puzzles)} cells"))
     rows.append(("the same, permuted (off by default)", permuted, "prompt length checked"))
     bar.update(2)
+    steps = read_metrics(args.metrics) if args.metrics else []
+    metrics = steps[-1] if steps else {f"part/metric_{i}": i / N_METRICS for i in range(N_METRICS)}
+    with tempfile.TemporaryDirectory() as folder:
+        writing = measure_writers(metrics, args.repeats, Path(folder))
+    rows.append(("metrics of a step to file and tensorboard", writing, f"{len(metrics)} metrics"))
+    bar.update()
 
-    for prompts, responses in args.batch:
+    for number, (prompts, responses) in enumerate(args.batch):
         info = {**score_answer(response, gold).metrics(), "acc": 1.0}
         infos = [dict(info) for _ in range(prompts * responses)]
         means = median_us(lambda infos=infos: mean_metrics(infos), args.repeats)
         rows.append((f"means over {len(infos)} responses", means, f"{len(info)} metrics"))
-        total = prompts * row + prompts * responses * plain + means
+        total = prompts * row + prompts * responses * plain + means + writing
         note = f"{total / 1e6:.3f} s"
-        if step:
-            note += f"; {total / 1e6 / step[0]:.2%} of a step of {step[0]:.1f} s (median of {step[1]})"
+        if step and not number:
+            share = total / 1e6 / step[0]
+            note += f"; {share:.2%} of a step of {step[0]:.1f} s (median of {step[1]})"
+            if share > MAX_SHARE:
+                missed.append(f"our parts take {share:.2%} of a step, more than {MAX_SHARE:.0%}")
         rows.append((f"**step of {prompts} prompts x {responses} responses**", total, note))
         bar.update()
     bar.close()
@@ -238,7 +278,7 @@ def run(args: argparse.Namespace) -> str:
     lines = [f"{versions()}  ", f"{machine()}  ", f"medians of {args.repeats}", ""]
     lines += ["| part | us | |", "| :-- | --: | :-- |"]
     lines += [f"| {name} | {cost:,.1f} | {note} |" for name, cost, note in rows]
-    return "\n".join(lines)
+    return "\n".join(lines), missed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -249,9 +289,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch",
         type=batch,
         nargs="+",
-        default=[(12, 8), (64, 5)],
+        default=[(24, 8), (64, 5)],
         metavar="PROMPTSxRESPONSES",
-        help="batch of a step (default: 12x8 of the embedded default, 64x5 as published)",
+        help="batch of a step (default: 24x8 of the embedded default, 64x5 as published)",
     )
     parser.add_argument(
         "--tokenizer", help="folder or Hub id of a tokenizer (default: the one of the embedded default)"
@@ -268,14 +308,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.repeats < 2:
             msg = f"--repeats must be at least 2, got {args.repeats}"
             raise ValueError(msg)
-        table = run(args)
+        table, missed = run(args)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(table)
     if args.out:
         atomic_write(args.out, table + "\n")
-    return 0
+    for line in missed:
+        print(f"missed: {line}", file=sys.stderr)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
