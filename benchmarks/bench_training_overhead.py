@@ -6,11 +6,12 @@
   (``bench_scoring.py`` measures the scoring in it);
 - one row of the dataset; a permuted row, too;
 - the means over the metrics of a step;
+- writing the metrics of a step with verl's file and tensorboard loggers, which the launchers switch on;
 
 and for each ``--batch PROMPTSxRESPONSES`` the sum for one step: that many rows, that many times the responses scored,
-and the means. The parts are added up as if one after the other; in training the reward runs while others still
-generate, so the sum is an upper bound. With ``--metrics``, the folder of a run, it says what share of that run's median
-``timing_s/step`` the sum is (the bound is 2%); compare only the batch that the run had.
+the means and the writing. The parts are added up as if one after the other; in training the reward runs while others
+still generate, so the sum is an upper bound. With ``--metrics``, the folder of a run, it says what share of that run's
+median ``timing_s/step`` the sum is (the bound is 2%); compare only the batch that the run had.
 
 Each figure is the median of many repetitions, in microseconds of wall time.
 """
@@ -19,12 +20,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import re
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ from recipe.cello1.watch import read_metrics
 
 SHARE = 0.02  # of a step
 PACKAGES = ("cello1", "verl", "torch", "transformers", "datasets", "numpy")
+N_METRICS = 120  # of a step, where no run says how many: what verl logs, and the reward's
 SHAPING = {"overlong": {"buffer": 600}, "reasoning": {"min_words": 100}, "candidates": {"credit": 0.1}}
 
 
@@ -123,6 +127,27 @@ def measure_dataset(tokenizer: Any, puzzles: Sequence[Puzzle], repeats: int, fol
     return found[0], found[1]
 
 
+def measure_writers(metrics: Mapping[str, Any], repeats: int, folder: Path) -> float:
+    """Time the writing of a step's metrics with verl's own loggers, in microseconds."""
+    from verl.utils.tracking import Tracking
+
+    places = {"VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"), "TENSORBOARD_DIR": str(folder / "tensorboard")}
+    before = {name: os.environ.get(name) for name in places}
+    os.environ.update(places)
+    try:
+        with redirect_stdout(sys.stderr):
+            loggers = Tracking("cello1", "benchmark", ["file", "tensorboard"])
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    found = median_us(lambda: loggers.log(dict(metrics), step=1), repeats)
+    loggers.finish()
+    return found
+
+
 def step_seconds(folder: Path) -> tuple[float, int]:
     """Return the median time of a step of a run, and how many steps it is the median of."""
     times = [entry["timing_s/step"] for entry in read_metrics(folder) if "timing_s/step" in entry]
@@ -151,7 +176,7 @@ def run(args: argparse.Namespace) -> tuple[str, list[Row]]:
     tokenizer = build_tokenizer(puzzles[:60], args.tokenizer)
     rows: list[tuple[str, float, str]] = []
     results: list[Row] = []
-    bar = tqdm(total=4 + len(args.batch), desc="measuring", unit="part", leave=False)
+    bar = tqdm(total=5 + len(args.batch), desc="measuring", unit="part", leave=False)
 
     gold = join_types(puzzle.answer or ())
     plain, n_tokens = measure_reward(tokenizer, puzzle, args.repeats, None)
@@ -165,13 +190,19 @@ def run(args: argparse.Namespace) -> tuple[str, list[Row]]:
     rows.append(("dataset, one row", row, f"{min(p.n_cells for p in puzzles)}-{max(p.n_cells for p in puzzles)} cells"))
     rows.append(("the same, permuted (off by default)", permuted, "prompt length checked"))
     bar.update(2)
+    steps = read_metrics(args.metrics) if args.metrics else []
+    metrics = steps[-1] if steps else {f"part/metric_{i}": i / N_METRICS for i in range(N_METRICS)}
+    with tempfile.TemporaryDirectory() as folder:
+        writing = measure_writers(metrics, args.repeats, Path(folder))
+    rows.append(("metrics of a step to file and tensorboard", writing, f"{len(metrics)} metrics"))
+    bar.update()
 
     for prompts, responses in args.batch:
         info = {**score_answer(response, gold).metrics(), "acc": 1.0}
         infos = [dict(info) for _ in range(prompts * responses)]
         means = median_us(lambda infos=infos: mean_metrics(infos), args.repeats)
         rows.append((f"means over {len(infos)} responses", means, f"{len(info)} metrics"))
-        total = prompts * row + prompts * responses * plain + means
+        total = prompts * row + prompts * responses * plain + means + writing
         what, seconds = f"step of {prompts} prompts x {responses} responses", total / 1e6
         note = f"{seconds:.3f} s"
         if step:
@@ -202,7 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[(24, 8), (64, 5)],
         metavar="PROMPTSxRESPONSES",
-        help="batch of a step (default: 24x8 of the embedded default, 64x5 as published)",
+        help="batch of a step (default: 36x8 of the embedded default, 64x5 as published)",
     )
     parser.add_argument(
         "--tokenizer", help="folder or Hub id of a tokenizer (default: the one of the embedded default)"

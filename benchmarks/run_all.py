@@ -45,7 +45,7 @@ BENCHMARKS = {
     "scoring": Benchmark("bench_scoring.py", ("--repeats", "20")),
     "prediction": Benchmark("bench_predict.py", ("--n", "4", "--max-tokens", "32")),
     "plugin": Benchmark("bench_plugin.py", ("--cells", "2000", "--repeats", "1")),
-    "training": Benchmark("bench_training_overhead.py", ("--repeats", "20", "--batch", "24x8")),
+    "training": Benchmark("bench_training_overhead.py", ("--repeats", "20", "--batch", "36x8")),
 }
 
 
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n== {name}", file=sys.stderr)
         options = list(BENCHMARKS[name].quick) if args.quick else []
         if name == "training" and metrics:
-            options += ["--batch", "24x8", "--metrics", str(metrics)]
+            options += ["--batch", "36x8", "--metrics", str(metrics)]
         found = run(name, options)
         if args.quick:  # no bounds
             found = [row if row.failed else replace(row, wanted="", met=None) for row in found]

@@ -156,9 +156,9 @@ def _finish(model: Path, actor: Path, keep_adapter: bool) -> float:
     if not adapter.is_dir():
         return compare_logits(model, weights)
     settings = json.loads((adapter / "adapter_config.json").read_text())
-    if keep_adapter:
-        return compare_logits(model, merge_adapters(weights, 0.0))
     merged = merge_adapters(weights, settings["lora_alpha"] / settings["r"])
+    if keep_adapter:
+        return compare_logits(model, merged, adapter)
     _merge_adapter(model, adapter)
     return compare_logits(model, merged)
 

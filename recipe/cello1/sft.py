@@ -265,6 +265,7 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
         **{
             "disable_tqdm": True,
             "dataloader_pin_memory": torch.cuda.is_available(),
+            "report_to": "wandb" if os.environ.get("WANDB_API_KEY") else "none",  # log.jsonl is written anyway
             "load_best_model_at_end": best,
             "metric_for_best_model": "eval_loss" if best else None,
             "greater_is_better": False if best else None,
@@ -278,6 +279,7 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
             "completion_only_loss": True,
         }
     )
+    _shard_without_gpus()
     set_seed(settings["seed"])  # the trainer's own: adapters are initialised and dropout is drawn from it
 
     tokenizer = AutoTokenizer.from_pretrained(settings["model"])
@@ -301,6 +303,16 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
         trainer.eval_dataset = _fit(trainer.eval_dataset, eval_rows, settings)
     _check_masks(trainer.train_dataset)
     return trainer
+
+
+def _shard_without_gpus() -> None:
+    """Let accelerate shard a model over processes without GPUs: by itself it takes up FSDP on accelerators only."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and PartialState().distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def _fit(data: Any, positions: Sequence[int], settings: Mapping[str, Any]) -> Any:
@@ -412,6 +424,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_intermixed_args(argv)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_PROJECT", "cello1")  # as in config/cello1_base.yaml
     try:
         settings = load_settings(args.settings, args.config)
         done = (Path(settings["output"]) / "model").is_dir()

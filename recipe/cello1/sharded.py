@@ -97,7 +97,7 @@ def logits(model: Any, seed: int = 0) -> torch.Tensor:
         return model.eval()(input_ids=tokens).logits[0].float()
 
 
-def compare_logits(model: str | Path, weights: Mapping[str, torch.Tensor]) -> float:
+def compare_logits(model: str | Path, weights: Mapping[str, torch.Tensor], adapter: str | Path | None = None) -> float:
     """Compare a model folder with weights that it should hold.
 
     Parameters
@@ -106,6 +106,8 @@ def compare_logits(model: str | Path, weights: Mapping[str, torch.Tensor]) -> fl
         Folder in Hugging Face format.
     weights
         Weights by the names of the model.
+    adapter
+        Folder of a LoRA adapter, which the weights hold as well.
 
     Returns
     -------
@@ -119,7 +121,14 @@ def compare_logits(model: str | Path, weights: Mapping[str, torch.Tensor]) -> fl
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    found = logits(loaded)
+    if adapter is None:
+        found = logits(loaded)
+    else:
+        from peft import PeftModel
+
+        adapted = PeftModel.from_pretrained(loaded, adapter)
+        found = logits(adapted)
+        loaded = adapted.unload()
     result = loaded.load_state_dict(dict(weights), strict=False)
     tied = set(getattr(loaded, "_tied_weights_keys", None) or ()) if loaded.config.tie_word_embeddings else set()
     if result.unexpected_keys or set(result.missing_keys) - tied:

@@ -1,5 +1,7 @@
 """Expert-style reasoning for puzzles with a known answer, written from marker evidence.
 
+``python -m recipe.cello1.traces --cells train.h5ad --data puzzles.json --out sft.json``
+
 The evidence comes from labelled training cells only. A trace has one line for each cell, which cites those genes of the
 cell that speak most for its true type, and from the second line on names the candidates that are left::
 
@@ -13,12 +15,15 @@ half of its answers.
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import REASONING_KEY
+from recipe.cello1.records import REASONING_KEY, read_puzzles, write_puzzles
 
 Evidence = Mapping[str, Mapping[str, float]]
 
@@ -140,3 +145,101 @@ def add_traces(puzzles: Iterable[Puzzle], evidence: Evidence, n_genes: int = 3) 
         replace(puzzle, meta={**puzzle.meta, REASONING_KEY: write_trace(puzzle, evidence, n_genes)})
         for puzzle in puzzles
     ]
+
+
+def read_cells(
+    paths: Iterable[str | Path], n_top: int, *, type_column: str, gene_column: str, use_raw: bool = False
+) -> tuple[list[tuple[str, ...]], list[str]]:
+    """Read the top genes and the types of labelled cells.
+
+    Parameters
+    ----------
+    paths
+        h5ad files or zarr stores.
+    n_top
+        Genes to list for each cell.
+    type_column
+        Column of ``obs`` with the types; cells without one are left out.
+    gene_column
+        Column of ``var`` with the gene symbols, or ``index``.
+    use_raw
+        Whether to read ``raw`` instead of ``X``.
+
+    Returns
+    -------
+    Genes and type of each cell.
+
+    Raises
+    ------
+    ValueError
+        If a file cannot be used, or has no such column.
+    """
+    from recipe.cello1.data.extract import CellReader
+    from recipe.cello1.data.settings import Settings
+    from recipe.cello1.data.store import Store
+
+    settings = Settings(n_top=n_top, type_column=type_column, gene_column=gene_column, use_raw=use_raw)
+    cells, labels = [], []
+    for path in paths:
+        with Store(path) as store:
+            if type_column not in (columns := store.columns()):
+                msg = f"--type-column {type_column}: {path} has no such column of obs; it has {', '.join(columns)}"
+                raise ValueError(msg)
+            types = store.labels(type_column)
+            for row, genes in CellReader(store, settings).read():
+                if name := types.value(row):
+                    cells.append(genes)
+                    labels.append(name)
+    return cells, labels
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    summary = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.traces", description=summary)
+    parser.add_argument("--cells", nargs="+", required=True, help="labelled training cells: h5ad files or zarr stores")
+    parser.add_argument("--data", required=True, help="puzzles with answers: JSON or JSONL")
+    parser.add_argument("--out", required=True, help="the puzzles with traces: JSON or JSONL, for recipe.cello1.sft")
+    parser.add_argument("--type-column", default="cell_type", help="column of obs with the types (default %(default)s)")
+    parser.add_argument(
+        "--gene-column", default="feature_name", help="column of var with the symbols, or index (default %(default)s)"
+    )
+    parser.add_argument("--use-raw", action="store_true", help="read raw instead of X")
+    parser.add_argument("--n-genes", type=int, default=3, help="genes to cite for each cell (default %(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments, by default those of the process.
+
+    Returns
+    -------
+    Exit code.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        puzzles = read_puzzles(args.data)
+        # Longer lists than the puzzles': how common a gene is elsewhere shows beyond the end of the list.
+        n_top = 3 * max((len(genes) for puzzle in puzzles for genes in puzzle.cells), default=1)
+        columns = {"type_column": args.type_column, "gene_column": args.gene_column, "use_raw": args.use_raw}
+        evidence = marker_evidence(*read_cells(args.cells, n_top, **columns))
+        write_puzzles(args.out, add_traces(puzzles, evidence, args.n_genes))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(puzzles)} puzzles with traces, evidence for {len(evidence)} types: {args.out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from recipe.cello1.export import MAX_DIFFERENCE, export, find_checkpoint, latest_step, main
+from recipe.cello1.export import ADAPTER, MAX_DIFFERENCE, _finish, export, find_checkpoint, latest_step, main
 from recipe.cello1.model_card import model_card
 from tests.recipe.toy_model import build_toy_model
 
@@ -103,6 +103,28 @@ def test_adapters_are_added_as_peft_does(tmp_path):
     wanted = model.merge_and_unload().state_dict()
     assert merged.keys() == wanted.keys()
     assert all(torch.allclose(merged[name], wanted[name], atol=1e-6) for name in wanted)
+
+
+def test_an_adapter_that_is_kept_is_compared_as_well(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    build_toy_model(tmp_path / "model")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    settings = peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+    model = peft.get_peft_model(base, settings)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    monkeypatch.setattr("recipe.cello1.sharded.load_shards", lambda actor: weights)
+    model.save_pretrained(tmp_path / "model" / ADAPTER)
+    assert _finish(tmp_path / "model", tmp_path, keep_adapter=True) < MAX_DIFFERENCE
+    assert (tmp_path / "model" / ADAPTER).is_dir()
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.neg_()
+    model.save_pretrained(tmp_path / "model" / ADAPTER)
+    assert _finish(tmp_path / "model", tmp_path, keep_adapter=True) > MAX_DIFFERENCE
 
 
 def test_one_checkpoint_may_be_named(tmp_path):

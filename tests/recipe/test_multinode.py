@@ -23,19 +23,22 @@ def address(monkeypatch):
     port = free_port()
     ray = [*IN_CPU_ENVIRONMENT, sys.executable, "-m", "ray.scripts.scripts"]
     size = ["--num-cpus=32", "--num-gpus=1", "--object-store-memory=200000000"]
-    # Ray's sockets lie below the folder, and their paths must be short.
-    head = [f"--port={port}", "--head", "--include-dashboard=false", f"--temp-dir=/tmp/ray-{port}"]
+    # Ray's sockets lie below the folders, and their paths must be short.
+    folders = [f"/tmp/ray-{port}-{node}-" for node in "ab"]
+    head = [f"--port={port}", "--head", "--include-dashboard=false", f"--temp-dir={folders[0]}"]
+    second = [f"--address=127.0.0.1:{port}", f"--temp-dir={folders[1]}"]
     # Left to itself, Ray 2.60 gives the head a token that the second node is not told of.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     try:
-        for options in (head, [f"--address=127.0.0.1:{port}"]):
+        for options in (head, second):
             subprocess.run([*ray, "start", *options, *size], check=True, capture_output=True, env=environment())
         yield f"127.0.0.1:{port}"
     finally:
         # Not `ray stop`, which would stop every cluster of this machine.
-        for mark in (f"/tmp/ray-{port}", f"127.0.0.1:{port}"):
+        for mark in (*folders, rf"127\.0\.0\.1:{port}\b"):
             subprocess.run(["pkill", "-KILL", "-f", mark], check=False)
-        shutil.rmtree(f"/tmp/ray-{port}", ignore_errors=True)
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_two_nodes_train_together(address, tmp_path):

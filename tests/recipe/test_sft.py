@@ -303,6 +303,29 @@ class TestTraining:
         assert not any("embed" in name or "norm" in name for name in changed)
         assert any("eval_loss" in line for line in read_items(tmp_path / "o" / "log.jsonl"))
 
+    def test_the_best_checkpoint_becomes_the_model(self, model, data, tmp_path):
+        """A learning rate that breaks the model after the first step: the last checkpoint is not the best."""
+        import torch
+
+        more = ["max_steps=3", "eval_fraction=0.2", "trainer.save_steps=1", "trainer.eval_strategy=steps"]
+        more += ["trainer.eval_steps=1", "trainer.save_total_limit=5", "trainer.learning_rate=1.0"]
+        more += ["trainer.lr_scheduler_type=constant"]
+        assert sft.main(arguments(model, data, tmp_path / "o", *more)) == 0
+        losses = {
+            line["step"]: line["eval_loss"] for line in read_items(tmp_path / "o" / "log.jsonl") if "eval_loss" in line
+        }
+        best = min(losses, key=losses.get)
+        assert best != max(losses), losses
+        checkpoints = tmp_path / "o" / "checkpoints"
+        assert torch.equal(weights(tmp_path / "o" / "model"), weights(checkpoints / f"checkpoint-{best}"))
+        assert not torch.equal(weights(tmp_path / "o" / "model"), weights(checkpoints / f"checkpoint-{max(losses)}"))
+
+    @pytest.mark.parametrize(("key", "to"), [("", []), ("secret", ["wandb"])])
+    def test_a_key_sends_the_log_to_wandb(self, model, data, tmp_path, monkeypatch, key, to):
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        settings = sft.load_settings(arguments(model, data, tmp_path))
+        assert sft.make_trainer(settings, PUZZLES).args.report_to == to
+
     def test_killed_at_any_point_it_goes_on_and_ends_where_it_would_have(self, model, data, tmp_path):
         import torch
 

@@ -4,9 +4,9 @@ from hypothesis import strategies as st
 
 from recipe.cello1.answer import format_answer, parse_answer
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import item_to_puzzle, puzzle_to_item
+from recipe.cello1.records import item_to_puzzle, puzzle_to_item, read_puzzles, write_puzzles
 from recipe.cello1.scoring import score_answer
-from recipe.cello1.traces import add_traces, best_markers, marker_evidence, write_trace
+from recipe.cello1.traces import add_traces, best_markers, main, marker_evidence, write_trace
 
 CELLS = [("MS4A1", "CD74", "ACTB"), ("CD74", "MS4A1"), ("GNLY", "ACTB"), ("GNLY", "NKG7"), ("LYZ", "CD74", "ACTB")]
 LABELS = ["B", "B", "NK", "NK", "Mono"]
@@ -80,3 +80,40 @@ def test_unusable_input():
         write_trace(Puzzle((("A",),), ("T",), ("T",)), evidence)
     with pytest.raises(ValueError, match="n_genes must be at least 1"):
         write_trace(PUZZLE, evidence, 0)
+
+
+class TestCommand:
+    @pytest.fixture
+    def files(self, tmp_path):
+        """Labelled cells whose types differ in one gene each, and puzzles of them; gives the command's arguments."""
+        pytest.importorskip("anndata")
+        from tests.recipe.toy_h5ad import toy_adata, write
+
+        adata = toy_adata(n_cells=90, n_types=3)
+        write(adata, tmp_path / "cells.h5ad")
+        genes = [("GENE1", "GENE119", "GENE2"), ("GENE3", "GENE118")]
+        write_puzzles(tmp_path / "puzzles.json", [Puzzle(tuple(genes), ("type 0", "type 1"), ("type 0", "type 1"))])
+        names = {"--cells": "cells.h5ad", "--data": "puzzles.json", "--out": "sft.json"}
+        return [word for option, name in names.items() for word in (option, str(tmp_path / name))]
+
+    def test_traces_cite_the_markers_of_the_cells(self, files, tmp_path, capsys):
+        assert main([*files, "--n-genes", "1"]) == 0
+        (puzzle,) = read_puzzles(tmp_path / "sft.json")
+        assert puzzle.meta["reasoning"] == "\nCell 1: GENE119 -> type 0\nCell 2: GENE118 (type 1) -> type 1\n"
+        assert "1 puzzles with traces, evidence for 3 types" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--type-column", "no_such"], "no_such"),
+            (["--type-column", "tissue"], "at least one other type"),
+            (["--type-column", "donor_id"], "no evidence for the types"),
+            (["--data", "missing.json"], "missing.json"),
+            (["--cells", "missing.h5ad"], "missing.h5ad"),
+        ],
+    )
+    def test_unusable_input_is_one_line(self, files, tmp_path, capsys, more, message):
+        assert main([*files, *more]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and message in err and err.count("\n") == 1
+        assert not (tmp_path / "sft.json").exists()
