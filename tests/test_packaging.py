@@ -14,7 +14,7 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from recipe.cello1.environment import TRAIN_IMPORTS, required_verl
+from recipe.cello1.environment import REQUIRED_VERL, TRAIN_IMPORTS, required_verl
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,14 +24,19 @@ MACHINE_PATHS = re.compile(
 )
 
 
-@pytest.fixture
-def metadata(monkeypatch) -> dict:
+def setup_arguments() -> dict:
     """The arguments that setup.py passes to setuptools."""
     seen = {}
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(setuptools, "setup", seen.update)
-    runpy.run_path(str(ROOT / "setup.py"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(setuptools, "setup", seen.update)
+        runpy.run_path(str(ROOT / "setup.py"))
     return seen
+
+
+@pytest.fixture
+def metadata() -> dict:
+    return setup_arguments()
 
 
 @pytest.fixture
@@ -66,6 +71,23 @@ def test_training_sets_pin_the_verl_of_the_recipe(extras, extra):
     assert f"v{pin.removeprefix('==')}" == required["TAG"]
     assert required["PIP_INSTALL"] == f"pip install verl{pin}"
     assert required["TAG"] in required["GIT_SETUP"]
+
+
+def test_required_verl_is_what_upstreams_installer_reads():
+    """``install_verl.sh`` of verl-recipe: the first ``KEY=`` line counts, ``#`` begins a comment line, nothing is run.
+
+    With MODE=pinned_tag it runs PIP_INSTALL with the pip it has found, which must stand first in the line; or GIT_SETUP
+    and goes into ``./verl``; or, for another folder, clones UPSTREAM and checks COMMIT out.
+    """
+    lines = [line for line in REQUIRED_VERL.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+    assert [line.partition("=")[0] for line in lines] == list(required_verl()), "a key twice, or a line without one"
+    required = required_verl()
+    assert required["MODE"] == "pinned_tag"
+    assert required["PIP_INSTALL"].startswith("pip install ")
+    assert re.fullmatch("[0-9a-f]{40}", required["COMMIT"])
+    assert required["GIT_SETUP"].startswith("git clone ") and required["GIT_SETUP"].endswith(required["UPSTREAM"])
+    assert required["UPSTREAM"].endswith("/verl.git")
+    assert required["RECIPE_FOLDER"] == REQUIRED_VERL.parent.name
 
 
 def test_cpu_set_pins_the_torch_of_vllm(extras):

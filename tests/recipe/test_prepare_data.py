@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -770,21 +769,6 @@ def test_every_option_is_used_in_a_test():
         for action in parser._actions:
             for option in action.option_strings:
                 assert option in ("-h", "--help") or f'"{option}"' in text, option
-
-
-def test_the_lines_of_the_readme_are_commands():
-    text = (ROOT / "recipe" / "cello1" / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
-    prefix = "python -m recipe.cello1.prepare_data "
-    lines = [line.partition("#")[0] for line in text.splitlines() if line.startswith(prefix)]
-    assert len(lines) >= 4
-    for line in lines:
-        arguments = shlex.split(line.removeprefix(prefix))
-        if arguments[0] == "audit":
-            assert options.make_audit_parser().parse_args(arguments[1:]).train
-        else:
-            args = options.make_parser("").parse_args(arguments)
-            options.check(args)
-            options.settings_of(args)
 
 
 # --------------------------------------------------------------------------------------------------- published puzzles

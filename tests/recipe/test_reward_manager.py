@@ -174,3 +174,23 @@ def test_the_shipped_configs_have_no_shaping_and_take_it_as_an_override(name):
     assert not PuzzleRewardManager(plain, ByteTokenizer()).shaping
     shaping = PuzzleRewardManager(shaped, ByteTokenizer()).shaping
     assert (shaping.max_tokens, shaping.overlong.buffer, shaping.candidates.credit) == (3000, 600, 0.1)
+
+
+def test_verl_makes_it_from_the_shipped_config():
+    from hydra import compose, initialize_config_dir
+
+    from verl.trainer.ppo.reward import load_reward_manager
+
+    folder = Path(__file__).parents[2] / "recipe" / "cello1" / "config"
+    with initialize_config_dir(str(folder), version_base=None):
+        shipped = compose("cello1_grpo")
+
+    async def run() -> list[float]:
+        manager = load_reward_manager(shipped, ByteTokenizer())
+        answers = ("B cell | T cell", "T cell | B cell", "B cell")
+        scored = [
+            await manager.run_single(rollout(f"<think></think>\n<answer>{answer}</answer>")) for answer in answers
+        ]
+        return [result["reward_score"] for result in scored]
+
+    assert asyncio.run(run()) == [1.0, 0.0, -1.0]
