@@ -61,7 +61,10 @@ def check_round_trip(adata, tmp_path, key="cello1"):
             pd.testing.assert_frame_equal(
                 cello1_df(found, key, table=table), cello1_df(adata, key, table=table), check_dtype=False
             )
-        pd.testing.assert_frame_equal(found.uns[key]["positions"], adata.uns[key]["positions"], check_dtype=False)
+        # Whether texts come back as objects or as strings depends on the versions.
+        pd.testing.assert_frame_equal(
+            found.uns[key]["positions"], adata.uns[key]["positions"], check_dtype=False, check_index_type=False
+        )
         for part in ("params", "checks"):
             assert {k: str(v) for k, v in found.uns[key][part].items()} == {
                 k: str(v) for k, v in adata.uns[key][part].items()
