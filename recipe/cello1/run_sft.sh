@@ -3,11 +3,12 @@
 #
 #   MODEL=Qwen/Qwen2.5-7B-Instruct TRAIN_DATA=reasoning.json bash recipe/cello1/run_sft.sh
 #   ... run_sft.sh --no-dora                   plain LoRA, which trains about twice as fast
-#   ... run_sft.sh --full                      all weights, sharded over the GPUs
+#   ... run_sft.sh --full                      all weights
 #   ... run_sft.sh trainer.learning_rate=1e-4  any setting of config/cello1_sft.yaml
 #
 # Variables: MODEL (folder or Hub id), TRAIN_DATA (CellPuzzles JSON or JSONL with traces), OUTPUT (folder), NUM_GPUS (default:
-# all), SEED. Killed and started again with the same OUTPUT it goes on where it was. The model comes to OUTPUT/model.
+# all; without a GPU it is the number of processes, by default 1), SEED. Over several the weights are sharded (FSDP2).
+# Killed and started again with the same OUTPUT it goes on where it was. The model comes to OUTPUT/model.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,11 +16,10 @@ root=$(cd "$here/../.." && pwd)
 fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
 
 settings=()
-full=
 for argument in "$@"; do
   case $argument in
   --no-dora) settings+=(lora.use_dora=false) ;;
-  --full) settings+=(lora=null) full=1 ;;
+  --full) settings+=(lora=null) ;;
   --*) fail "unknown option $argument; there are --no-dora and --full, and settings key=value" ;;
   *) settings+=("$argument") ;;
   esac
@@ -33,19 +33,16 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=fals
 OUTPUT=${OUTPUT:-$root/outputs/sft}
 if [ "$CELLO1_DEVICE" = gpu ]; then
   NUM_GPUS=${NUM_GPUS:-$(nvidia-smi -L | grep -c '^GPU ')}
+  precision=bf16
 else
-  NUM_GPUS=1
-  settings=(dtype=float32 trainer.bf16=false "${settings[@]}")
+  NUM_GPUS=${NUM_GPUS:-1}
+  precision=no
+  settings=(dtype=float32 trainer.bf16=false trainer.use_cpu=true "${settings[@]}")
 fi
 
 command=("$PYTHON" -m)
 if [ "$NUM_GPUS" -gt 1 ]; then
-  command+=(accelerate.commands.launch --num_processes "$NUM_GPUS" --num_machines 1)
-  if [ -n "$full" ]; then
-    command+=(--config_file "$here/config/accelerate/fsdp2.yaml")
-  else
-    command+=(--multi_gpu --mixed_precision bf16 --dynamo_backend no)
-  fi
-  command+=(-m)
+  command+=(accelerate.commands.launch --num_processes "$NUM_GPUS" --main_process_port 0 --mixed_precision "$precision"
+    --config_file "$here/config/accelerate/fsdp2.yaml" -m)
 fi
 exec "${command[@]}" recipe.cello1.sft "model=$MODEL" "train=$TRAIN_DATA" "output=$OUTPUT" "seed=${SEED:-1}" "${settings[@]}"

@@ -208,16 +208,30 @@ def train(settings: Mapping[str, Any]) -> Path:
         checkpoint = find_checkpoint(output / _CHECKPOINTS)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.wait_for_everyone()
-    # Where the weights are sharded, all processes have to take part in gathering them.
+    # Where the weights are sharded, all processes have to take part in gathering them; the first one gets them.
     weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if trainer.is_world_process_zero():
         model = trainer.accelerator.unwrap_model(trainer.model)
         if settings["lora"]:
-            model = model.merge_and_unload()
+            if weights is not None:  # PEFT cannot merge what is sharded
+                model = _unsharded(settings, weights)
+            model, weights = model.merge_and_unload(), None
         model.config.use_cache = True
         save_model(target, model, trainer.processing_class, weights)
     trainer.accelerator.wait_for_everyone()
     return target
+
+
+def _unsharded(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Any:
+    """Return the base model with its adapters, holding the weights."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]))
+    model = get_peft_model(base, _lora(settings["lora"]))
+    model.load_state_dict(weights)
+    return model
 
 
 def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
