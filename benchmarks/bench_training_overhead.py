@@ -231,7 +231,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch",
         type=batch,
         nargs="+",
-        default=[(24, 8), (64, 5)],
+        default=[(36, 8), (64, 5)],
         metavar="PROMPTSxRESPONSES",
         help="batch of a step (default: 36x8 of the embedded default, 64x5 as published)",
     )

@@ -30,7 +30,7 @@ from recipe.cello1 import prepare_data
 from recipe.cello1.answer import format_answer
 from recipe.cello1.asking import engine_options, sampling_of
 from recipe.cello1.data import options as data_options
-from recipe.cello1.engine import ENGINES, Completion, EngineBase, Sampling
+from recipe.cello1.engine import ENGINES, LOGITS_PROCESSOR, Completion, EngineBase, Sampling
 from recipe.cello1.environment import required_verl
 from recipe.cello1.predict import predict
 from recipe.cello1.prompt import instruction, parse_user
@@ -189,10 +189,12 @@ def python(command: Command, place: Path, run: bool) -> None:
             if run:
                 run_module(name, argv, place)
         case (script, *argv) if script.startswith(("benchmarks/", "examples/")):
-            module = runpy.run_path(str(ROOT / script))
-            module["build_parser"]().parse_args(argv)
-            if run:
-                assert module["main"](argv) == 0
+            with pytest.MonkeyPatch.context() as patch:
+                patch.syspath_prepend(str((ROOT / script).parent))  # as Python does for a script
+                module = runpy.run_path(str(ROOT / script))
+                module["build_parser"]().parse_args(argv)
+                if run:
+                    assert module["main"](argv) == 0
         case _:
             pytest.fail(f"no check for: {command}")
 
@@ -279,8 +281,8 @@ def scanpy(command: Command, place: Path, run: bool) -> None:
 
 def vllm(command: Command, place: Path, run: bool) -> None:
     """Started in earnest by tests/recipe/test_vllm_serve.py."""
-    assert list(command.words) == ["vllm", "serve", "MODEL", "--logits-processors", _cli.PROCESSOR]
-    module, _, name = _cli.PROCESSOR.partition(":")
+    assert list(command.words) == ["vllm", "serve", "MODEL", "--logits-processors", LOGITS_PROCESSOR]
+    module, _, name = LOGITS_PROCESSOR.partition(":")
     tree = ast.parse(Path(find_spec(module).origin).read_text(encoding="utf-8"))
     assert name in {node.name for node in tree.body if isinstance(node, ast.ClassDef)}
 

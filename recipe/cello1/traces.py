@@ -186,10 +186,17 @@ def read_cells(
                 msg = f"--type-column {type_column}: {path} has no such column of obs; it has {', '.join(columns)}"
                 raise ValueError(msg)
             types = store.labels(type_column)
+            spoiled = 0
             for row, genes in CellReader(store, settings).read():
-                if name := types.value(row):
-                    cells.append(genes)
-                    labels.append(name)
+                if not (name := types.value(row)):
+                    continue
+                if genes is None:
+                    spoiled += 1
+                    continue
+                cells.append(genes)
+                labels.append(name)
+            if spoiled:
+                print(f"{path}: {spoiled} cells with NaN or infinity are left out", file=sys.stderr)
     return cells, labels
 
 
