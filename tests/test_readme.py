@@ -19,6 +19,7 @@ import runpy
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -138,8 +139,14 @@ def parsed(name: str, argv: list[str]):
         data_options.settings_of(args)
         return args
     if name == "sft":
+        from peft import LoraConfig
+        from trl import SFTConfig
+
         args = module.build_parser().parse_intermixed_args(argv)
-        module.load_settings(args.settings, args.config)
+        settings = module.load_settings(args.settings, args.config)
+        # These two go to the libraries as they are.
+        for key, kind in (("lora", LoraConfig), ("trainer", SFTConfig)):
+            assert (settings[key] or {}).keys() <= {each.name for each in fields(kind)}, argv
         return args
     args = module.build_parser().parse_args(argv)
     if name in ("predict", "second_round"):
