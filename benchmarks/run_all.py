@@ -75,8 +75,8 @@ def result_file() -> Path:
     return HERE / "results" / f"{kind.lower()}.md"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmarks."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").replace("``", ""), formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -84,7 +84,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", type=names, default=list(BENCHMARKS), metavar="NAME,...", help=", ".join(BENCHMARKS))
     parser.add_argument("--metrics", type=Path, help="metrics folder of a training run (default: that of the main job)")
     parser.add_argument("--write", action="store_true", help="also write the table to benchmarks/results")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmarks."""
+    args = build_parser().parse_args(argv)
     metrics = args.metrics or (METRICS if METRICS.is_dir() else None)
     rows: list[Row] = []
     column: list[str] = []
