@@ -132,9 +132,15 @@ def check_writable(adata: AnnData, *, copy: bool) -> None:
     ValueError
         If the object is backed and has to be copied.
     """
-    if adata.isbacked and (copy or adata.is_view):
-        what = "copy=True" if copy else "adata is a view, which"
-        msg = f"{what} needs a copy of a backed object, which only fits into memory; pass adata.to_memory()"
+    if adata.isbacked and adata.is_view:
+        # Not view.to_memory(): with anndata 0.11 the result has no X.
+        msg = (
+            "adata is a view of a backed object, which nothing can be added to; load the object first and take the "
+            "part then: whole.to_memory()[cells]"
+        )
+        raise ValueError(msg)
+    if adata.isbacked and copy:
+        msg = "copy=True cannot copy a backed object; pass adata.to_memory() instead, which is a copy"
         raise ValueError(msg)
 
 

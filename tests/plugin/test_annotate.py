@@ -6,6 +6,7 @@ import logging
 import random
 import sys
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import anndata as ad
 import numpy as np
@@ -53,8 +54,11 @@ def check_round_trip(adata, tmp_path, key="cello1"):
     tmp_path.mkdir(exist_ok=True)
     same_values = {"check_dtype": False, "check_index_type": False}  # pandas 3 reads texts as its own type
     adata.write_h5ad(tmp_path / "a.h5ad")
-    adata.write_zarr(tmp_path / "a.zarr")
-    for found in (ad.read_h5ad(tmp_path / "a.h5ad"), ad.read_zarr(tmp_path / "a.zarr")):
+    read = [ad.read_h5ad(tmp_path / "a.h5ad")]
+    if find_spec("zarr"):  # anndata brings it since 0.12
+        adata.write_zarr(tmp_path / "a.zarr")
+        read.append(ad.read_zarr(tmp_path / "a.zarr"))
+    for found in read:
         pd.testing.assert_series_equal(found.obs[key].astype(object), adata.obs[key].astype(object))
         np.testing.assert_array_equal(found.obsm[f"{key}_votes"], adata.obsm[f"{key}_votes"])
         np.testing.assert_array_equal(found.obs[f"{key}_support"], adata.obs[f"{key}_support"])
@@ -409,14 +413,12 @@ def test_backed_objects_that_cannot_be_written_are_refused_before_anything_is_as
     toy().write_h5ad(tmp_path / "a.h5ad")
     backed = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
     engine = FakeEngine()
-    with pytest.raises(
-        ValueError, match=r"adata is a view, which needs a copy of a backed object.*adata.to_memory\(\)"
-    ):
+    with pytest.raises(ValueError, match=r"adata is a view of a backed object.*whole.to_memory\(\)\[cells\]"):
         run(backed[:40], engine=engine)
-    with pytest.raises(ValueError, match=r"copy=True needs a copy of a backed object.*adata.to_memory\(\)"):
+    with pytest.raises(ValueError, match=r"copy=True cannot copy a backed object; pass adata.to_memory\(\)"):
         run(backed, engine=engine, copy=True)
     assert not engine.asked
-    adata, _ = run(backed[:40].to_memory(), engine=engine)
+    adata, _ = run(backed.to_memory()[:40], engine=engine)
     assert "cello1" in adata.obs
     backed.file.close()
 
