@@ -43,10 +43,11 @@ else
   [ -z "${TRAIN_DATA:-}${VAL_DATA:-}" ] || fail "TRAIN_DATA or VAL_DATA is set but MODEL is not; give the model to train"
   name=embedded
   [ "$SMOKE" = 1 ] && name=smoke
-  [ "$algorithm" = grpo ] || name+=-$algorithm
+  scale=embedded
+  [ "$algorithm" = grpo ] || { name+=-$algorithm; scale+=_$algorithm; }
   OUTPUT=${OUTPUT:-$root/outputs/$name}
   HARDWARE=${HARDWARE:-1x80gb}
-  settings+=("+scale=embedded")
+  settings+=("+scale=$scale")
 fi
 [ -f "$here/config/hardware/$HARDWARE.yaml" ] ||
   fail "HARDWARE=$HARDWARE is unknown; it is one of $(cd "$here/config/hardware" && echo [!_]*.yaml | sed 's/\.yaml//g')"

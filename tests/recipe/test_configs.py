@@ -57,6 +57,18 @@ def test_scales_compose_on_the_cpu(name, scale):
     assert rollout.max_model_len >= config.data.max_prompt_length + config.data.max_response_length
 
 
+def test_the_embedded_default_of_ppo():
+    """Like that of GRPO, but for the critic: its learning rate, its checkpoints, its name."""
+    grpo, ppo = (composed("cello1_ppo", "hardware=1x80gb", f"+scale={name}") for name in ("embedded", "embedded_ppo"))
+    assert ppo.trainer.experiment_name == "ppo-embedded"
+    assert ppo.trainer.max_critic_ckpt_to_keep == 1
+    assert ppo.critic.optim.lr == 1e-3
+    assert ppo.critic.fsdp.model_dtype == "fp32"
+    assert ppo.data == grpo.data
+    assert ppo.actor_rollout_ref.actor.optim == grpo.actor_rollout_ref.actor.optim
+    assert ppo.actor_rollout_ref.rollout.n == grpo.actor_rollout_ref.rollout.n
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_compose_and_pass_verls_own_validation(variant):
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
