@@ -7,8 +7,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# scanpy 1.10 stops at anndata 0.11, which needs the pandas and zarr of its time; anndata 0.13 needs scanpy 1.12.
-(($#)) || set -- "scanpy==1.10.* anndata==0.11.* pandas<3 zarr<3" "scanpy==1.11.* anndata==0.12.*" "scanpy==1.12.* anndata==0.13.*"
+# scanpy 1.10 stops at anndata 0.11, which needs the pandas, zarr and scipy of its time; anndata 0.13 needs scanpy 1.12.
+(($#)) || set -- "scanpy==1.10.* anndata==0.11.* pandas<3 zarr<3 scipy<1.15" "scanpy==1.11.* anndata==0.12.*" "scanpy==1.12.* anndata==0.13.*"
 python=${CELLO1_PYTHON:-python3.12} # scanpy 1.12 and anndata 0.13 need it, the others run on it
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
