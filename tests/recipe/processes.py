@@ -31,6 +31,39 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": paths}
 
 
+def launch(script: str, output: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run a launcher of the recipe to its end, in the environment of these tests."""
+    return subprocess.run(
+        ["bash", str(ROOT / "recipe" / "cello1" / script), *arguments],
+        env=launcher_environment(output, **variables),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def launcher_environment(output: Path, **variables: str) -> dict[str, str]:
+    """The variables of a launcher: those given, and none that this process happens to have."""
+    foreign = ("MODEL", "TRAIN_DATA", "VAL_DATA", "HARDWARE", "NNODES", "NUM_GPUS", "SMOKE", "SEED")
+    kept = {name: value for name, value in os.environ.items() if name not in foreign}
+    # The tests' own interpreter is the environment to train in, whether or not it was activated.
+    venv = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    return {**kept, **venv, "OUTPUT": str(output), **variables}
+
+
+def processes_of(folder: Path) -> dict[int, str]:
+    """The processes that have a folder in their command line or their variables, as all those of a training run do."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        if int(process.name) == os.getpid():
+            continue
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if str(folder).encode() in command + (process / "environ").read_bytes():
+                found[int(process.name)] = command.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

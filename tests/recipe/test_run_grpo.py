@@ -2,39 +2,25 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from recipe.cello1.rl_parquet import read_rl_parquet
+from tests.recipe.processes import ROOT, launch, launcher_environment, processes_of
+
 SCRIPT = ROOT / "recipe" / "cello1" / "run_grpo.sh"
 TRACKER = "latest_checkpointed_iteration.txt"
-
-
-def environment(output: Path, **variables: str) -> dict[str, str]:
-    foreign = ("MODEL", "TRAIN_DATA", "VAL_DATA", "HARDWARE", "NNODES", "SMOKE", "SEED")
-    kept = {name: value for name, value in os.environ.items() if name not in foreign}
-    # The tests' own interpreter is the environment to train in, whether or not it was activated.
-    venv = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    return {**kept, **venv, "OUTPUT": str(output), **variables}
+WORKER = "ray::WorkerDict"  # holds the model that is trained
 
 
 def run(output: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["bash", str(SCRIPT), *arguments],
-        env=environment(output, **variables),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def processes_of(output: Path) -> list[str]:
-    return subprocess.run(["pgrep", "-f", str(output)], capture_output=True, text=True, check=False).stdout.split()
+    return launch("run_grpo.sh", output, *arguments, **variables)
 
 
 @pytest.mark.integration
@@ -53,17 +39,17 @@ def test_bad_input_is_one_line_and_starts_nothing(tmp_path, variables, message):
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert result.returncode != 0
     assert len(errors) == 1 and message in errors[0]
-    assert processes_of(tmp_path) == []
+    assert processes_of(tmp_path) == {}
 
 
 @pytest.mark.integration
 @pytest.mark.timeout(1500)
-def test_smoke_run_survives_a_kill_and_ends_with_the_table(tmp_path):
-    output = tmp_path / "out"
+def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_path):
+    output, rollouts = tmp_path / "out", tmp_path / "rollouts"
     with open(tmp_path / "first.log", "wb") as log:
         first = subprocess.Popen(
-            ["bash", str(SCRIPT)],
-            env=environment(output, SMOKE="1"),
+            ["bash", str(SCRIPT), f"trainer.rollout_data_dir={rollouts}"],
+            env=launcher_environment(output, SMOKE="1"),
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -71,11 +57,17 @@ def test_smoke_run_survives_a_kill_and_ends_with_the_table(tmp_path):
         while not (output / "grpo" / TRACKER).exists():
             assert first.poll() is None, (tmp_path / "first.log").read_text()
             time.sleep(0.2)
-        os.kill(first.pid, signal.SIGKILL)
-        first.wait()
+        workers = [pid for pid, command in processes_of(output).items() if command.startswith(WORKER)]
+        assert workers
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+        assert first.wait(180) > 0, "training cannot go on, and says so"
+    assert "error: GRPO failed" in (tmp_path / "first.log").read_text()
+    assert processes_of(output) == {}, "processes of the run are still there"
+    shutil.rmtree(rollouts, ignore_errors=True)
     sft = (output / "sft" / "model" / "model.safetensors").stat().st_mtime_ns
 
-    second = run(output, SMOKE="1")
+    second = run(output, f"trainer.rollout_data_dir={rollouts}", SMOKE="1")
     assert second.returncode == 0, second.stderr[-3000:]
     assert "Held-out puzzles" in second.stdout
     assert (output / "sft" / "model" / "model.safetensors").stat().st_mtime_ns == sft
@@ -85,6 +77,11 @@ def test_smoke_run_survives_a_kill_and_ends_with_the_table(tmp_path):
     ]
     assert first_steps[:1] == [1]
     assert second_steps == [2]
+    # The second step is of the second batch: it was not begun anew.
+    n_prompts, n_responses = 6, 4
+    batch = [row["reward_model"]["ground_truth"] for row in read_rl_parquet(output / "data" / "train.parquet")]
+    trained = [json.loads(line)["gts"] for line in (rollouts / "2.jsonl").read_text().splitlines()]
+    assert Counter(trained) == Counter(batch[n_prompts : 2 * n_prompts] * n_responses)
 
     summary = json.loads((output / "summary" / "summary.json").read_text())
     assert list(summary["stages"]) == ["before SFT", "after SFT", "after GRPO"]
@@ -95,4 +92,4 @@ def test_smoke_run_survives_a_kill_and_ends_with_the_table(tmp_path):
     third = run(output, SMOKE="1")
     assert third.returncode == 0, third.stderr[-3000:]
     assert len(list((output / "metrics").glob("*.jsonl"))) == 2, "a finished run trains no more"
-    assert processes_of(output) == []
+    assert processes_of(output) == {}

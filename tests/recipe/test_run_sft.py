@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import pytest
 
 from recipe.cello1.files import read_items
 from recipe.cello1.records import write_puzzles
-from tests.recipe.processes import ROOT
+from tests.recipe.processes import launch
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-SCRIPT = ROOT / "recipe" / "cello1" / "run_sft.sh"
 SHORT = ["max_length=1024", "max_steps=3", "eval_fraction=0.25", "trainer.learning_rate=1e-2"]
 SHORT += ["trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=1"]
 SHORT += [f"trainer.{what}_strategy=steps" for what in ("save", "eval")]
@@ -33,24 +31,9 @@ def inputs(tmp_path_factory) -> Path:
 
 
 def run(inputs: Path, output: Path, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
-    foreign = ("HARDWARE", "SEED")
-    variables = {
-        "VIRTUAL_ENV": sys.prefix,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "CELLO1_DEVICE": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "MODEL": str(inputs / "model"),
-        "TRAIN_DATA": str(inputs / "sft.json"),
-        "OUTPUT": str(output),
-        "NUM_GPUS": str(processes),
-    }
-    return subprocess.run(
-        ["bash", str(SCRIPT), *arguments, *SHORT],
-        env={**{name: value for name, value in os.environ.items() if name not in foreign}, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    variables = {"MODEL": str(inputs / "model"), "TRAIN_DATA": str(inputs / "sft.json"), "NUM_GPUS": str(processes)}
+    variables |= {"CELLO1_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    return launch("run_sft.sh", output, *arguments, *SHORT, **variables)
 
 
 def changed_weights(before: Path, after: Path) -> set[str]:

@@ -53,6 +53,34 @@ def odd_puzzles(n: int) -> list[Puzzle]:
     return puzzles
 
 
+def guessing_puzzles(n: int) -> list[Puzzle]:
+    """Puzzles of two cells that tell nothing of their types, with traces: only the form of an answer can be learnt."""
+    rng = np.random.default_rng(0)
+    types = ("B cell", "T cell")
+    puzzles = []
+    for i in range(n):
+        answer = tuple(types[j] for j in rng.permutation(2))
+        cells = ((f"GENE{i}", "ACTB"), ("G1", "ACTB"))
+        puzzles.append(Puzzle(cells, types, answer, "From blood.", {"reasoning": "a b", "tissue": "blood"}))
+    return puzzles
+
+
+def build_guessing_model(folder: Path) -> Path:
+    """Write a model that has learnt to answer :func:`guessing_puzzles`: half of its answers are legal, some right."""
+    from recipe.cello1 import sft
+    from recipe.cello1.records import write_puzzles
+
+    build_toy_model(folder / "untrained")
+    write_puzzles(folder / "sft.json", guessing_puzzles(64))
+    settings = [f"model={folder / 'untrained'}", f"train={folder / 'sft.json'}", f"output={folder}", "max_length=512"]
+    settings += ["dtype=float32", "lora=null", "eval_fraction=0", "max_steps=120"]
+    trainer = {"bf16": "false", "use_cpu": "true", "gradient_checkpointing": "false", "learning_rate": "5e-3"}
+    trainer |= {"lr_scheduler_type": "constant", "per_device_train_batch_size": "8", "gradient_accumulation_steps": "1"}
+    trainer |= {"save_strategy": "steps", "save_steps": "1000"}
+    settings += [f"trainer.{key}={value}" for key, value in trainer.items()]
+    return sft.train(sft.load_settings(settings))
+
+
 def build_toy_tokenizer(extra: tuple[str, ...] = ()):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
