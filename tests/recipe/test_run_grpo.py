@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from recipe.cello1.rl_parquet import read_rl_parquet
+from recipe.cello1.watch import read_metrics
 from tests.recipe.processes import ROOT, launch, launcher_environment, processes_of
 
 SCRIPT = ROOT / "recipe" / "cello1" / "run_grpo.sh"
@@ -92,4 +93,23 @@ def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_pa
     third = run(output, SMOKE="1")
     assert third.returncode == 0, third.stderr[-3000:]
     assert len(list((output / "metrics").glob("*.jsonl"))) == 2, "a finished run trains no more"
+    assert processes_of(output) == {}
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(900)
+def test_smoke_run_of_ppo(tmp_path):
+    """The embedded default with a critic, in one process."""
+    output = tmp_path / "out"
+    result = launch("run_ppo.sh", output, SMOKE="1")
+    assert result.returncode == 0, result.stderr[-3000:]
+    steps = read_metrics(output / "metrics")
+    assert [step["step"] for step in steps] == [1, 2]
+    assert all(step["critic/lr"] <= 1e-3 and step["critic/vf_loss"] > 0 for step in steps)
+    assert steps[-1]["critic/lr"] == pytest.approx(1e-3)
+    assert [path.name for path in (output / "ppo").glob("global_step_*/critic")] == ["critic"], "one is kept"
+    summary = json.loads((output / "summary" / "summary.json").read_text())
+    assert list(summary["stages"]) == ["before SFT", "after SFT", "after PPO"]
+    assert json.loads((output / "run.json").read_text())["name"] == "cello1_ppo"
+    assert (output / "model" / "config.json").is_file()
     assert processes_of(output) == {}
