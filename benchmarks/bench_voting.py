@@ -16,7 +16,8 @@ from pathlib import Path
 from recipe.cello1.engine import EngineError, Sampling, start_engine
 from recipe.cello1.evaluate import evaluate
 from recipe.cello1.files import atomic_write, dumps
-from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.predict import predict
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import read_predictions
 from recipe.cello1.report import rules_markdown
 
@@ -40,10 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     greedy, sampled = args.out / "greedy.jsonl", args.out / "samples.jsonl"
     try:
-        puzzles = read_dataset(args.data)[: args.limit]
+        data = load_puzzles(args.data)
+        puzzles = data.puzzles[: args.limit]
+        asked = {"layout": data.layout, "variant": data.variant}
         with start_engine("vllm", args.model) as engine:
             runs = [
-                predict(engine, puzzles, greedy, sampling=Sampling(max_tokens=args.max_tokens)),
+                predict(engine, puzzles, greedy, sampling=Sampling(max_tokens=args.max_tokens), **asked),
                 predict(
                     engine,
                     puzzles,
@@ -51,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     sampling=Sampling(args.temperature, max_tokens=args.max_tokens, logprobs=True),
                     samples=args.samples,
                     seed=args.seed,
+                    **asked,
                 ),
             ]
         if failed := sum(run.failed for run in runs):

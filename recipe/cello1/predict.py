@@ -188,8 +188,9 @@ def predict(
     }
     mine = [(i, s) for i in range(part, len(items), parts) for s in range(samples)]
     nothing = Completion("", "", 0, 0, 0.0 if sampling.logprobs else None)
-    for index, sample in mine:  # keys of an item that clash with those of its record show before anything is asked
-        _record(nothing, items[index], index, sample, run)
+    for index in dict.fromkeys(index for index, _ in mine):
+        # Keys of an item that clash with those of its record show before anything is asked.
+        _record(nothing, items[index], index, 0, run)
 
     def requests() -> Iterator[Request]:
         # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.

@@ -11,7 +11,7 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.intervals import calibration, estimate, paired_difference
 from recipe.cello1.scored import Scored, per_puzzle
 from recipe.cello1.scoring import Score, score_answer
-from recipe.cello1.voting import consensus, has_logprobs, likeliest, logprob_weights, majority, medoid, read_answers
+from recipe.cello1.voting import consensus, has_logprobs, likeliest, majority, medoid, read_answers, record_weights
 
 RULED = ("cell_accuracy", "exact_match", "legal")
 CONSENSUS = "consensus"
@@ -90,7 +90,7 @@ def _rule_all(group: Sequence[Scored], have: bool, weighted: bool) -> tuple[dict
     gold, candidates = group[0].gold, group[0].candidates or ()
     given = read_answers([answer.record["prediction"] for answer in group], len(gold))
     records = [answer.record for answer in group]
-    weights = logprob_weights([r["logprob"] for r in records], [r["tokens"] for r in records]) if have else None
+    weights = record_weights(records) if have else None
     found = consensus(given, candidates, len(gold), weights=weights if weighted else None)
     ruled = {"majority": majority(given, candidates, len(gold)), "medoid": medoid(given), CONSENSUS: found.types}
     if weights is not None:

@@ -26,7 +26,7 @@ from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import read_predictions
 from recipe.cello1.vote import add_weighted, vote_records
-from recipe.cello1.voting import Answer, Consensus, consensus, has_logprobs, logprob_weights, read_answers
+from recipe.cello1.voting import Answer, Consensus, consensus, has_logprobs, read_answers, record_weights
 
 
 def open_cells(found: Consensus, min_support: float) -> list[int]:
@@ -139,7 +139,7 @@ class OpenPuzzle:
         used, so that the first round stands.
         """
         answers = read_answers([record["prediction"] for record in records], self.smaller.n_cells)
-        weights = logprob_weights([r["logprob"] for r in records], [r["tokens"] for r in records]) if weighted else None
+        weights = record_weights(records) if weighted else None
         second = consensus(answers, self.smaller.candidates, self.smaller.n_cells, weights=weights)
         if not second.n_used:
             return {}

@@ -22,10 +22,10 @@ from recipe.cello1.voting import (
     consensus,
     has_logprobs,
     likeliest,
-    logprob_weights,
     majority,
     medoid,
     read_answers,
+    record_weights,
 )
 
 RULES = ("consensus", "majority", "medoid", "likeliest")
@@ -129,7 +129,7 @@ def _weights(answered: Sequence[Mapping[str, Any]], index: int) -> np.ndarray:
     if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:
         msg = f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs"
         raise ValueError(msg)
-    return logprob_weights([record["logprob"] for record in answered], [record["tokens"] for record in answered])
+    return record_weights(answered)
 
 
 def _text_for(types: Answer, answers: Sequence[Answer | None], answered: Sequence[Mapping[str, Any]]) -> str:

@@ -395,3 +395,18 @@ def has_logprobs(records: Iterable[Mapping[str, Any]]) -> bool:
     return bool(own) and all(
         isinstance(record.get("logprob"), float | int) and isinstance(record.get("tokens"), int) for record in own
     )
+
+
+def record_weights(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Weigh predictions by their log-probability.
+
+    Parameters
+    ----------
+    records
+        Predictions for which :func:`has_logprobs` holds.
+
+    Returns
+    -------
+    What :func:`logprob_weights` returns for them.
+    """
+    return logprob_weights([record["logprob"] for record in records], [record["tokens"] for record in records])
