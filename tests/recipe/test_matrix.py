@@ -66,6 +66,7 @@ FORMS = {"csr": sp.csr_matrix, "csc": sp.csc_matrix, "dense": np.asarray}
 def small_blocks(monkeypatch):
     """Blocks so small that every file has several."""
     monkeypatch.setattr(module, "BLOCK_ENTRIES", 60)
+    monkeypatch.setattr(module, "PLAIN_ENTRIES", 40)
     monkeypatch.setattr(module, "ROWS_AT_ONCE", 3)
     monkeypatch.setattr(module, "DENSE_ENTRIES", 5 * G)
     monkeypatch.setattr(module, "CSC_ENTRIES", 200)
@@ -213,6 +214,30 @@ def test_layouts_of_hdf5(tmp_path, dense, options, kind):
         assert type(open_matrix(store.matrix(), store.file).values).__name__ == kind
     check(path, dense)
     check(path, dense, threads=4)
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards", "last three first"])
+def test_chunks_are_read_at_once_only_where_they_lie_one_behind_the_other(tmp_path, dense, order, monkeypatch):
+    path = tmp_path / "a.h5ad"
+    stored_as(path, dense, chunks=(8,))
+    with h5py.File(path, "a") as file:
+        for name in ("data", "indices"):
+            values = file["X"][name][:]
+            del file["X"][name]
+            new = file["X"].create_dataset(name, values.shape, values.dtype, chunks=(8,))
+            starts = np.arange(0, len(values), 8)
+            if order == "last three first":
+                starts = np.roll(starts, 3)
+            for start in starts[::-1] if order == "backwards" else starts:
+                new[start : start + 8] = values[start : start + 8]
+                file.flush()  # h5py writes a chunk when it leaves its cache, so that this decides where it lies
+    reads = []
+    read = vectors.RawVector._read_into
+    monkeypatch.setattr(
+        vectors.RawVector, "_read_into", lambda self, part, at: reads.append(len(part)) or read(self, part, at)
+    )
+    check(path, dense)
+    assert (max(reads) > 8 * 4) == (order != "backwards")
 
 
 def test_a_chunk_that_was_never_written_reads_as_hdf5_has_it(tmp_path, dense):

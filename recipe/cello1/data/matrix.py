@@ -20,6 +20,7 @@ from recipe.cello1.data.store import DAMAGED, BadFileError, reading
 from recipe.cello1.data.vectors import open_vector
 
 BLOCK_ENTRIES = 2_000_000  # stored values in a block: 16 MB for float32 with int32 indices
+PLAIN_ENTRIES = 500_000  # the same where it need not end with a chunk: so few stay in the processor's cache
 DENSE_ENTRIES = 8_000_000  # values in a block of a dense matrix
 DENSE_LIMIT = 16_000_000  # the same where the chunks of the file are taller than that
 CSC_ENTRIES = 16_000_000  # values of a CSC matrix that are kept in one pass
@@ -203,13 +204,14 @@ class CsrMatrix(_Sparse):
     def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
         """Cut the rows into blocks."""
         everything = rows is None
+        entries = PLAIN_ENTRIES if self.values.plain and self.indices.plain else BLOCK_ENTRIES
         wanted = np.arange(self.shape[0]) if rows is None else rows
         sizes = np.diff(self.indptr)[wanted]
         ends = np.cumsum(sizes)
         start = 0
         while start < len(wanted):
             before = ends[start - 1] if start else 0
-            stop = int(np.searchsorted(ends, before + BLOCK_ENTRIES, side="right"))
+            stop = int(np.searchsorted(ends, before + entries, side="right"))
             stop = max(start + 1, stop if everything else min(stop, start + ROWS_AT_ONCE))
             yield partial(self._block, wanted[start:stop])
             start = stop

@@ -17,6 +17,7 @@ from recipe.cello1.data.store import DAMAGED, BadFileError
 
 _UNORDERED, _NEGATIVE, _NOT_FINITE, _NO_COLUMN = 1, 2, 3, 4
 SPOILED = -1
+_FEW = 256  # entries that are faster compared each with each than sorted
 
 
 def top_symbols(
@@ -53,7 +54,7 @@ def top_symbols(
     exact = np.float32 if block.values.dtype == np.float32 and weights is None else np.float64
     scores = np.empty(len(genes.symbol), dtype=exact)
     all_used = bool((genes.symbol >= 0).all())
-    tables = (genes.symbol, genes.repeated, all_used, factors, scores, n_top, out, counts)
+    tables = (genes.symbol, genes.repeated, all_used, factors, scores, out, counts)
     if block.indices is None:
         row, status = _select_dense(block.values, *tables)
     else:
@@ -167,32 +168,30 @@ def _fault(values):  # pragma: no cover - compiled
 
 
 @compiled
-def _kth_smallest(values, k):  # pragma: no cover - compiled
-    """Return what would stand at position ``k`` if the values were sorted; changes their order (Hoare's selection)."""
-    low, high = 0, len(values) - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
-        else:
-            break
-    return values[k]
+def _count_larger(values, larger):  # pragma: no cover - compiled
+    """Count for each entry how many are larger.
+
+    Comparing each with each needs no branch, so that it is faster than sorting as long as there are few.
+    """
+    larger[:] = 0
+    for v in values:
+        for i in range(len(values)):
+            larger[i] += v > values[i]
 
 
 @compiled
-def _lower_bound(scores, n_top, best):  # pragma: no cover - compiled
+def _nth_largest(values, n, larger):  # pragma: no cover - compiled
+    if len(values) > _FEW:
+        return np.sort(values)[len(values) - n]
+    _count_larger(values, larger)
+    found = values.dtype.type(np.inf)
+    for i in range(len(values)):
+        found = values[i] if larger[i] < n and values[i] < found else found
+    return found
+
+
+@compiled
+def _lower_bound(scores, n_top, best, larger):  # pragma: no cover - compiled
     """Find a score that at least ``n_top`` entries reach, so that the others need no look.
 
     The entries are dealt to more groups than that, and the largest of each is found. As many entries as are wanted
@@ -207,58 +206,97 @@ def _lower_bound(scores, n_top, best):  # pragma: no cover - compiled
         dealt = scores[turn * groups : (turn + 1) * groups]
         for group in range(groups):
             best[group] = dealt[group] if dealt[group] > best[group] else best[group]
-    return _kth_smallest(best, groups - n_top)
+    return _nth_largest(best, n_top, larger[:groups])
 
 
 @compiled
-def _best_of(scores, least, columns, dense, symbols, repeated, picked, value, symbol):  # pragma: no cover - compiled
-    """Write the best symbols among the entries that reach a score, best first; returns how many."""
-    n_top = len(value)
+def _pick(scores, least, picked):  # pragma: no cover - compiled
+    """List the entries that reach a score, in their order; returns how many."""
     n_picked = 0
     for i in range(len(scores)):  # no branch: the processor could not foretell it
         picked[n_picked] = i
         n_picked += scores[i] >= least
+    return n_picked
+
+
+@compiled
+def _pick_few(scores, least, wanted, picked):  # pragma: no cover - compiled
+    """Do the same, but of those that just reach the score leave out the last, as far as the others suffice."""
+    ties = wanted
+    for i in range(len(scores)):
+        ties -= scores[i] > least
+    n_picked, start = 0, 0
+    if ties > 0:
+        for i in range(len(scores)):
+            picked[n_picked] = i
+            n_picked += scores[i] >= least
+            ties -= scores[i] == least
+            start = i + 1
+            if ties == 0:
+                break
+    rest = scores[start:]
+    for i in range(len(rest)):
+        picked[n_picked] = start + i
+        n_picked += rest[i] > least
+    return n_picked
+
+
+@compiled
+def _among(symbol, found):  # pragma: no cover - compiled
+    for other in found:
+        if other == symbol:
+            return True
+    return False
+
+
+@compiled
+def _best_of(scores, least, wanted, columns, dense, symbols, repeated, room, found):  # pragma: no cover - compiled
+    """Write the best symbols among the entries that reach a score, best first; returns how many."""
+    _, larger, taken, picked, order = room
+    n_picked = _pick(scores, least, picked)
+    if n_picked > 2 * wanted:
+        n_picked = _pick_few(scores, least, wanted, picked)
+    chosen = scores[picked[:n_picked]]
+    if n_picked <= _FEW:
+        _count_larger(chosen, larger[:n_picked])
+        taken[:n_picked] = 0
+        for i in range(n_picked):  # equal ones in their order
+            place = larger[i]
+            order[place + taken[place]] = picked[i]
+            taken[place] += 1
+    else:
+        order[:n_picked] = picked[np.argsort(-chosen, kind="mergesort")]
     size = 0
-    for i in picked[:n_picked]:
-        v = scores[i]
-        if v == 0 or (size == n_top and v <= value[n_top - 1]):
-            continue
-        s = symbols[i if dense else np.int64(columns[i])]
-        if s < 0:
-            continue
-        end = size  # the place that the entry may take at the latest
-        if repeated[s]:
-            for at in range(size):
-                if symbol[at] == s:
-                    end = at
-                    break
-            if end < size and v <= value[end]:
-                continue
-        if end == size:
-            if size < n_top:
-                size += 1
-            else:
-                end = n_top - 1
-        # Columns come in ascending order, so that behind its equals is the right place.
-        while end > 0 and value[end - 1] < v:
-            value[end], symbol[end] = value[end - 1], symbol[end - 1]
-            end -= 1
-        value[end], symbol[end] = v, s
+    for i in order[:n_picked]:
+        if size == len(found) or scores[i] == 0:
+            break
+        symbol = symbols[i if dense else np.int64(columns[i])]
+        if not (repeated[symbol] and _among(symbol, found[:size])):
+            found[size] = symbol
+            size += 1
     return size
 
 
 @compiled
-def _top_of_row(
-    scores, bounds, columns, dense, symbols, repeated, best, picked, value, symbol
-):  # pragma: no cover - compiled
+def _top_of_row(scores, columns, dense, symbols, repeated, room, found):  # pragma: no cover - compiled
     """Write the best symbols of one row, best first; returns how many."""
-    least = _lower_bound(bounds, len(value), best)
-    size = _best_of(scores, least, columns, dense, symbols, repeated, picked, value, symbol)
-    if size < len(value) and least > 0:
+    best, larger, _, _, _ = room
+    n_top = len(found)
+    least = _lower_bound(scores, n_top, best, larger)
+    size = _best_of(scores, least, n_top, columns, dense, symbols, repeated, room, found)
+    if size < n_top and least > 0:
         # Several of the entries stood for one symbol, so that they were too few.
-        symbol[:] = -1
-        size = _best_of(scores, least * 0, columns, dense, symbols, repeated, picked, value, symbol)
+        found[:] = -1
+        size = _best_of(scores, least * 0, len(scores), columns, dense, symbols, repeated, room, found)
     return size
+
+
+@compiled
+def _room(n_scores, n_top, like):  # pragma: no cover - compiled
+    """Make what the selection works in: largest of each group, two counts, picked entries, these in order."""
+    n_groups = (n_top + n_top // 2) // 16 * 16 + 16  # a multiple of what the processor compares at once
+    larger, taken = np.empty(max(_FEW, n_groups), np.int16), np.empty(_FEW, np.int16)
+    return np.empty(n_groups, like.dtype), larger, taken, np.empty(n_scores + 1, np.int32), np.empty(n_scores, np.int32)
 
 
 @compiled
@@ -268,18 +306,17 @@ def _weigh(scores, columns, dense, weights):  # pragma: no cover - compiled
 
 
 @compiled
-def _keep_used(scores, columns, dense, symbols, bounds):  # pragma: no cover - compiled
-    """Copy the scores without those of genes that are left out."""
+def _leave_out(scores, columns, dense, symbols):  # pragma: no cover - compiled
+    """Set the scores of genes that are left out to 0."""
     for i in range(len(scores)):
-        bounds[i] = scores[i] if symbols[i if dense else np.int64(columns[i])] >= 0 else 0
+        scores[i] = scores[i] if symbols[i if dense else np.int64(columns[i])] >= 0 else 0
 
 
 @compiled
 def _select_sparse(
-    indptr, indices, values, symbols, repeated, all_used, weights, scores, n_top, out, counts
+    indptr, indices, values, symbols, repeated, all_used, weights, scores, out, counts
 ):  # pragma: no cover - compiled
-    value, best = np.empty(n_top, scores.dtype), np.empty(n_top + n_top // 2 + 1, scores.dtype)
-    bounds, picked = np.empty_like(scores), np.empty(len(scores) + 1, np.int32)
+    room = _room(len(scores), out.shape[1], scores)
     for row in range(len(indptr) - 1):
         part, columns = values[indptr[row] : indptr[row + 1]], indices[indptr[row] : indptr[row + 1]]
         n = len(part)
@@ -297,20 +334,15 @@ def _select_sparse(
             continue
         if len(weights) > 0:
             _weigh(own, columns, False, weights)
-        bound = own
         if not all_used:
-            bound = bounds[:n]
-            _keep_used(own, columns, False, symbols, bound)
-        counts[row] = _top_of_row(own, bound, columns, False, symbols, repeated, best, picked, value, out[row])
+            _leave_out(own, columns, False, symbols)
+        counts[row] = _top_of_row(own, columns, False, symbols, repeated, room, out[row])
     return 0, 0
 
 
 @compiled
-def _select_dense(
-    values, symbols, repeated, all_used, weights, scores, n_top, out, counts
-):  # pragma: no cover - compiled
-    value, best = np.empty(n_top, scores.dtype), np.empty(n_top + n_top // 2 + 1, scores.dtype)
-    bounds, picked = np.empty_like(scores), np.empty(len(scores) + 1, np.int32)
+def _select_dense(values, symbols, repeated, all_used, weights, scores, out, counts):  # pragma: no cover - compiled
+    room = _room(len(scores), out.shape[1], scores)
     none = np.empty(0, np.int32)
     for row in range(values.shape[0]):
         if not _convert(values[row], scores):
@@ -320,9 +352,7 @@ def _select_dense(
             continue
         if len(weights) > 0:
             _weigh(scores, none, True, weights)
-        bound = scores
         if not all_used:
-            bound = bounds
-            _keep_used(scores, none, True, symbols, bound)
-        counts[row] = _top_of_row(scores, bound, none, True, symbols, repeated, best, picked, value, out[row])
+            _leave_out(scores, none, True, symbols)
+        counts[row] = _top_of_row(scores, none, True, symbols, repeated, room, out[row])
     return 0, 0

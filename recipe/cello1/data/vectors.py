@@ -30,9 +30,18 @@ _DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 
 
 class Vector(Protocol):
-    """A stored 1-dimensional array."""
+    """A stored 1-dimensional array.
+
+    Attributes
+    ----------
+    dtype
+        Type of its values.
+    plain
+        Whether any part can be read for itself, which otherwise costs as much as the chunks it lies in.
+    """
 
     dtype: np.dtype
+    plain: bool
 
     def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         """Read the ranges, ascending and without overlap, one after the other into one array."""
@@ -73,20 +82,18 @@ def _chunk_table(dataset: h5py.Dataset) -> _Chunks | None:
     if filters not in ([], [_DEFLATE], [_SHUFFLE, _DEFLATE]):
         return None
     length = dataset.chunks[0]
+    found: list[Any] = []
+    with reading("the chunk index"):
+        dataset.id.chunk_iter(found.append)
+    if any(chunk.filter_mask for chunk in found):  # stored without its filters
+        return None
+    number = np.array([chunk.chunk_offset[0] for chunk in found], dtype=np.int64) // length
     address = np.zeros(-(-dataset.size // length), dtype=np.int64)
     size = np.zeros_like(address)
-    skipped = False
-
-    def note(chunk: Any) -> None:
-        nonlocal skipped
-        skipped |= chunk.filter_mask != 0
-        number = chunk.chunk_offset[0] // length
-        if number < len(address):
-            address[number], size[number] = chunk.byte_offset, chunk.size
-
-    with reading("the chunk index"):
-        dataset.id.chunk_iter(note)
-    if skipped or not size.all():  # a chunk without filters, or one never written
+    inside = number < len(address)
+    address[number[inside]] = np.array([chunk.byte_offset for chunk in found], dtype=np.int64)[inside]
+    size[number[inside]] = np.array([chunk.size for chunk in found], dtype=np.int64)[inside]
+    if not size.all():  # one was never written
         return None
     return _Chunks(length, address, size, _DEFLATE in filters, _SHUFFLE in filters)
 
@@ -97,8 +104,12 @@ class RawVector:
     def __init__(self, dataset: h5py.Dataset, chunks: _Chunks, file: BinaryIO) -> None:
         self.dtype = dataset.dtype.newbyteorder("=")
         self._stored = dataset.dtype
+        self.plain = not chunks.deflate
         self._chunks = chunks
         self._file = file
+        # For each chunk the one that ends the run of those that lie one behind the other in the file.
+        ends = np.append(np.flatnonzero(np.diff(chunks.address) != chunks.size[:-1]) + 1, len(chunks.address))
+        self._run_ends = ends[np.searchsorted(ends, np.arange(len(chunks.address)), side="right")]
 
     def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         """Read the ranges one after the other into one array."""
@@ -119,19 +130,25 @@ class RawVector:
             start += last - first
 
     def _gather_plain(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
-        width = self._stored.itemsize
+        width, chunks = self._stored.itemsize, self._chunks
         view = out.data.cast("B") if len(out) else memoryview(b"")
         position = 0
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            for number, first, last in self._pieces(start, stop):
-                part = view[position * width : (position + last - first) * width]
-                address = int(self._chunks.address[number]) + first * width
-                while len(part):
-                    got = os.preadv(self._file.fileno(), [part], address)
-                    if not got:
-                        raise BadFileError("it ends before its matrix does", DAMAGED)
-                    part, address = part[got:], address + got
-                position += last - first
+            while start < stop:
+                number, first = divmod(start, chunks.length)
+                # Chunks written one after the other are read at once.
+                last = min(int(self._run_ends[number]) * chunks.length, stop)
+                size = (last - start) * width
+                self._read_into(view[position : position + size], int(chunks.address[number]) + first * width)
+                position += size
+                start = last
+
+    def _read_into(self, part: memoryview, address: int) -> None:
+        while len(part):
+            got = os.preadv(self._file.fileno(), [part], address)
+            if not got:
+                raise BadFileError("it ends before its matrix does", DAMAGED)
+            part, address = part[got:], address + got
 
     def _gather_deflated(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
         wanted: dict[int, list[tuple[int, int, int]]] = {}
@@ -167,6 +184,8 @@ class RawVector:
 
 class SlicedVector:
     """A vector read through its library: zarr, and HDF5 with filters other than gzip."""
+
+    plain = False
 
     def __init__(self, array: Any) -> None:
         self._array = array
