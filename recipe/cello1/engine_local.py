@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Sequence
@@ -12,9 +11,9 @@ from typing import Any, NamedTuple
 from recipe.cello1.answer import TAGS, THINK_OPEN
 from recipe.cello1.constrained import Vocabulary, matching_for, tokens_needed
 from recipe.cello1.engine import EngineBase, Failure, Message, Request, Sampling
-from recipe.cello1.hf_folder import check_model_path
+from recipe.cello1.hf_folder import check_model_path, model_fingerprint
 
-_SAMPLED_BYTES = 1 << 16
+_DIGITS = 12  # of a fingerprint, which every prediction holds
 
 
 class Prompt(NamedTuple):
@@ -54,10 +53,10 @@ class LocalEngine(EngineBase):
     def __init__(self, model: str, lora: str | None) -> None:
         check_model_path(model)
         self.model = model
-        self.fingerprint = fingerprint(model)
+        self.fingerprint = model_fingerprint(model)[:_DIGITS]
         if lora is not None:
             lora_rank(lora)
-            self.fingerprint += "+" + fingerprint(lora)
+            self.fingerprint += "+" + model_fingerprint(lora)[:_DIGITS]
 
     def _set_tokenizer(self, tokenizer: Any, max_len: int, constrained: bool) -> None:
         self._tokenizer = tokenizer
@@ -79,38 +78,6 @@ class LocalEngine(EngineBase):
         if fault := constraint_fault(self._vocabulary, request, room):
             return Failure(fault)
         return Prompt(ids, opened, room)
-
-
-def fingerprint(model: str) -> str:
-    """Compute a short hash that changes when the model in a folder changes.
-
-    Of each weight file the size and samples of the bytes count, so that this takes no time for a large model; training
-    changes nearly every weight.
-
-    Parameters
-    ----------
-    model
-        Model folder; for a name on the hub there is no fingerprint.
-
-    Returns
-    -------
-    12 hexadecimal digits, or an empty string.
-    """
-    path = Path(model)
-    if not path.is_dir():
-        return ""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()):
-        if file.suffix in (".safetensors", ".bin"):
-            size = file.stat().st_size
-            digest.update(f"{file.name} {size} ".encode())
-            with open(file, "rb") as stream:
-                for part in range(8):
-                    stream.seek(max(0, size - _SAMPLED_BYTES) * part // 7)
-                    digest.update(stream.read(_SAMPLED_BYTES))
-        elif file.name in ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def lora_rank(lora: str) -> int:

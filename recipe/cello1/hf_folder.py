@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import uuid
@@ -9,8 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipe.cello1.files import sha256
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_WEIGHTS = (".safetensors", ".bin")
+_SAMPLES = 64  # places of a file of weights that are read
+_SAMPLE_BYTES = 1 << 16
 
 
 def check_model_path(model: str) -> None:
@@ -34,6 +41,41 @@ def check_model_path(model: str) -> None:
     elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         msg = f"model: {model} does not exist; give a model folder, or a name on the Hugging Face hub (owner/name)"
         raise FileNotFoundError(msg)
+
+
+def model_fingerprint(model: str | Path) -> str:
+    """Tell models apart without reading all their weights.
+
+    Parameters
+    ----------
+    model
+        Folder, or name on the Hugging Face hub.
+
+    Returns
+    -------
+    Hexadecimal SHA-256 over configuration, tokenizer and weights, of which each file is read in 64 places; empty for a
+    name, which is not looked up.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.suffix in (*_WEIGHTS, ".json", ".jinja")):
+        content = _sampled(file) if file.suffix in _WEIGHTS else sha256(file)
+        digest.update(f"{file.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _sampled(file: Path) -> str:
+    size = file.stat().st_size
+    if size <= _SAMPLES * _SAMPLE_BYTES:
+        return sha256(file)
+    digest = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as weights:
+        for number in range(_SAMPLES):
+            weights.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(weights.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
 
 
 def save_folder(target: str | Path, write: Callable[[Path], None]) -> None:

@@ -24,10 +24,11 @@ from typing import Any
 
 from recipe.cello1.export import TRACKER
 from recipe.cello1.files import sha256
+from recipe.cello1.hf_folder import model_fingerprint
 from recipe.cello1.prompt import LAYOUTS, Layout
 from recipe.cello1.records import read_puzzles
 from recipe.cello1.rl_parquet import read_rl_parquet, write_rl_parquet
-from recipe.cello1.same_run import check_same_run, model_fingerprint, write_run
+from recipe.cello1.same_run import check_same_run, write_run
 
 CONFIG = Path(__file__).parent / "config"
 RUN = "run.json"
@@ -236,7 +237,7 @@ def run_identity(name: str, overrides: Sequence[str], model: str, train: str | P
         for parent in parents:
             place = place.get(parent) or {}
         place.pop(last, None)
-    hashes = {"model": model_fingerprint(model), "train": sha256(train), "val": sha256(val)}
+    hashes = {"model": model_fingerprint(model) or model, "train": sha256(train), "val": sha256(val)}
     return {"name": name, "config": config, "sha256": hashes}
 
 

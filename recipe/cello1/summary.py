@@ -23,12 +23,12 @@ import numpy as np
 from recipe.cello1.engine import EngineError, Sampling, start_engine
 from recipe.cello1.evaluate import evaluate
 from recipe.cello1.files import atomic_write, dumps, replacing
+from recipe.cello1.hf_folder import model_fingerprint
 from recipe.cello1.predict import predict
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import PuzzleFile, load_puzzles
 from recipe.cello1.records import puzzle_to_item, read_predictions
 from recipe.cello1.report import METRICS, Table, print_table, terminal, with_interval
-from recipe.cello1.same_run import model_fingerprint
 from recipe.cello1.watch import read_metrics
 
 ROWS = {name: label for name, label in METRICS.items() if name != "cell_accuracy_micro"} | {"length": "mean length"}
@@ -70,7 +70,7 @@ def evaluate_model(model: str, data: PuzzleFile, stem: Path, max_tokens: int, **
         If the engine cannot be started, or failed on some puzzles: they would count as nothing.
     """
     items = [puzzle_to_item(puzzle, data.variant) for puzzle in data.puzzles]
-    made_from = dumps([model_fingerprint(model), items, data.layout, max_tokens, sorted(options.items())])
+    made_from = dumps([model_fingerprint(model) or model, items, data.layout, max_tokens, sorted(options.items())])
     key = hashlib.sha256(made_from.encode()).hexdigest()[:8]
     result, predictions = (stem.with_name(f"{stem.name}-{key}.{suffix}") for suffix in ("json", "jsonl"))
     if result.exists():

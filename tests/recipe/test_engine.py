@@ -4,8 +4,7 @@ import sys
 import pytest
 
 from recipe.cello1.engine import ENGINES, Sampling, start_engine
-from recipe.cello1.engine_local import fingerprint, render_prompt
-from recipe.cello1.hf_folder import check_model_path
+from recipe.cello1.engine_local import render_prompt
 
 
 @pytest.mark.parametrize(
@@ -26,38 +25,6 @@ def test_sampling_refuses_what_cannot_be(options, match):
 def test_unknown_engine_is_named():
     with pytest.raises(ValueError, match="engine must be one of .*vllm.*got 'tgi'"):
         start_engine("tgi", "model")
-
-
-@pytest.mark.parametrize("model", ["/nowhere/model", "./model", "~/model", "model", "a/b/c"])
-def test_missing_model_folder(model):
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        check_model_path(model)
-
-
-def test_model_folder_without_config(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
-        check_model_path(str(tmp_path))
-
-
-def test_hub_name_is_not_looked_up():
-    check_model_path("ncbi/Cell-o1")
-    assert fingerprint("ncbi/Cell-o1") == ""
-
-
-def test_fingerprint_sees_changes_of_weights_and_tokenizer(tmp_path):
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(bytes(300_000))
-    (tmp_path / "config.json").write_text("{}")
-    seen = [fingerprint(str(tmp_path))]
-    (tmp_path / "README.md").write_text("not part of the model")
-    assert fingerprint(str(tmp_path)) == seen[0]
-    weights.write_bytes(bytes(300_000 - 1) + b"\1")
-    seen.append(fingerprint(str(tmp_path)))
-    weights.write_bytes(b"\1" + bytes(300_000 - 1))
-    seen.append(fingerprint(str(tmp_path)))
-    (tmp_path / "tokenizer.json").write_text("{}")
-    seen.append(fingerprint(str(tmp_path)))
-    assert len(set(seen)) == len(seen)
 
 
 class Tokenizer:
