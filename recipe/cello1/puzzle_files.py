@@ -129,7 +129,9 @@ def puzzle_of(row: Any, index: int = 0, variant: Variant | None = None, *, requi
     return item_to_puzzle(row, index, variant or "batch", require_gold=require_gold)
 
 
-def load_puzzles(path: str | Path, variant: Variant | None = None, layout: Layout | None = None) -> PuzzleFile:
+def load_puzzles(
+    path: str | Path, variant: Variant | None = None, layout: Layout | None = None, *, require_gold: bool = False
+) -> PuzzleFile:
     """Read puzzles, with or without gold, and how they are to be asked.
 
     Parameters
@@ -138,6 +140,8 @@ def load_puzzles(path: str | Path, variant: Variant | None = None, layout: Layou
         As for :func:`read_rows`.
     variant, layout
         Task variant and prompt layout, if decided elsewhere.
+    require_gold
+        As for :func:`puzzle_of`.
 
     Returns
     -------
@@ -152,16 +156,16 @@ def load_puzzles(path: str | Path, variant: Variant | None = None, layout: Layou
     """
     rows = read_rows(path)
     try:
-        found: Variant = _agreed(rows, "variant", variant, "--variant") or "batch"
-        asked: Layout = _agreed(rows, "prompt_layout", layout, "--prompt-layout") or "system"
-        puzzles = [puzzle_of(row, index, found, require_gold=False) for index, row in enumerate(rows)]
+        found: Variant = _agreed(rows, "variant", variant) or "batch"
+        asked: Layout = _agreed(rows, "prompt_layout", layout) or "system"
+        puzzles = [puzzle_of(row, index, found, require_gold=require_gold) for index, row in enumerate(rows)]
     except ValueError as error:
         msg = f"{path}: {error}"
         raise ValueError(msg) from None
     return PuzzleFile(puzzles, found, asked)
 
 
-def _agreed(rows: list[Any], key: str, asked: Any, flag: str) -> Any:
+def _agreed(rows: list[Any], key: str, asked: Any) -> Any:
     """Return what the rows say, or ``asked`` where they are silent."""
     first: dict[Any, int] = {}
     for index, row in enumerate(rows):
@@ -173,6 +177,6 @@ def _agreed(rows: list[Any], key: str, asked: Any, flag: str) -> Any:
         msg = f"column 'extra_info': its rows have {key} {said}; split them into a file each"
         raise ValueError(msg)
     if asked and first and asked not in first:
-        msg = f"its rows have {key} {next(iter(first))!r}, and {flag} {asked} is asked for; leave that out"
+        msg = f"its rows have {key} {next(iter(first))!r}, and {asked!r} is asked for; ask for what they have"
         raise ValueError(msg)
     return next(iter(first), asked)

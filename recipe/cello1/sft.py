@@ -31,7 +31,7 @@ from recipe.cello1.hf_folder import check_model_path, save_model
 from recipe.cello1.prompt import check_layout
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.same_run import check_same_run, write_run
-from recipe.cello1.sft_data import end_of_turn, load_puzzles, prompt_completion, split_evaluation
+from recipe.cello1.sft_data import end_of_turn, load_examples, prompt_completion, split_evaluation
 
 CONFIG = Path(__file__).parent / "config"
 # What may change between two starts of one run.
@@ -200,7 +200,12 @@ def train(settings: Mapping[str, Any]) -> Path:
     if target.is_dir():
         return target
 
-    puzzles = load_puzzles(settings["train"], settings["variant"], require_reasoning=settings["require_reasoning"])
+    puzzles = load_examples(
+        settings["train"],
+        settings["prompt_layout"],
+        settings["variant"],
+        require_reasoning=settings["require_reasoning"],
+    )
     trainer = make_trainer(settings, puzzles)
     write_run(output / _SETTINGS, fixed)
     # The first process clears away what a kill left, before the others look.

@@ -10,22 +10,24 @@ import numpy as np
 from recipe.cello1.answer import format_answer
 from recipe.cello1.prompt import Layout, Variant, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import REASONING_KEY, puzzle_from_rl_row, read_puzzles
-from recipe.cello1.rl_parquet import read_rl_parquet
+from recipe.cello1.puzzle_files import load_puzzles
+from recipe.cello1.records import REASONING_KEY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_puzzles(path: str | Path, variant: Variant = "batch", *, require_reasoning: bool = True) -> list[Puzzle]:
+def load_examples(
+    path: str | Path, layout: Layout = "system", variant: Variant = "batch", *, require_reasoning: bool = True
+) -> list[Puzzle]:
     """Read the puzzles to train on.
 
     Parameters
     ----------
     path
-        CellPuzzles JSON or JSONL, or parquet in the RL schema (which has no traces).
-    variant
-        Task variant.
+        Puzzle items or RL rows (which have no traces), in JSON, JSONL or parquet.
+    layout, variant
+        Prompt layout and task variant they are trained with.
     require_reasoning
         Whether an item without a trace is an error. If not, it is trained with empty reasoning.
 
@@ -38,13 +40,9 @@ def load_puzzles(path: str | Path, variant: Variant = "batch", *, require_reason
     FileNotFoundError
         If there is no such file.
     ValueError
-        If an item is unusable, naming file, item and key.
+        If an item is unusable, naming file, item and key, or its rows say that they are of another layout or variant.
     """
-    path = Path(path)
-    if path.suffix == ".parquet":
-        puzzles = [puzzle_from_rl_row(row, index, variant) for index, row in enumerate(read_rl_parquet(path))]
-    else:
-        puzzles = read_puzzles(path, variant)
+    puzzles = load_puzzles(path, variant, layout, require_gold=True).puzzles
     if require_reasoning:
         for index, puzzle in enumerate(puzzles):
             if not str(puzzle.meta.get(REASONING_KEY) or "").strip():

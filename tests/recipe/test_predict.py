@@ -333,7 +333,7 @@ def test_rl_data_says_how_it_is_asked(monkeypatch, tmp_path, capsys):
     for flags, said in ((["--variant", "batch"], "variant 'batch_open'"), (["--prompt-layout", "system"], "'user'")):
         assert rl_command(monkeypatch, tmp_path, engine, *flags) == 2
         error = capsys.readouterr().err
-        assert said in error and f"{flags[0]} {flags[1]} is asked for" in error
+        assert said in error and f"and {flags[1]!r} is asked for" in error
 
 
 def test_rl_data_of_two_variants_is_refused(monkeypatch, tmp_path, capsys):

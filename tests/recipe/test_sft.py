@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 pytest.importorskip("torch")
@@ -180,14 +181,23 @@ class TestMasks:
 
 class TestData:
     def test_json_keeps_the_traces(self, data):
-        assert [p.meta["reasoning"] for p in sft_data.load_puzzles(data)] == [p.meta["reasoning"] for p in PUZZLES]
+        assert [p.meta["reasoning"] for p in sft_data.load_examples(data)] == [p.meta["reasoning"] for p in PUZZLES]
 
     def test_parquet_has_none(self, tmp_path):
         write_rl_parquet(tmp_path / "rl.parquet", PUZZLES, "train")
         with pytest.raises(ValueError, match="item 0 has no reasoning.*require_reasoning=false"):
-            sft_data.load_puzzles(tmp_path / "rl.parquet")
-        puzzles = sft_data.load_puzzles(tmp_path / "rl.parquet", require_reasoning=False)
+            sft_data.load_examples(tmp_path / "rl.parquet")
+        puzzles = sft_data.load_examples(tmp_path / "rl.parquet", require_reasoning=False)
         assert [(p.cells, p.answer) for p in puzzles] == [(p.cells, p.answer) for p in PUZZLES]
+
+    def test_parquet_of_items_keeps_them(self, data, tmp_path):
+        pd.DataFrame(json.loads(data.read_text())).to_parquet(tmp_path / "items.parquet")
+        assert sft_data.load_examples(tmp_path / "items.parquet") == sft_data.load_examples(data)
+
+    def test_rows_of_another_layout_are_refused(self, tmp_path):
+        write_rl_parquet(tmp_path / "rl.parquet", PUZZLES, "train", "user")
+        with pytest.raises(ValueError, match="prompt_layout 'user'.* 'system' is asked for"):
+            sft_data.load_examples(tmp_path / "rl.parquet", require_reasoning=False)
 
     def test_split_is_whole_and_decided_by_the_seed(self):
         train, held_out = sft_data.split_evaluation(50, 0.1, 1)

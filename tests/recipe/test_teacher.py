@@ -12,7 +12,7 @@ from recipe.cello1.prompt import messages
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.records import item_to_puzzle, puzzle_to_item, read_puzzles, write_puzzles
 from recipe.cello1.scoring import score_answer
-from recipe.cello1.sft_data import load_puzzles
+from recipe.cello1.sft_data import load_examples
 from recipe.cello1.teacher import ask_teacher, judge, main, report_table
 from tests.recipe.stub_server import Server, error
 from tests.recipe.toy_model import toy_puzzles
@@ -80,7 +80,7 @@ def test_only_right_answers_with_reasoning_are_kept(tmp_path):
 def test_the_output_is_what_sft_reads_and_scores_in_full(tmp_path):
     kept, _ = ask(Teacher({}), tmp_path)
     write_puzzles(tmp_path / "sft.json", kept)
-    loaded = load_puzzles(tmp_path / "sft.json")
+    loaded = load_examples(tmp_path / "sft.json")
     assert loaded == [*PUZZLES]
     for item, puzzle in zip(read_items(tmp_path / "sft.json"), PUZZLES, strict=True):
         assert score_answer(item["assistant_msg"], puzzle.answer).score == 1.0
@@ -234,7 +234,7 @@ def test_command_against_a_server(tmp_path, capsys, monkeypatch):
         asked = len(server.bodies)
         assert command(server, tmp_path, "--tries", "2", "--seed", "3", "--temperature", "0.9") == 0
         assert len(server.bodies) == asked == 7
-    assert load_puzzles(tmp_path / "sft.json") == PUZZLES
+    assert load_examples(tmp_path / "sft.json") == PUZZLES
     found = json.loads((tmp_path / "sft.report.json").read_text())
     assert found["total"]["responses"] == 7
     assert found["by_n_cells"]["2"]["reasons"] == {"wrong": 1}
