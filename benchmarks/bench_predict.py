@@ -32,9 +32,10 @@ from tqdm import tqdm
 
 from recipe.cello1.constrained import Cursor, Vocabulary, mask_logits, matching_for
 from recipe.cello1.engine import Engine, Sampling, start_engine
-from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.predict import predict
 from recipe.cello1.prompt import messages
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import read_predictions
 from recipe.cello1.scoring import score_answer
 from recipe.cello1.tiny_model import build_model, build_tokenizer
@@ -231,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if why := lacking("torch", "transformers", "vllm"):
         print(f"bench_predict: not run: {why}", file=sys.stderr)
         return finish([not_run("answer puzzles", why)], args.json)
-    puzzles = (read_dataset(args.data) if args.data else make_puzzles(args.n))[: args.n]
+    puzzles = (load_puzzles(args.data).puzzles if args.data else make_puzzles(args.n))[: args.n]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = args.model or make_model(folder / "model", puzzles, args.hidden_size, args.layers)

@@ -17,6 +17,7 @@ from recipe.cello1.engine import EngineError, Sampling, start_engine
 from recipe.cello1.evaluate import evaluate
 from recipe.cello1.files import atomic_write, dumps
 from recipe.cello1.predict import predict
+from recipe.cello1.prompt import LAYOUTS
 from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import read_predictions
 from recipe.cello1.report import rules_markdown
@@ -30,7 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("outputs/voting"), help="folder (default outputs/voting)")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--max-tokens", type=int, default=512, help="longest answer (default 512)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=512, help="longest answer (default 512; published models: 3500)"
+    )
+    parser.add_argument("--prompt-layout", choices=LAYOUTS, help="default: the one that the data name, else system")
     parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
     parser.add_argument("--seed", type=int, default=0)
     return parser
@@ -41,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     greedy, sampled = args.out / "greedy.jsonl", args.out / "samples.jsonl"
     try:
-        data = load_puzzles(args.data)
+        data = load_puzzles(args.data, layout=args.prompt_layout)
         puzzles = data.puzzles[: args.limit]
         asked = {"layout": data.layout, "variant": data.variant}
         with start_engine("vllm", args.model) as engine:

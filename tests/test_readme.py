@@ -191,7 +191,7 @@ def python(command: Command, place: Path, run: bool) -> None:
         case ("-m", module, *argv) if module.startswith("recipe.cello1."):
             name = module.removeprefix("recipe.cello1.")
             argv = ["memory://copy" if word == "hdfs://host/data" else word for word in argv]
-            assert command.variables.keys() <= {"OPENAI_API_KEY"}
+            assert command.variables.keys() <= {"OPENAI_API_KEY", "RAY_ADDRESS"}
             parsed(name, argv)
             if run:
                 run_module(name, argv, place)
@@ -384,6 +384,23 @@ def test_command_within_the_text_is_accepted(command: Command, place):
     check(command, place, run=False)
 
 
+DOCUMENTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
+IN_DOCUMENTS = [
+    pytest.param(command, id=f"{name}: {command}")
+    for name in DOCUMENTS
+    for command in (
+        *[command for command in inline_commands(name) if len(command.words) > 2],  # fewer are a name
+        *[command for block in blocks(name) if block.language == "bash" for command in commands(block.text)],
+    )
+]
+
+
+@pytest.mark.parametrize("command", IN_DOCUMENTS)
+def test_command_of_the_documentation_is_accepted(command: Command, place):
+    pytest.importorskip("verl")
+    check(command, place, run=False)
+
+
 @pytest.mark.parametrize("line", ["frobnicate --all", "MODEL=m", "python -m recipe.other --x 1", "python other.py"])
 def test_a_command_that_nobody_has_classified_fails(line, place):
     with pytest.raises(pytest.fail.Exception, match="no check for"):
@@ -465,6 +482,13 @@ def inline_command(text: str) -> bool:
 
 def headings(readme: str) -> list[str]:
     return re.findall(r"^## (.+)$", read(readme), re.MULTILINE)
+
+
+def test_both_readmes_have_the_same_results_of_the_main_job():
+    made = re.compile(r"<!-- results: made by `bash recipe/cello1/run_grpo\.sh`.*?<!-- /results -->", re.DOTALL)
+    here, recipe = (made.findall(read(readme)) for readme in ("README.md", "recipe/cello1/README.md"))
+    assert len(here) == 1
+    assert here == recipe
 
 
 def test_readme_is_for_a_reader_in_a_hurry():

@@ -52,6 +52,13 @@ def test_only_the_seams_import_verl_at_the_top(path):
     assert any(name.partition(".")[0] == "verl" for name in tops) == (path.stem in VERL_MODULES)
 
 
+def test_overlay_has_the_licence_header_that_upstream_checks():
+    for path in (ROOT / "verl").rglob("*.py"):
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("# Copyright 2025 Individual Contributor: "), path
+        assert "http://www.apache.org/licenses/LICENSE-2.0" in "\n".join(lines[:13]), path
+
+
 def test_overlay_imports_only_verl_torch_and_what_they_need():
     allowed = {"verl", "torch", "transformers", "vllm", *sys.stdlib_module_names}
     for path in (ROOT / "verl").rglob("*.py"):

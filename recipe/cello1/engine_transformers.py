@@ -72,7 +72,7 @@ class TransformersEngine(LocalEngine):
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
-            msg = f"transformers cannot be imported ({error}); install the package's [cpu] or [gpu] extra"
+            msg = f"transformers cannot be imported ({error}); use an environment made by recipe/cello1/setup_env.sh"
             raise EngineError(msg) from error
         if device is None:
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -106,7 +106,7 @@ class VllmEngine(LocalEngine):
                 from vllm import LLM
                 from vllm.platforms import current_platform
             except ImportError as error:
-                msg = f"vLLM cannot be imported ({error}); install the package's [cpu] or [gpu] extra"
+                msg = f"vLLM cannot be imported ({error}); use an environment made by recipe/cello1/setup_env.sh"
                 raise EngineError(msg) from error
             on_cpu = current_platform.is_cpu()
             if on_cpu:

@@ -1,4 +1,4 @@
-"""Evaluate predictions: the paper's metrics with 95% intervals, slices, and why answers were malformed.
+"""Evaluate predictions: the paper's metrics with 95% intervals, slices, and why answers were not legal.
 
 What counts is decided in :mod:`recipe.cello1.scored`; this module puts everything together.
 
@@ -23,10 +23,10 @@ from recipe.cello1.files import atomic_write, dumps
 from recipe.cello1.intervals import LEVEL, Estimate, mcnemar, paired_difference, wilson
 from recipe.cello1.ontology import CellOntology, load_ontology
 from recipe.cello1.open_ended import by_judge, by_ontology
-from recipe.cello1.predict import read_dataset
 from recipe.cello1.prompt import VARIANTS
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import USER_KEYS, read_predictions
+from recipe.cello1.puzzle_files import load_puzzles
+from recipe.cello1.records import RUN_KEYS, USER_KEYS, read_predictions
 from recipe.cello1.report import render, to_markdown
 from recipe.cello1.report_html import to_html
 from recipe.cello1.rules import compare_rules
@@ -35,7 +35,7 @@ from recipe.cello1.vote import add_weighted
 
 SLICES = ("n_cells", "tissue", "dataset", "disease", "donor_id")
 NO_ANSWER = "(no legal answer)"
-_EXAMPLES = {"right": 3, "wrong": 3, "malformed": 2}
+_EXAMPLES = {"right": 3, "wrong": 3, "illegal": 2}
 _SHOWN = 4000  # characters of an example
 
 
@@ -72,7 +72,7 @@ def evaluate(
 
     - ``n`` (puzzles scored), ``n_answers``, ``n_errors``, ``n_missing``, ``errors``, ``missing``
     - ``metrics`` (name -> mean, low, high, n, method), ``length_unit``, ``level``, ``seed``
-    - ``malformed`` (reason -> count), ``outside_candidates`` (answers naming a type not offered, where that is known)
+    - ``illegal`` (reason -> count), ``outside_candidates`` (answers naming a type not offered, where that is known)
     - ``slices`` (key -> value -> metrics), ``types`` (type -> n, accuracy, low, high), ``confusion`` (gold, predicted,
       count; most frequent first)
     - with several answers to a puzzle: what :func:`recipe.cello1.rules.compare_rules` returns
@@ -91,7 +91,7 @@ def evaluate(
         worst = next(iter(scores.errors), "")
         msg = f"there is no prediction to score, only {n_errors} failures of the machinery ({worst}); predict again"
         raise ValueError(msg)
-    malformed = Counter(str(answer.score.reason) for answer in answers if answer.score.reason)
+    illegal = Counter(str(answer.score.reason) for answer in answers if answer.score.reason)
     types, confusion = _confusion(answers)
     result = {
         "n": len({answer.index for answer in answers}),
@@ -99,7 +99,7 @@ def evaluate(
         "n_errors": n_errors,
         "n_missing": len(scores.missing),
         "metrics": _plain(summarise(answers, seed=seed)),
-        "malformed": {str(reason): malformed[reason] for reason in Reason if malformed[reason]},
+        "illegal": {str(reason): illegal[reason] for reason in Reason if illegal[reason]},
         "outside_candidates": sum(answer.score.in_candidates is False for answer in answers),
         "errors": dict(scores.errors),
         "missing": list(scores.missing),
@@ -128,7 +128,7 @@ def _plain(metrics: Mapping[str, Estimate]) -> dict[str, Any]:
 
 def _run_of(answers: Sequence[Scored]) -> dict[str, Any]:
     """Return the settings that all records share."""
-    keys = ("engine", "model", "fingerprint", "sampling", "prompt_layout", "rule")
+    keys = (*RUN_KEYS, "rule")
     first = answers[0].record
     return {key: first[key] for key in keys if key in first and all(a.record.get(key) == first[key] for a in answers)}
 
@@ -177,7 +177,7 @@ def _examples(answers: Sequence[Scored]) -> list[dict[str, Any]]:
     found = []
     left = dict(_EXAMPLES)
     for answer in answers:
-        kind = "malformed" if answer.score.reason else "right" if answer.score.exact_match else "wrong"
+        kind = "illegal" if answer.score.reason else "right" if answer.score.exact_match else "wrong"
         if left[kind]:
             left[kind] -= 1
             question = next((answer.record[key] for key in USER_KEYS if isinstance(answer.record.get(key), str)), "")
@@ -306,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        puzzles = read_dataset(args.data, args.variant) if args.data else None
+        puzzles = load_puzzles(args.data, args.variant).puzzles if args.data else None
         records = read_predictions(args.predictions)
         with ExitStack() as stack:
             judge = None

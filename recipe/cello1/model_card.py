@@ -72,10 +72,11 @@ def model_card(config: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], st
     for key, label in _METRICS:
         values = [entry[key] for entry in steps if entry["step"] <= step and key in entry]
         if values:
-            first, last = (sum(part) / len(part) for part in (values[:_STEPS], values[-_STEPS:]))
-            rows.append(f"| {label} | {first:.3f} | {last:.3f} |")
+            n = max(1, min(_STEPS, len(values) // 2))
+            first, last = (sum(part) / n for part in (values[:n], values[-n:]))
+            rows.append(f"| {label}, {n} steps | {first:.3f} | {last:.3f} |")
     if rows:
-        lines += [f"| in training, mean of | first {_STEPS} steps | last {_STEPS} steps |", "| --- | --- | --- |"]
+        lines += ["| in training, mean over | at its beginning | at its end |", "| --- | --- | --- |"]
         lines += [*rows, ""]
     lines += [
         "The licence of the base model applies to these weights. Annotations are predictions, to be checked by someone",

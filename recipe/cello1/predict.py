@@ -61,30 +61,6 @@ class Progress:
     errors: Mapping[str, int]
 
 
-def read_dataset(path: str | Path, variant: Variant | None = None) -> list[Puzzle]:
-    """Read puzzles from any of the data formats.
-
-    Parameters
-    ----------
-    path
-        ``.json``, ``.jsonl`` or ``.parquet``: puzzle items, with or without gold, or RL data.
-    variant
-        Task variant; by default the one that RL data names, else ``"batch"``.
-
-    Returns
-    -------
-    The puzzles.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it has another suffix, holds something unusable, or RL data of another variant.
-    """
-    return load_puzzles(path, variant).puzzles
-
-
 def sample_seed(seed: int, index: int, sample: int) -> int:
     """Derive the seed of one completion, which then depends on nothing that happens before it.
 

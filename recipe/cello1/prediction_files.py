@@ -13,13 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, write_items
-from recipe.cello1.records import check_prediction, read_predictions
+from recipe.cello1.records import RUN_KEYS, check_prediction, read_predictions
 
 Record = Mapping[str, Any]
 Key = tuple[int, int]  # index of the item, number of the sample
-
-# A file made with other values of these is of another run.
-_RUN_KEYS = ("engine", "model", "fingerprint", "sampling", "prompt_layout")
 
 
 class PredictionFiles(Protocol):
@@ -109,7 +106,7 @@ def _kept(records: Sequence[tuple[str, Record]], items: Sequence[Record], run: R
     kept: dict[Key, Record] = {}
     for where, record in records:
         answered = check_prediction(record, where)
-        if differ := [key for key in _RUN_KEYS if record.get(key) != run[key]]:
+        if differ := [key for key in RUN_KEYS if record.get(key) != run[key]]:
             key = differ[0]
             msg = (
                 f"{where}: made with {key} {record.get(key)!r}, this run has {run[key]!r}; "

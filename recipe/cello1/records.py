@@ -346,6 +346,9 @@ def puzzle_from_rl_row(row: Mapping[str, Any], index: int = 0, variant: Variant 
 
 # ----------------------------------------------------------------------------------------------------- predictions
 
+# How the answers of a run were made; a file with other values of these is of another run.
+RUN_KEYS = ("engine", "model", "fingerprint", "sampling", "prompt_layout")
+
 
 def prediction_record(
     item: Mapping[str, Any],

@@ -179,12 +179,12 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 
     Returns
     -------
-    Sentences: what was malformed, not scored, and so on.
+    Sentences: what was illegal, not scored, and so on.
     """
     said = []
-    if result["malformed"]:
-        counts = ", ".join(f"{reason} {count}" for reason, count in result["malformed"].items())
-        said.append(f"malformed answers (scored 0): {counts}")
+    if result["illegal"]:
+        counts = ", ".join(f"{reason} {count}" for reason, count in result["illegal"].items())
+        said.append(f"answers that are not legal (count as 0): {counts}")
     if result["outside_candidates"]:
         said.append(f"answers that name a type not among the candidates: {result['outside_candidates']}")
     if found := result.get("calibration"):

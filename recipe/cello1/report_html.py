@@ -24,7 +24,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8881; padding
 .plots { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor; }
 figure { margin: 0; } figcaption { font-weight: 600; }
-.right summary { color: #1a7f37; } .wrong summary { color: #b35900; } .malformed summary { color: #c22; }
+.right summary { color: #1a7f37; } .wrong summary { color: #b35900; } .illegal summary { color: #c22; }
 """
 
 

@@ -212,6 +212,11 @@ def merge(
     Returns
     -------
     The voted records; those that the second round has decided have ``open_cells``.
+
+    Raises
+    ------
+    ValueError
+        If ``weighted`` and a prediction has no log-probability.
     """
     weighted = has_logprobs(records) if weighted is None else weighted
     if weighted and records and not has_logprobs(records):

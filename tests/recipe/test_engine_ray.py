@@ -54,13 +54,14 @@ import json, sys, time
 from pathlib import Path
 
 from recipe.cello1.engine import EngineError, Failure, Request, Sampling, start_engines
-from recipe.cello1.predict import main, predict, read_dataset
+from recipe.cello1.predict import main, predict
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.prompt import messages
 
 
 def scenario():
     folder = Path(sys.argv[1])
-    puzzles = read_dataset(folder / "data.json")
+    puzzles = load_puzzles(folder / "data.json").puzzles
     found = {}
     flags = ["--model", str(folder / "model"), "--data", str(folder / "data.json"), "--max-tokens", "8"]
     found["rc"] = [

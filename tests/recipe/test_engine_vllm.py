@@ -15,7 +15,8 @@ import json, os, sys, time
 from pathlib import Path
 
 from recipe.cello1.engine import EngineError, Failure, Request, Sampling, start_engine
-from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.predict import predict
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.prompt import messages
 
 
@@ -25,7 +26,7 @@ def resident():
 
 def main():
     folder = Path(sys.argv[1])
-    puzzles = read_dataset(folder / "data.json")
+    puzzles = load_puzzles(folder / "data.json").puzzles
     found = {"resident": []}
     watched = ("LD_PRELOAD", "LOCAL_WORLD_SIZE", "VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_OMP_THREADS_BIND")
     before = [os.environ.get(name) for name in watched]
@@ -100,13 +101,14 @@ import json, sys
 from pathlib import Path
 
 from recipe.cello1.engine import Request, Sampling, start_engine
-from recipe.cello1.predict import predict, read_dataset
+from recipe.cello1.predict import predict
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.prompt import messages
 
 
 def main():
     folder = Path(sys.argv[1])
-    puzzles = read_dataset(folder / "data.json")
+    puzzles = load_puzzles(folder / "data.json").puzzles
     with start_engine("vllm", folder / "a", constrained=True) as engine:
         # Seeds for some only: vLLM on CPU draws them one by one.
         hot = Sampling(temperature=1.0, max_tokens=300, reasoning_budget=3)

@@ -53,7 +53,7 @@ def test_metrics_by_hand():
     assert found["legal"] == pytest.approx(2 / 6)
     assert found["length"] == 25
     assert (result["n"], result["n_answers"], result["length_unit"]) == (6, 6, "tokens")
-    assert result["malformed"] == {"empty": 1, "missing_tag": 1, "wrong_count": 1, "duplicate": 1}
+    assert result["illegal"] == {"empty": 1, "missing_tag": 1, "wrong_count": 1, "duplicate": 1}
     assert result["run"] == {**RUN, "prompt_layout": "system"}
 
 
@@ -213,8 +213,8 @@ def test_examples():
         ("right", 0),
         ("right", 3),
         ("wrong", 2),
-        ("malformed", 1),
-        ("malformed", 4),
+        ("illegal", 1),
+        ("illegal", 4),
     ]
     assert len(result["examples"][-1]["prediction"]) == 4000
     assert result["examples"][0]["question"].startswith("Context: ")

@@ -147,7 +147,7 @@ def test_card_says_where_the_model_comes_from(tmp_path):
     card = model_card(config, steps, step=10, difference=0.0123)
     assert card.startswith("---\n") and "base_model: sft/model\n" in card
     assert hashlib.sha256(b"x").hexdigest() in card
-    assert "| reward | 3.000 | 8.000 |" in card, "step 11 came after the checkpoint"
+    assert "| reward, 5 steps | 3.000 | 8.000 |" in card, "step 11 came after the checkpoint"
     assert "by 1.2e-02 of their norm" in card
     assert str(tmp_path) not in card, "a card is made to be shared"
 

@@ -9,9 +9,10 @@ from recipe.cello1 import predict as predict_module
 from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import Completion, EngineBase, Failure, Sampling
 from recipe.cello1.files import read_items
-from recipe.cello1.predict import main, predict, read_dataset, sample_seed
+from recipe.cello1.predict import main, predict, sample_seed
 from recipe.cello1.prompt import LAYOUTS, messages
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.records import puzzle_to_item, read_predictions, rl_row, write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 
@@ -305,16 +306,16 @@ def test_every_format_of_data(tmp_path, name):
         write_rl_parquet(path, puzzles(), "test")
     else:
         write_puzzles(path, puzzles())
-    assert read_dataset(path) == puzzles()
+    assert load_puzzles(path).puzzles == puzzles()
 
 
 def test_puzzle_items_in_parquet(tmp_path):
     path = tmp_path / "d.parquet"
     items = [puzzle_to_item(puzzle) for puzzle in puzzles()]
     pq.write_table(pa.Table.from_pylist([{**items[0], "note": "a"}, *items[1:]]), path)
-    assert read_dataset(path) == puzzles()
+    assert load_puzzles(path).puzzles == puzzles()
     pq.write_table(pa.Table.from_pylist([{**items[0], "assistant_msg": None}, *items[1:]]), path)
-    assert [puzzle.answer for puzzle in read_dataset(path)] == [None] + [TYPES] * 5
+    assert [puzzle.answer for puzzle in load_puzzles(path).puzzles] == [None] + [TYPES] * 5
 
 
 def rl_command(monkeypatch, tmp_path, engine, *more, data="d.parquet"):
@@ -348,7 +349,7 @@ def test_rl_data_of_two_variants_is_refused(monkeypatch, tmp_path, capsys):
 def test_data_without_gold_can_be_predicted(tmp_path):
     blind = [Puzzle(p.cells, p.candidates, None, p.context) for p in puzzles(2)]
     write_puzzles(tmp_path / "d.json", blind)
-    assert read_dataset(tmp_path / "d.json") == blind
+    assert load_puzzles(tmp_path / "d.json").puzzles == blind
     predict(FakeEngine(), blind, tmp_path / "p.jsonl", progress=False)
     assert "answer" not in read_items(tmp_path / "p.jsonl")[0]
 
