@@ -84,13 +84,13 @@ def order_by_size(sizes: Sequence[int], order: str, rng: np.random.Generator) ->
     return [position for size in sorted(by_size, reverse=order == "descending") for position in by_size[size]]
 
 
-def pass_order(sizes: Sequence[int], order: str, *, seed: int, epoch: int = 0) -> list[int]:
+def pass_order(sizes: Sequence[int], order: str | None, *, seed: int, epoch: int = 0) -> list[int]:
     """Order the puzzles of one pass over the data; depends on nothing but the arguments.
 
     Parameters
     ----------
     sizes, order
-        As for :func:`order_by_size`.
+        As for :func:`order_by_size`; without an order the puzzles are shuffled.
     seed
         Seed of the run.
     epoch
@@ -100,7 +100,8 @@ def pass_order(sizes: Sequence[int], order: str, *, seed: int, epoch: int = 0) -
     -------
     The positions of the puzzles, each once.
     """
-    return order_by_size(sizes, order, np.random.default_rng([_ORDER_STREAM, seed, epoch]))
+    rng = np.random.default_rng([_ORDER_STREAM, seed, epoch])
+    return rng.permutation(len(sizes)).tolist() if order is None else order_by_size(sizes, order, rng)
 
 
 def permuted(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:

@@ -36,10 +36,10 @@ class PuzzleDataset(RLHFDataset):
     ``curriculum``
         null, or the order of the puzzles by number of cells, see :func:`recipe.cello1.curriculum.order_by_size`.
     ``augmented_epochs``
-        null, or the number of passes over the puzzles that this dataset holds one after the other: the first as
-        written, each further one with cells and candidates of every puzzle in an order that is drawn from
-        ``data.seed``, the puzzle and the pass. A row depends on its position alone, so that a resumed run sees the same
-        ones. One epoch of the trainer is all these passes.
+        null, or the number of passes over the puzzles that this dataset holds one after the other, each in an order of
+        its own: the first with the puzzles as written, each further one with cells and candidates of every puzzle in an
+        order that is drawn from ``data.seed``, the puzzle and the pass. A row depends on its position alone, so that a
+        resumed run sees the same ones. One epoch of the trainer is all these passes.
 
     Raises
     ------
@@ -66,7 +66,7 @@ class PuzzleDataset(RLHFDataset):
                 n_passes,
                 len(self.dataframe),
             )
-        if curriculum is not None:
+        if curriculum is not None or n_passes > 1:
             sizes = [len(gold_types(reward["ground_truth"])) for reward in self.dataframe["reward_model"]]
             self._orders = [pass_order(sizes, curriculum, seed=self.seed, epoch=i) for i in range(n_passes)]
         self._n_passes = n_passes
@@ -95,8 +95,9 @@ class PuzzleDataset(RLHFDataset):
             raise ValueError(msg)
         if mine == val:
             return None, 1
-        if curriculum is not None and self.config.get("shuffle", False):
-            msg = f"{CURRICULUM_KEY}={curriculum} needs data.shuffle=false: the sampler would undo the order"
+        if self.config.get("shuffle", False):
+            key = f"{CURRICULUM_KEY}={curriculum}" if curriculum is not None else f"{EPOCHS_KEY}={n_passes}"
+            msg = f"{key} needs data.shuffle=false: the sampler would undo the order of the puzzles and mix the passes"
             raise ValueError(msg)
         if self.seed is None:
             msg = f"{CURRICULUM_KEY} and {EPOCHS_KEY} need data.seed; set it, to 1 for example"

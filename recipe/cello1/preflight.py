@@ -43,7 +43,6 @@ FREE = (
     "data.val_files",
     "ray_kwargs",
     "reward.num_workers",
-    "trainer.default_local_dir",
     "trainer.experiment_name",
     "trainer.log_val_generations",
     "trainer.logger",

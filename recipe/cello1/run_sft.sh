@@ -6,8 +6,9 @@
 #   ... run_sft.sh --full                      all weights
 #   ... run_sft.sh trainer.learning_rate=1e-4  any setting of config/cello1_sft.yaml
 #
-# Variables: MODEL (folder or Hub id), TRAIN_DATA (CellPuzzles JSON or JSONL with traces), OUTPUT (folder), NUM_GPUS (default:
-# all; without a GPU it is the number of processes, by default 1), SEED. Over several the weights are sharded (FSDP2).
+# Variables: MODEL (folder or Hub id), TRAIN_DATA (puzzles with traces), OUTPUT (folder), NUM_GPUS (default: all that are
+# visible; without a GPU it is the number of processes, by default 1), SEED. Over several the weights are sharded (FSDP2), and
+# an update stays one over 96 puzzles: gradient_accumulation_steps counts those of all processes together.
 # Killed and started again with the same OUTPUT it goes on where it was. The model comes to OUTPUT/model.
 set -euo pipefail
 
@@ -16,14 +17,16 @@ root=$(cd "$here/../.." && pwd)
 fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
 
 settings=()
+full=0
 for argument in "$@"; do
   case $argument in
   --no-dora) settings+=(lora.use_dora=false) ;;
-  --full) settings+=(lora=null) ;;
+  --full) full=1 ;;
   --*) fail "unknown option $argument; there are --no-dora and --full, and settings key=value" ;;
   *) settings+=("$argument") ;;
   esac
 done
+[ "$full" = 0 ] || settings+=(lora=null) # last, so that --no-dora beside it brings no adapters back
 [ -n "${MODEL:-}" ] || fail "MODEL is not set; give the folder or Hub id of the model to start from"
 [ -n "${TRAIN_DATA:-}" ] || fail "TRAIN_DATA is not set; give puzzle JSON with traces"
 
@@ -32,7 +35,7 @@ source "$here/setup_env.sh" train
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
 OUTPUT=${OUTPUT:-$root/outputs/sft}
 if [ "$CELLO1_DEVICE" = gpu ]; then
-  NUM_GPUS=${NUM_GPUS:-$(nvidia-smi -L | grep -c '^GPU ')}
+  NUM_GPUS=${NUM_GPUS:-$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")}
   precision=bf16
 else
   NUM_GPUS=${NUM_GPUS:-1}

@@ -125,7 +125,7 @@ def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
 
 
 def find_checkpoint(folder: str | Path) -> Path | None:
-    """Find the latest whole checkpoint, and remove later ones that a kill left incomplete.
+    """Find the latest checkpoint to go on from, and remove later ones, which a kill left incomplete.
 
     Parameters
     ----------
@@ -149,12 +149,16 @@ def find_checkpoint(folder: str | Path) -> Path | None:
 
 
 def _is_whole(checkpoint: Path, step: int) -> bool:
-    """Whether the state, which the trainer writes last, is there and complete."""
+    """Whether the state, which the trainer writes last, is there and complete, and training can go on from it.
+
+    From a checkpoint of the last step the trainer goes on with one more, unless that step ends an epoch.
+    """
     try:
         state = json.loads((checkpoint / _STATE).read_bytes())
     except (FileNotFoundError, ValueError):
         return False
-    return state.get("global_step") == step
+    ended = step == state.get("max_steps") and float(state.get("epoch", 0)) % 1
+    return state.get("global_step") == step and not ended
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -295,6 +299,7 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
             "data_seed": settings["seed"],
             "max_steps": settings["max_steps"],
             "max_length": None,  # nothing is cut; the length is checked below
+            "gradient_accumulation_steps": _accumulation(own),
             "completion_only_loss": True,
         }
     )
@@ -322,6 +327,24 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
         trainer.eval_dataset = _fit(trainer.eval_dataset, eval_rows, settings)
     _check_masks(trainer.train_dataset)
     return trainer
+
+
+def _accumulation(own: Mapping[str, Any]) -> int:
+    """Return how many batches each process adds up, so that an update is over as many puzzles whatever their number."""
+    total, processes = int(own.get("gradient_accumulation_steps", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    if total % processes:
+        msg = (
+            f"trainer.gradient_accumulation_steps={total} counts the batches of all processes together, and cannot be "
+            f"shared by {processes}; make it a multiple of that, or use another number of processes (NUM_GPUS)"
+        )
+        raise ValueError(msg)
+    return total // processes
+
+
+def _use_one_gpu() -> None:
+    """Hide all GPUs but one from a process that is alone: the trainer would take them all, with a batch for each."""
+    if "WORLD_SIZE" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 
 def _shard_without_gpus() -> None:
@@ -442,6 +465,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Exit code.
     """
     args = build_parser().parse_intermixed_args(argv)
+    _use_one_gpu()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_PROJECT", "cello1")  # as in config/cello1_base.yaml
     try:

@@ -13,7 +13,7 @@ N_TOKENS = 64  # of the text that models are compared on
 
 
 def load_shards(actor: str | Path) -> dict[str, torch.Tensor]:
-    """Put the weights of all ranks together.
+    """Put the weights of all ranks together; of groups of ranks that hold the same (hybrid sharding), the first.
 
     Parameters
     ----------
@@ -34,21 +34,39 @@ def load_shards(actor: str | Path) -> dict[str, torch.Tensor]:
     world_size = json.loads((Path(actor) / "fsdp_config.json").read_text())["world_size"]
     weights: dict[str, torch.Tensor] = {}
     parts: dict[str, list[torch.Tensor]] = {}
-    for rank in range(world_size):
+    rank, n_shards = 0, world_size
+    while rank < n_shards:
         # Checkpoints of one's own run: DTensor, and with it pickle, is how verl writes them.
         file = Path(actor) / f"model_world_size_{world_size}_rank_{rank}.pt"
         shard = torch.load(file, map_location="cpu", weights_only=False)
         for name in list(shard):
             weight = shard.pop(name)
             placement = weight.placements[-1] if isinstance(weight, DTensor) else None
+            n_shards = weight.device_mesh.shape[-1] if isinstance(weight, DTensor) else n_shards
             local = (weight._local_tensor if isinstance(weight, DTensor) else weight).float()
             if placement is not None and placement.is_shard():
                 parts.setdefault(name, []).append(local)
-                if rank == world_size - 1:
+                if rank == n_shards - 1:
                     weights[name] = torch.cat(parts.pop(name), dim=placement.dim)
             else:  # the same on every rank
                 weights[name] = local
+        rank += 1
     return weights
+
+
+def rounded(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Round weights as verl's merger does when it writes them.
+
+    Parameters
+    ----------
+    weights
+        Weights by name.
+
+    Returns
+    -------
+    The same, float32, each rounded to bfloat16.
+    """
+    return {name: weight.to(torch.bfloat16).float() for name, weight in weights.items()}
 
 
 def merge_adapters(weights: Mapping[str, torch.Tensor], scaling: float) -> dict[str, torch.Tensor]:

@@ -61,7 +61,8 @@ def test_the_embedded_default_of_ppo():
     """Like that of GRPO, but for the critic: its learning rate, its checkpoints, its name."""
     grpo, ppo = (composed("cello1_ppo", "hardware=1x80gb", f"+scale={name}") for name in ("embedded", "embedded_ppo"))
     assert ppo.trainer.experiment_name == "ppo-embedded"
-    assert ppo.trainer.max_critic_ckpt_to_keep == 1
+    assert (ppo.trainer.max_actor_ckpt_to_keep, ppo.trainer.max_critic_ckpt_to_keep) == (2, 2)
+    assert ppo.algorithm.kl_ctrl.kl_coef == 0.02
     assert ppo.critic.optim.lr == 1e-3
     assert ppo.critic.fsdp.model_dtype == "fp32"
     assert ppo.data == grpo.data
@@ -98,8 +99,6 @@ PUBLISHED_FOR_BOTH = {
     "actor_rollout_ref.actor.ppo_mini_batch_size": 64,
     "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu": 2,
     "actor_rollout_ref.actor.clip_ratio_c": 1e6,
-    "actor_rollout_ref.actor.fsdp_config.param_offload": True,
-    "actor_rollout_ref.actor.fsdp_config.optimizer_offload": True,
     "actor_rollout_ref.model.use_remove_padding": True,
     "actor_rollout_ref.model.enable_gradient_checkpointing": True,
     "actor_rollout_ref.ref.fsdp_config.model_dtype": "bf16",
@@ -112,19 +111,21 @@ PUBLISHED_FOR_BOTH = {
     "cello1.shaping": None,
     "trainer.nnodes": 1,
     "trainer.n_gpus_per_node": 8,
-    "trainer.save_freq": 100,
 }
 PUBLISHED = {
     "cello1_grpo": {
         "algorithm.adv_estimator": "grpo",
         "algorithm.use_kl_in_reward": False,
         **PUBLISHED_FOR_BOTH,
+        "actor_rollout_ref.actor.fsdp_config.param_offload": False,
+        "actor_rollout_ref.actor.fsdp_config.optimizer_offload": False,
         "actor_rollout_ref.actor.use_kl_loss": True,
         "actor_rollout_ref.actor.kl_loss_coef": 0.001,
         "actor_rollout_ref.actor.kl_loss_type": "low_var_kl",
         "actor_rollout_ref.actor.entropy_coeff": 0,
         "actor_rollout_ref.rollout.n": 5,
         "actor_rollout_ref.rollout.tensor_model_parallel_size": 2,
+        "trainer.save_freq": 100,
         "trainer.total_epochs": 20,
     },
     "cello1_ppo": {
@@ -133,6 +134,8 @@ PUBLISHED = {
         "algorithm.kl_ctrl.kl_coef": 0.001,
         **PUBLISHED_FOR_BOTH,
         "actor_rollout_ref.actor.optim.lr_warmup_steps_ratio": 0.1,
+        "actor_rollout_ref.actor.fsdp_config.param_offload": True,
+        "actor_rollout_ref.actor.fsdp_config.optimizer_offload": True,
         "actor_rollout_ref.actor.use_kl_loss": False,
         "actor_rollout_ref.actor.entropy_coeff": 0.001,
         "actor_rollout_ref.rollout.n": 1,
@@ -140,9 +143,6 @@ PUBLISHED = {
         "critic.fsdp.param_offload": True,
         "critic.fsdp.optimizer_offload": True,
         "critic.fsdp.use_dynamic_bsz": False,
-        "critic.fsdp.micro_batch_size_per_gpu": 2,
-        "critic.fsdp.infer_micro_batch_size_per_gpu": 2,
-        "critic.ppo_micro_batch_size_per_gpu": 2,
         "critic.model.use_remove_padding": True,
         "critic.model.enable_gradient_checkpointing": True,
         "critic.optim.lr": 1e-5,
@@ -150,6 +150,29 @@ PUBLISHED = {
         "trainer.total_epochs": 30,
     },
 }
+
+
+# What differs from the published settings: "Differences from the published run" in the recipe's README says why.
+DIFFERENT = {
+    "cello1_grpo": {"trainer.test_freq": 20},
+    "cello1_ppo": {
+        "trainer.test_freq": 20,
+        "trainer.save_freq": 100,
+        "critic.fsdp.micro_batch_size_per_gpu": 2,
+        "critic.fsdp.infer_micro_batch_size_per_gpu": 2,
+        "critic.ppo_micro_batch_size_per_gpu": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_settings_that_differ_from_the_published_ones(name):
+    config = composed(name)
+    assert {key: OmegaConf.select(config, key) for key in DIFFERENT[name]} == DIFFERENT[name]
+
+
+def test_dr_grpo_does_not_divide_by_a_length():
+    assert composed("cello1_grpo", "+variant=dr_grpo").actor_rollout_ref.actor.loss_scale_factor == 3000
 
 
 @pytest.mark.parametrize("name", TRAINERS)

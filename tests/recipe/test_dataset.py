@@ -122,10 +122,13 @@ def test_augmented_passes(sizes, tokenizer, tmp_path, caplog):
     assert len(rows) == 24
     assert "one epoch holds 3 passes over 8 puzzles; set trainer.total_epochs=1" in caplog.text
     moved = 0
+    orders = [[rows[i]["index"] for i in range(first, first + 8)] for first in (0, 8, 16)]
+    assert [sorted(order) for order in orders] == [list(range(8))] * 3
+    assert len({tuple(order) for order in orders}) == 3
     for i in range(24):
-        row, original = rows[i], plain[i % 8]
+        row = rows[i]
+        original = plain[row["index"]]
         assert row["extra_info"]["copy"] == i // 8
-        assert row["index"] == original["index"]
         assert pairs(row) == pairs(original)
         moved += row["prompt"] != original["prompt"]
         assert i >= 8 or row["prompt"] == original["prompt"]
@@ -179,6 +182,7 @@ def test_validation_data_stay_as_they_are(sizes, data, tokenizer, tmp_path):
     ("options", "match"),
     [
         ({"curriculum": "mixed", "shuffle": True, "seed": 1}, r"data\.curriculum=mixed needs data\.shuffle=false"),
+        ({"augmented_epochs": 2, "shuffle": True, "seed": 1}, r"data\.augmented_epochs=2 needs data\.shuffle=false"),
         ({"curriculum": "random", "seed": 1}, r"data\.curriculum must be null or one of ascending, .* got 'random'"),
         ({"curriculum": "mixed"}, r"need data\.seed"),
         ({"augmented_epochs": 2}, r"need data\.seed"),
@@ -203,9 +207,9 @@ def test_augmentation_needs_prompts_that_belong_to_their_questions(data, tokeniz
 
 def test_an_order_that_makes_the_prompt_too_long_is_not_used(sizes, tokenizer, tmp_path, monkeypatch):
     rows = dataset(sizes, tokenizer, tmp_path, augmented_epochs=2, seed=1)
-    changed = [i for i in range(8) if rows[i + 8]["prompt"] != rows[i]["prompt"]]
-    assert changed
+    plain = dataset(sizes, tokenizer, tmp_path)
+    assert any(row["prompt"] != plain[row["index"]]["prompt"] for row in (rows[i] for i in range(8, 16)))
     monkeypatch.setattr(rows, "max_prompt_length", 3)
-    for i in range(8):
-        assert rows[i + 8]["raw_prompt"] == rows[i]["raw_prompt"]
-        assert rows[i + 8]["reward_model"] == rows[i]["reward_model"]
+    for row in (rows[i] for i in range(8, 16)):
+        assert row["raw_prompt"] == plain[row["index"]]["raw_prompt"]
+        assert row["reward_model"] == plain[row["index"]]["reward_model"]

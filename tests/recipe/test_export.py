@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 
 import pytest
 
@@ -45,30 +46,36 @@ def test_failure_of_the_merger_leaves_nothing(run, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
-def checkpoint(folder, world_size: int, weights: dict) -> None:
-    """Write weights as verl's FSDP checkpoints have them, split along the first dimension."""
+def checkpoint(folder, mesh: tuple[int, ...], weights: dict) -> None:
+    """Write weights as verl's FSDP checkpoints have them, split by rows over the last dimension of the mesh."""
     torch = pytest.importorskip("torch")
     folder.mkdir(parents=True)
+    world_size = math.prod(mesh)
     (folder / "fsdp_config.json").write_text(json.dumps({"FSDP_version": 2, "world_size": world_size}))
     for rank in range(world_size):
-        shard = {name: Shard(weight.chunk(world_size)[rank]) for name, weight in weights.items()}
+        shard = {name: Shard(weight.chunk(mesh[-1])[rank % mesh[-1]], mesh) for name, weight in weights.items()}
         torch.save(shard, folder / f"model_world_size_{world_size}_rank_{rank}.pt")
 
 
 class Shard:
     """Stands in for a DTensor, which cannot be made without a process group."""
 
-    def __init__(self, local):
+    def __init__(self, local, mesh):
         self._local_tensor = local
+        self.shape = mesh
         self.placements = (self,)
         self.dim = 0
+
+    @property
+    def device_mesh(self):
+        return self
 
     def is_shard(self) -> bool:
         return True
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_shards_become_the_model_again(tmp_path, monkeypatch, world_size):
+@pytest.mark.parametrize("mesh", [(1,), (2,), (3,), (2, 2), (2, 1)])
+def test_shards_become_the_model_again(tmp_path, monkeypatch, mesh):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from recipe.cello1.sharded import compare_logits, load_shards
@@ -76,14 +83,14 @@ def test_shards_become_the_model_again(tmp_path, monkeypatch, world_size):
     monkeypatch.setattr("torch.distributed.tensor.DTensor", Shard)
     build_toy_model(tmp_path / "model")
     weights = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
-    checkpoint(tmp_path / "actor", world_size, weights)
+    checkpoint(tmp_path / "actor", mesh, weights)
     loaded = load_shards(tmp_path / "actor")
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
     assert compare_logits(tmp_path / "model", loaded) == 0
 
     name = "model.layers.1.mlp.down_proj.weight"
-    loaded[name] = loaded[name].flip(0)
+    loaded[name] = 1.05 * loaded[name]
     assert compare_logits(tmp_path / "model", loaded) > MAX_DIFFERENCE
     with pytest.raises(ValueError, match=f"do not have the same weights: missing .*{name}"):
         compare_logits(tmp_path / "model", {key: value for key, value in loaded.items() if key != name})

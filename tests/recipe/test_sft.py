@@ -179,6 +179,40 @@ class TestMasks:
                 sft._check_masks({"completion_mask": [mask]})
 
 
+class TestProcesses:
+    def test_an_update_is_over_as_many_puzzles_whatever_their_number(self, monkeypatch):
+        assert sft._accumulation({"gradient_accumulation_steps": 16}) == 16
+        monkeypatch.setenv("WORLD_SIZE", "8")
+        assert sft._accumulation({"gradient_accumulation_steps": 16}) == 2
+        with pytest.raises(
+            ValueError, match=r"gradient_accumulation_steps=1 .* cannot be shared by 8; make it a multiple"
+        ):
+            sft._accumulation({})
+
+    @pytest.mark.parametrize(
+        ("before", "after"), [(None, "0"), ("3,1", "3"), ("", ""), ("GPU-12ab,GPU-34cd", "GPU-12ab")]
+    )
+    def test_a_process_that_is_alone_sees_one_gpu(self, monkeypatch, before, after):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if before is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
+        sft._use_one_gpu()
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == after
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+        sft._use_one_gpu()
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,1"
+
+    @pytest.mark.parametrize(("epoch", "kept"), [(1.0, "checkpoint-4"), (1.5, "checkpoint-2")])
+    def test_no_step_too_many_after_the_last(self, tmp_path, epoch, kept):
+        for step in (2, 4):
+            folder = tmp_path / f"checkpoint-{step}"
+            folder.mkdir()
+            state = {"global_step": step, "max_steps": 4, "epoch": epoch * step / 4}
+            (folder / "trainer_state.json").write_text(json.dumps(state))
+        assert sft.find_checkpoint(tmp_path).name == kept
+
+
 class TestData:
     def test_json_keeps_the_traces(self, data):
         assert [p.meta["reasoning"] for p in sft_data.load_examples(data)] == [p.meta["reasoning"] for p in PUZZLES]
