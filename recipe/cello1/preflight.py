@@ -32,6 +32,14 @@ from recipe.cello1.same_run import check_same_run, write_run
 
 CONFIG = Path(__file__).parent / "config"
 RUN = "run.json"
+# What the launchers set from their variables.
+_VARIABLES = {
+    "actor_rollout_ref.model.path": "MODEL",
+    "data.train_files": "TRAIN_DATA",
+    "data.val_files": "VAL_DATA",
+    "hydra.run.dir": "OUTPUT",
+    "trainer.default_local_dir": "OUTPUT",
+}
 # What may change between two starts of one run: paths (what they lead to is hashed), logging, saving, processes.
 FREE = (
     "actor_rollout_ref.model.path",
@@ -172,6 +180,25 @@ def rl_data(path: str, split: str, out: str | Path, layout: Layout = "system") -
     return target
 
 
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse overrides of what the launcher sets itself: they would go past the checks of this module.
+
+    Parameters
+    ----------
+    overrides
+        Hydra overrides.
+
+    Raises
+    ------
+    ValueError
+        If one is among them.
+    """
+    for override in overrides:
+        if variable := _VARIABLES.get(override.lstrip("+~").partition("=")[0]):
+            msg = f"{override} cannot be an override; set the variable {variable} instead"
+            raise ValueError(msg)
+
+
 def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """Compose a training's configuration as verl will, without loading verl.
 
@@ -284,6 +311,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
     arguments = build_parser().parse_args(argv)
     try:
+        check_overrides(arguments.overrides)
         check_model(arguments.model)
         train = rl_data(arguments.train, "train", arguments.run / "data", arguments.layout)
         val = rl_data(arguments.val, "val", arguments.run / "data", arguments.layout)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from recipe.cello1.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, THINK_CLOSE, THINK_OPEN
-from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.puzzle import GENE_SEPARATOR, Puzzle
 
 Layout = Literal["system", "user"]
 LAYOUTS: tuple[Layout, ...] = ("system", "user")
@@ -94,7 +94,6 @@ VARIANTS: dict[Variant, _Task] = {
 _CONTEXT = "Context: "
 _CONTEXT_END = " "  # the published files have a blank between the last sentence and the line break
 _BLOCK = "\n\n"
-_GENES = ", "
 
 
 def instruction(variant: Variant = "batch", layout: Layout = "system") -> str:
@@ -179,7 +178,9 @@ def render_user(puzzle: Puzzle, variant: Variant = "batch") -> str:
         msg = f"variant {variant!r} lists candidates, the puzzle has none; use {variant + '_open'!r}"
         raise ValueError(msg)
     context = puzzle.context + _CONTEXT_END if puzzle.context else ""
-    cells = "\n".join([_cell_label(task, i) + _GENES.join(genes) for i, genes in enumerate(puzzle.cells, start=1)])
+    cells = "\n".join(
+        [_cell_label(task, i) + GENE_SEPARATOR.join(genes) for i, genes in enumerate(puzzle.cells, start=1)]
+    )
     question = "\n".join([task.question, *puzzle.candidates]) if task.candidates else task.question
     return _BLOCK.join([_CONTEXT + context, cells, question])
 
@@ -255,7 +256,7 @@ def _parse_cell(task: _Task, number: int, line: str) -> tuple[str, ...]:
     if not line.startswith(label):
         msg = f"line {number} of the cells must start with {label!r}, found {line[:40]!r}"
         raise ValueError(msg)
-    return tuple(line[len(label) :].split(_GENES))
+    return tuple(line[len(label) :].split(GENE_SEPARATOR))
 
 
 def chat(user_text: str, layout: Layout = "system", variant: Variant = "batch") -> list[dict[str, str]]:

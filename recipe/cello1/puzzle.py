@@ -16,7 +16,7 @@ import numpy as np
 
 from recipe.cello1.answer import check_types, text_fault
 
-_GENE_SEPARATOR = ", "
+GENE_SEPARATOR = ", "  # of the genes in a prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,8 @@ def _gene_fault(gene: str) -> str:
     fault = text_fault(gene)
     if not fault and gene != gene.strip():
         fault = "has white space around it"
-    if not fault and _GENE_SEPARATOR in gene:
-        fault = f"contains {_GENE_SEPARATOR!r}, which separates the genes"
+    if not fault and GENE_SEPARATOR in gene:
+        fault = f"contains {GENE_SEPARATOR!r}, which separates the genes"
     return fault
 
 

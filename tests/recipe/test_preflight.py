@@ -110,6 +110,20 @@ def test_overrides_that_cannot_be_applied(model, data, tmp_path, capsys):
     assert "the overrides cannot be applied" in err and "no_such" in err and err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("override", "variable"),
+    [
+        ("trainer.default_local_dir=x", "OUTPUT"),
+        ("+data.train_files=[a,b]", "TRAIN_DATA"),
+        ("hydra.run.dir=y", "OUTPUT"),
+    ],
+)
+def test_what_has_a_variable_is_no_override(model, data, tmp_path, capsys, override, variable):
+    assert main([*arguments(model, data, data, tmp_path), "--", override]) == 2
+    err = capsys.readouterr().err
+    assert f"{override} cannot be an override; set the variable {variable} instead" in err
+
+
 def test_free_settings_exist():
     pytest.importorskip("verl")
     config = compose("cello1_grpo", [])

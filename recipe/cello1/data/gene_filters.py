@@ -11,10 +11,10 @@ import numpy as np
 
 from recipe.cello1.answer import text_fault
 from recipe.cello1.data.store import BadFileError
+from recipe.cello1.puzzle import GENE_SEPARATOR
 
 # A symbol that is not unique has the Ensembl id appended in CELLxGENE files: TBCE_ENSG00000285053.
 _SUFFIX = re.compile(r"_ENS[A-Z]*G\d.*$")
-_SEPARATOR = ", "  # of the genes in a prompt
 _ENSEMBL = re.compile(r"ENS[A-Z]*G\d+(\.\d+)?")
 
 HOUSEKEEPING = "housekeeping"
@@ -148,10 +148,10 @@ def gene_table(names: Sequence[Any], exclude: Iterable[str] = ()) -> GeneTable:
 def _check_names(symbols: Sequence[str]) -> None:
     # All at once, since hardly ever anything is wrong.
     everything = "".join(symbols)
-    if not everything or (_SEPARATOR not in everything and not text_fault(everything)):
+    if not everything or (GENE_SEPARATOR not in everything and not text_fault(everything)):
         return
     for text in symbols:
-        fault = f"contains {_SEPARATOR!r}, which separates the genes" if _SEPARATOR in text else ""
+        fault = f"contains {GENE_SEPARATOR!r}, which separates the genes" if GENE_SEPARATOR in text else ""
         if text and (fault := fault or text_fault(text)):
             raise BadFileError(f"its gene name {text!r} {fault}", "rename it, or choose another --gene-column")
 
