@@ -26,6 +26,7 @@ from recipe.cello1.files import atomic_write
 
 HERE = Path(__file__).parent
 METRICS = ROOT / "outputs" / "embedded" / "metrics"  # where the main job leaves them
+EMBEDDED = ("--batch", "36x8")  # of a step of the main job
 PACKAGES = (
     *("cello1", "numpy", "scipy", "numba", "h5py", "anndata", "isal", "dask"),
     *("torch", "transformers", "vllm", "verl", "datasets"),
@@ -45,7 +46,7 @@ BENCHMARKS = {
     "scoring": Benchmark("bench_scoring.py", ("--repeats", "20")),
     "prediction": Benchmark("bench_predict.py", ("--n", "4", "--max-tokens", "32")),
     "plugin": Benchmark("bench_plugin.py", ("--cells", "2000", "--repeats", "1")),
-    "training": Benchmark("bench_training_overhead.py", ("--repeats", "20", "--batch", "36x8")),
+    "training": Benchmark("bench_training_overhead.py", ("--repeats", "20", *EMBEDDED)),
 }
 
 
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n== {name}", file=sys.stderr)
         options = list(BENCHMARKS[name].quick) if args.quick else []
         if name == "training" and metrics:
-            options += ["--batch", "36x8", "--metrics", str(metrics)]
+            options += [*EMBEDDED, "--metrics", str(metrics)]
         found = run(name, options)
         if args.quick:  # no bounds
             found = [row if row.failed else replace(row, wanted="", met=None) for row in found]
