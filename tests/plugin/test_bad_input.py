@@ -243,12 +243,17 @@ def test_a_model_in_this_process_opens_no_socket(engine, downloaded, monkeypatch
         assert not given
 
 
-def test_vllm_that_is_not_installed_names_the_extra(monkeypatch, tmp_path):
+def test_vllm_that_is_not_installed_names_the_set_up(monkeypatch, tmp_path):
     import sys
 
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "vllm", None)
-    refuse(r"vLLM cannot be imported.*\[cpu\] or \[gpu\] extra", error=EngineError, engine="vllm", model=str(tmp_path))
+    refuse(
+        r"vLLM cannot be imported.*environment made by recipe/cello1/setup_env.sh",
+        error=EngineError,
+        engine="vllm",
+        model=str(tmp_path),
+    )
 
 
 def test_damaged_cache(tmp_path):
