@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -328,6 +330,65 @@ def test_the_file_that_kills_a_worker_is_found_out(folder, tmp_path, capsys, mon
         assert "bad   lung/file1" in captured.out
     else:
         assert (status, bad) == (0, [])
+
+
+class FakeRay:
+    """Does the work here and now; what comes of one of the files is given."""
+
+    def __init__(self, error: str, *arguments):
+        self.exceptions = pytest.importorskip("ray").exceptions
+        self.error = getattr(self.exceptions, error)(*arguments)
+        self.jobs = {}
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def remote(self, function):
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self.submit))
+
+    def submit(self, job) -> str:
+        self.jobs[job.name] = job
+        return job.name
+
+    def wait(self, waiting, num_returns):
+        return waiting[:num_returns], waiting[num_returns:]
+
+    def get(self, name):
+        if name == "lung/file1":
+            raise self.error
+        return process_file(self.jobs[name])
+
+
+@pytest.mark.parametrize("error", [("WorkerCrashedError",), ("OutOfMemoryError", "too much")])
+def test_a_file_that_kills_its_process_on_ray_is_bad(folder, tmp_path, capsys, monkeypatch, error):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(*error))
+    assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "auto") == 1
+    entries = {entry["name"]: entry for entry in manifest(tmp_path)["inputs"]}
+    assert [name for name, entry in entries.items() if entry["status"] == "bad"] == ["lung/file1"]
+    assert "was killed, for want of memory" in entries["lung/file1"]["reason"]
+    assert "more memory" in entries["lung/file1"]["remedy"]
+    assert "3 files: 2 used, 1 bad" in capsys.readouterr().out
+    assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "auto", "--skip-bad") == 0
+
+
+def test_a_ray_cluster_that_is_lost(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay("RaySystemError", "gone"))
+    assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "auto", "--skip-bad") == 1
+    assert "the Ray cluster lost the task" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_a_file_that_kills_its_process_on_a_real_cluster_is_bad(folder, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+
+    def killed(job, progress=None):
+        if job.name == "lung/file1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return process_file(job, progress)
+
+    monkeypatch.setattr(parallel, "process_file", killed)
+    assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "local", "--skip-bad") == 0
+    assert [entry["status"] for entry in manifest(tmp_path)["inputs"]] == ["used", "used", "bad"]
 
 
 # ----------------------------------------------------------------------------------------------------------- bad files
