@@ -159,6 +159,47 @@ def draw(
     return found
 
 
+class Peers:
+    """The cells of a pool that may stand for each other: those of one donor (and batch) and type.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    without
+        Rows of the pool that are of no use.
+    """
+
+    def __init__(self, table: Table, without: Collection[int]) -> None:
+        self._pool = table.pool
+        batches = None if table.batches is None else table.batches.take(table.pool)
+        groups = _group_codes(table.donors.take(table.pool), batches)
+        self._kinds = groups * len(table.types.categories) + table.types.codes[table.pool]
+        useful = np.flatnonzero(~np.isin(table.pool, np.fromiter(without, np.int64, len(without))))
+        useful = useful[np.argsort(self._kinds[useful], kind="stable")]
+        self._rows, self._sorted = self._pool[useful], self._kinds[useful]
+
+    def draw(self, row: int, count: int, rng: np.random.Generator) -> list[int]:
+        """Draw cells that may stand for another.
+
+        Parameters
+        ----------
+        row
+            The other cell, of the pool, of use or not.
+        count
+            How many at most.
+        rng
+            Random generator.
+
+        Returns
+        -------
+        Rows in random order, none twice; empty if there are none.
+        """
+        kind = self._kinds[np.searchsorted(self._pool, row)]
+        first, last = np.searchsorted(self._sorted, [kind, kind + 1])
+        return self._rows[first + rng.choice(last - first, min(count, last - first), replace=False)].tolist()
+
+
 def wanted_puzzles(table: Table, settings: Settings) -> dict[int, int]:
     """Say how many puzzles of each size are wanted: ``per_size``, or one for each cell where that is 0.
 
@@ -176,7 +217,7 @@ def wanted_puzzles(table: Table, settings: Settings) -> dict[int, int]:
     return dict.fromkeys(settings.sizes, settings.per_size or max(1, len(table.pool)))
 
 
-def shortfall(table: Table, settings: Settings, found: Mapping[int, int]) -> list[str]:
+def shortfall(table: Table, settings: Settings, found: Mapping[int, int], any_useless: bool) -> list[str]:
     """Say where there are fewer puzzles than wanted.
 
     Parameters
@@ -187,6 +228,8 @@ def shortfall(table: Table, settings: Settings, found: Mapping[int, int]) -> lis
         What was wanted.
     found
         Number of puzzles of each size.
+    any_useless
+        Whether cells of the pool turned out to be of no use.
 
     Returns
     -------
@@ -198,9 +241,10 @@ def shortfall(table: Table, settings: Settings, found: Mapping[int, int]) -> lis
     if not short:
         return []
     what = ", ".join(f"N={size}: {count}" for size, count in short.items())
+    among = " among the cells that are left" if any_useless else ""
     return [
         f"fewer than {settings.per_size} puzzles ({what}): no donor (and batch) has more sets of that many cells of "
-        "different types; --sizes and --max-cells decide"
+        f"different types{among}; --sizes and --max-cells decide"
     ]
 
 
