@@ -724,6 +724,26 @@ def test_drop_overlap(folder, tmp_path):
     assert run(one, "--out", tmp_path / "b", *FEW, *big, "--split", "puzzle", "--drop-overlap") == 1
 
 
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_cell_names_that_restart_with_each_donor_do_not_link_the_donors(tmp_path):
+    adata = toy_adata(n_cells=1000)
+    path = write(adata, tmp_path / "unique" / "a.h5ad")
+    adata.obs_names = [f"AAAC-{number}" for number in adata.obs.groupby("donor_id", observed=True).cumcount()]
+    repeated = write(adata, tmp_path / "repeated" / "a.h5ad")
+    build(repeated, tmp_path / "out", "--fail-on-leak", "--raw")
+    (note,) = manifest(tmp_path / "out")["inputs"][0]["notes"]
+    assert "cell names stand for several cells" in note
+    records = json.loads((tmp_path / "out" / "cells" / "a.json").read_bytes())
+    assert len({record["cell_index"] for record in records}) == 1000
+    raw = json.loads((tmp_path / "out" / "train" / "train_raw_data.json").read_bytes())
+    assert {name for item in raw for name in item["selected_cells"]} <= {record["cell_index"] for record in records}
+    audits = []
+    for place, name in ((path, "b"), (repeated, "c")):
+        build(place, tmp_path / name, "--split", "puzzle")
+        audits.append(json.loads((tmp_path / name / "leak_audit.json").read_bytes()))
+    assert audits[0] == audits[1]
+
+
 def test_one_donor_cannot_be_split(tmp_path, capsys):
     path = write(toy_adata(n_cells=200, n_donors=1), tmp_path / "a.h5ad")
     assert run(path, "--out", tmp_path / "out", *FEW) == 1

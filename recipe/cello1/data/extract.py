@@ -157,7 +157,12 @@ def _process(store: Store, job: Job, progress: Progress, known: dict[str, Any]) 
         return FileResult(job.name, notes=tuple(notes), n_cells=table.n_cells, fingerprint=known)
     chosen, genes, more = _choose(table, reader, settings, rng)
     notes += [*reader.notes, *more]
-    puzzles = _puzzles(store, job, table, chosen, genes)
+    rows = np.array(sorted({row for puzzle in chosen for row in puzzle.rows}), dtype=np.int64)
+    names, n_repeated = store.cell_ids(rows)
+    if n_repeated:
+        notes.append(f"{n_repeated:,} cell names stand for several cells: its cell ids are name and row")
+    ids = dict(zip(rows.tolist(), names, strict=True))
+    puzzles = _puzzles(store, job, table, chosen, genes, ids)
     n_records = _write_records(store, job, table, reader) if job.records else 0
     return FileResult(job.name, puzzles, tuple(notes), table.n_cells, len(table.pool), n_records, fingerprint=known)
 
@@ -420,11 +425,14 @@ class _Metadata:
 
 
 def _puzzles(
-    store: Store, job: Job, table: Table, chosen: list[PuzzleIndex], genes: dict[int, tuple[str, ...]]
+    store: Store,
+    job: Job,
+    table: Table,
+    chosen: list[PuzzleIndex],
+    genes: dict[int, tuple[str, ...]],
+    ids: dict[int, str],
 ) -> list[Puzzle]:
     settings = job.settings
-    rows = np.array(sorted({row for puzzle in chosen for row in puzzle.rows}), dtype=np.int64)
-    ids = dict(zip(rows.tolist(), store.cell_ids(rows), strict=True))
     metadata = _Metadata(store, job)
     of_group = candidates_of_group(table) if settings.single and not settings.open_ended else {}
     puzzles = []
@@ -461,7 +469,7 @@ def _puzzles(
 def _write_records(store: Store, job: Job, table: Table, reader: CellReader) -> int:
     """Write one record for each cell of the pool, in the published form; returns how many."""
     metadata = _Metadata(store, job)
-    ids = store.cell_ids(table.pool)
+    ids, _ = store.cell_ids(table.pool)
     with JsonListWriter(job.records or "", indent=None) as writer:
         for (row, genes), name in zip(reader.read(table.pool), ids, strict=True):
             if genes is None or len(genes) < job.settings.min_genes:
