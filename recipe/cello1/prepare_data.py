@@ -21,6 +21,7 @@ train and test share something and --fail-on-leak is given.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -152,7 +153,9 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Seq
 
 def _job(path: Path, name: str, settings: Settings, threads: int, args: argparse.Namespace) -> Job:
     records = str(args.out / RECORDS / f"{name}.json") if args.raw else None
-    return Job(str(path), name, path.resolve().parent.name, settings, threads, records)
+    # Not resolved: a link lies in the folder that the user put it in.
+    folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
+    return Job(str(path), name, folder, settings, threads, records)
 
 
 def _process(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> list[FileResult]:

@@ -294,6 +294,18 @@ def test_links_and_capitals(folder, tmp_path):
     assert [entry["name"] for entry in manifest(tmp_path / "out")["inputs"]] == ["a/X"]
 
 
+def test_the_folder_of_a_link_decides_the_extra_sentences(tmp_path, monkeypatch):
+    adata = toy_adata(n_cells=300)
+    adata.obs["ever_smoker"] = "yes"
+    stored = write(adata, tmp_path / "store" / "abc.h5ad")
+    (tmp_path / "copd" / "sub").mkdir(parents=True)
+    (tmp_path / "copd" / "x.h5ad").symlink_to(stored)
+    monkeypatch.chdir(tmp_path / "copd" / "sub")
+    for place in (tmp_path / "copd", tmp_path / "copd" / "x.h5ad", Path(".."), Path("../x.h5ad")):
+        puzzles = build(place, tmp_path / "out")
+        assert all(puzzle.context.endswith("The patient is a smoker.") for puzzle in puzzles)
+
+
 @pytest.mark.parametrize("kills", ["together", "always"])
 def test_the_file_that_kills_a_worker_is_found_out(folder, tmp_path, capsys, monkeypatch, kills):
     from concurrent.futures import Future
