@@ -136,11 +136,12 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Seq
     if args.split == "given":
         msg = "--split given is for puzzle files whose names say train and test; choose another for expression files"
         raise ValueError(msg)
+    files, clashes = _without_clashes(files)
     workers = args.workers or default_workers(len(files))
     # The machines of a cluster may have fewer processors than this one, and then a task would wait for ever.
     threads = args.threads or (1 if args.ray_address else max(1, cpu_count() // workers))
     jobs = [_job(path, name, settings, threads, args) for path, name in files]
-    results = _process(jobs, args, workers)
+    results = [*_process(jobs, args, workers), *clashes]
     bad = [result for result in results if result.reason]
     good = [result for result in results if not result.reason]
     _report_files(results)
@@ -212,13 +213,19 @@ def _find_inputs(inputs: Sequence[str]) -> tuple[list[tuple[Path, str]], list[Pa
     if expression and puzzles:
         msg = f"INPUT has expression files ({expression[0][0]}) and puzzle files ({puzzles[0]}); give one kind"
         raise ValueError(msg)
-    names: dict[str, Path] = {}
-    for path, name in expression:
-        if name in names:
-            msg = f"{names[name]} and {path} would both be called {name!r}; rename one of them"
-            raise ValueError(msg)
-        names[name] = path
     return expression, puzzles
+
+
+def _without_clashes(files: Sequence[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], list[FileResult]]:
+    """Keep the first file of each name; the others are bad."""
+    first: dict[str, Path] = {}
+    clashes = []
+    for path, name in files:
+        other = first.setdefault(name, path)
+        if other is not path:
+            reason = f"{other} and {path} would both be called {name!r}, and the first is taken"
+            clashes.append(FileResult(name + path.suffix, reason=reason, remedy="rename one of them, or leave it out"))
+    return [(path, name) for name, path in first.items()], clashes
 
 
 def _walk(folder: Path) -> list[tuple[Path, str]]:

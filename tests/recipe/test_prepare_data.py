@@ -495,6 +495,22 @@ def read_puzzles_of(out: Path, name: str) -> list:
     return [item for side in sides for item in side] + more
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr")
+def test_of_two_files_of_one_name_the_second_is_bad(folder, tmp_path, capsys):
+    for name in ("a.h5ad", "a.zarr", "b.h5ad"):
+        write(toy_adata(n_cells=200, donor_prefix=name), tmp_path / "in" / name)
+    assert run(tmp_path / "in", folder, folder / "lung", tmp_path / "in" / "b.h5ad", "--out", tmp_path, *FEW) == 1
+    entries = {entry["name"]: entry for entry in manifest(tmp_path)["inputs"]}
+    used = [name for name, entry in entries.items() if entry["status"] == "used"]
+    assert used == ["a", "b", *sorted(NAMES), "file0", "file1"]
+    bad = [name for name, entry in entries.items() if entry["status"] == "bad"]
+    assert bad == ["a.zarr", "b.h5ad"]
+    assert "a.h5ad and " in entries["a.zarr"]["reason"] and "both be called 'a'" in entries["a.zarr"]["reason"]
+    assert "rename one of them" in entries["a.zarr"]["remedy"]
+    assert "bad   a.zarr: " in capsys.readouterr().out
+    assert run(tmp_path / "in", "--out", tmp_path, *FEW, "--skip-bad") == 0
+
+
 def test_one_bad_file_alone(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.h5ad").write_text("x")
@@ -805,7 +821,6 @@ def test_zarr_and_several_inputs(folder, tmp_path):
         (["nowhere"], "INPUT nowhere does not exist"),
         (["EMPTY"], "no .h5ad files, .zarr stores or puzzle files"),
         (["IN", "PUZZLES"], "give one kind"),
-        (["IN", "IN"], "would both be called"),
         (["IN", "--split", "given"], "--split given is for puzzle files"),
         (["PUZZLES", "--raw"], "--raw needs expression files"),
         (["PUZZLES", "--top-genes", "9", "--workers", "1"], "--top-genes, --workers needs expression files"),
