@@ -32,7 +32,7 @@ from recipe.cello1.data.audit import audit
 from recipe.cello1.data.build import DataSet, Source, build
 from recipe.cello1.data.extract import FileResult, Job
 from recipe.cello1.data.identity import fingerprints_of
-from recipe.cello1.data.imports import OWN_FILES, Imported, read_hub, read_puzzle_file
+from recipe.cello1.data.imports import OWN_FILES, Imported, read_hub, read_puzzle_file, split_in_name
 from recipe.cello1.data.options import (
     RECORDS,
     check,
@@ -48,6 +48,7 @@ from recipe.cello1.data.parts import load_part, load_puzzles, save_part
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.files import atomic_write, dumps
+from recipe.cello1.prompt import Variant
 from recipe.cello1.puzzle_files import SUFFIXES as PUZZLE_SUFFIXES
 
 _SHOWN = 20  # items that cannot be read are printed up to this number
@@ -110,7 +111,7 @@ def _prepare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         if expression:
             return _prepare_expression(args, settings, expression)
         check_for_puzzles(args, parser)
-        sources, failures = _imported([read_puzzle_file(path, settings.variant) for path in puzzles])
+        sources, failures = _imported([_read_if_possible(path, settings.variant) for path in puzzles])
         named = {source.split for source in sources}
         default_split, about = "given" if {"train", "test"} <= named else "donor", {}
     split = args.split or default_split
@@ -120,6 +121,15 @@ def _prepare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         print(f"bad   and {len(failures) - _SHOWN:,} more")
     found = build(sources, args.out, settings, plan_of(args, split), {**about, "failures": failures})
     return _finish(args, found, bool(failures))
+
+
+def _read_if_possible(path: Path, variant: Variant) -> Imported:
+    """Read a file of puzzles; one that cannot be read has none, and says why."""
+    try:
+        return read_puzzle_file(path, variant)
+    except (ValueError, OSError) as error:
+        failure = f"{path.name}: it cannot be used ({error}); write it anew, or leave it out"
+        return Imported(path.name, split_in_name(path.name), (), (failure,))
 
 
 def _imported(found: Sequence[Imported]) -> tuple[list[Source], list[str]]:

@@ -929,6 +929,35 @@ def test_items_that_cannot_be_read(made, tmp_path, capsys):
     assert manifest(tmp_path / "out")["failures"][0].startswith("train.json: item 5")
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("b.json", "[", "not valid JSON"), ("b.json", "[]", "no items"), ("b.parquet", "x", "not a readable parquet")],
+)
+def test_a_puzzle_file_that_cannot_be_read_does_not_stop_the_others(made, tmp_path, capsys, name, content, said):
+    (tmp_path / "a.json").write_bytes((made / "train" / "train_data.json").read_bytes())
+    (tmp_path / name).write_text(content)
+    files = [tmp_path / "a.json", tmp_path / name, "--out", tmp_path / "out"]
+    assert run(*files) == 1
+    captured = capsys.readouterr()
+    assert f"bad   {name}: " in captured.out and said in captured.out
+    assert "--skip-bad accepts that" in captured.err
+    assert run(*files, "--skip-bad") == 0
+    found = manifest(tmp_path / "out")
+    assert said in found["failures"][0] and "write it anew" in found["failures"][0]
+    assert {part["name"]: part["puzzles"] for part in found["sources"]} == {"a.json": 52, name: 0}
+    (tmp_path / "a.json").unlink()
+    assert run(tmp_path / name, "--out", tmp_path / "out", "--skip-bad") == 1
+    assert "there are no puzzles" in capsys.readouterr().err
+
+
+def test_a_test_side_that_cannot_be_read_does_not_make_another(made, tmp_path):
+    (tmp_path / "train.json").write_bytes((made / "train" / "train_data.json").read_bytes())
+    (tmp_path / "test.json").write_text("[")
+    assert run(tmp_path, "--out", tmp_path / "out", "--skip-bad") == 0
+    assert manifest(tmp_path / "out")["plan"]["split"] == "given"
+    assert set(manifest(tmp_path / "out")["splits"]) == {"train"}
+
+
 def test_when_no_item_can_be_read_the_reasons_are_shown(made, tmp_path, capsys):
     items = [{"user_msg": f"x{number}", "assistant_msg": "a"} for number in range(30)]
     (tmp_path / "train.json").write_text(json.dumps(items))
