@@ -146,12 +146,12 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Seq
     if args.split == "given":
         msg = "--split given is for puzzle files whose names say train and test; choose another for expression files"
         raise ValueError(msg)
-    files, clashes = _without_clashes(files)
+    files, badly_named = _with_good_names(files)
     workers = args.workers or default_workers(len(files))
     # The machines of a cluster may have fewer processors than this one, and then a task would wait for ever.
     threads = args.threads or (1 if args.ray_address else max(1, cpu_count() // workers))
     jobs = [_job(path, name, settings, threads, args) for path, name in files]
-    results = [*_process(jobs, args, workers), *clashes]
+    results = [*_process(jobs, args, workers), *badly_named]
     bad = [result for result in results if result.reason]
     good = [result for result in results if not result.reason]
     _report_files(results)
@@ -226,16 +226,19 @@ def _find_inputs(inputs: Sequence[str]) -> tuple[list[tuple[Path, str]], list[Pa
     return expression, puzzles
 
 
-def _without_clashes(files: Sequence[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], list[FileResult]]:
-    """Keep the first file of each name; the others are bad."""
+def _with_good_names(files: Sequence[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], list[FileResult]]:
+    """Keep the first file of each name; the others are bad, and so are names that cannot be written."""
     first: dict[str, Path] = {}
-    clashes = []
+    bad = []
     for path, name in files:
-        other = first.setdefault(name, path)
-        if other is not path:
+        shown = name.encode(errors="backslashreplace").decode()
+        if shown != name:
+            reason = "its name, or that of a folder it lies in, is not UTF-8"
+            bad.append(FileResult(shown, reason=reason, remedy="rename it"))
+        elif (other := first.setdefault(name, path)) is not path:
             reason = f"{other} and {path} would both be called {name!r}, and the first is taken"
-            clashes.append(FileResult(name + path.suffix, reason=reason, remedy="rename one of them, or leave it out"))
-    return [(path, name) for name, path in first.items()], clashes
+            bad.append(FileResult(name + path.suffix, reason=reason, remedy="rename one of them, or leave it out"))
+    return [(path, name) for name, path in first.items()], bad
 
 
 def _walk(folder: Path) -> list[tuple[Path, str]]:

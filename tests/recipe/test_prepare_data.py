@@ -511,6 +511,27 @@ def test_of_two_files_of_one_name_the_second_is_bad(folder, tmp_path, capsys):
     assert run(tmp_path / "in", "--out", tmp_path, *FEW, "--skip-bad") == 0
 
 
+def test_a_name_that_is_not_utf8_is_bad(folder, tmp_path):
+    place = tmp_path / "in" / os.fsdecode(b"caf\xe9")
+    try:
+        place.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    for name in (place / "a.h5ad", tmp_path / "in" / "b.h5ad"):
+        name.write_bytes((folder / "lung" / "file0.h5ad").read_bytes())
+    result = subprocess.run(
+        [sys.executable, "-m", "recipe.cello1.prepare_data", tmp_path / "in", "--out", tmp_path / "out", *FEW],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as a terminal has it
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "bad   caf\\udce9/a: its name, or that of a folder it lies in, is not UTF-8; rename it" in result.stdout
+    entries = manifest(tmp_path / "out")["inputs"]
+    assert [(entry["name"], entry["status"]) for entry in entries] == [("b", "used"), ("caf\\udce9/a", "bad")]
+
+
 def test_one_bad_file_alone(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.h5ad").write_text("x")
