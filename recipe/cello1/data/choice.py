@@ -5,8 +5,8 @@ Cells of one donor (and batch, where there is one), each of another type, from a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -122,7 +122,12 @@ def _check_types(types: Labels, usable: np.ndarray) -> None:
 
 
 def draw(
-    table: Table, settings: Settings, rng: np.random.Generator, without: Collection[int], wanted: Mapping[int, int]
+    table: Table,
+    settings: Settings,
+    rng: np.random.Generator,
+    without: Collection[int],
+    sizes: Iterable[int],
+    wanted: int,
 ) -> list[PuzzleIndex]:
     """Draw puzzles from the pool.
 
@@ -136,6 +141,8 @@ def draw(
         Random generator of the file.
     without
         Rows of the pool that turned out to be of no use.
+    sizes
+        Numbers of cells in a puzzle.
     wanted
         How many puzzles of each size.
 
@@ -151,12 +158,8 @@ def draw(
     if settings.single and not settings.open_ended:
         lonely = _groups_of_one_type(types, donors, batches)
         types = Labels(np.where(lonely, -1, types.codes), types.categories)
-    found = []
-    for size, count in wanted.items():
-        for puzzle in sample_puzzles(types, donors, sizes=[size], n_per_size=count, rng=rng, batches=batches):
-            rows = tuple(pool[list(puzzle.rows)].tolist())
-            found.append(PuzzleIndex(rows, puzzle.labels, puzzle.donor, puzzle.batch))
-    return found
+    drawn = sample_puzzles(types, donors, sizes=sizes, n_per_size=wanted, rng=rng, batches=batches)
+    return [replace(puzzle, rows=tuple(pool[list(puzzle.rows)].tolist())) for puzzle in drawn]
 
 
 class Peers:
@@ -200,7 +203,7 @@ class Peers:
         return self._rows[first + rng.choice(last - first, min(count, last - first), replace=False)].tolist()
 
 
-def wanted_puzzles(table: Table, settings: Settings) -> dict[int, int]:
+def wanted_puzzles(table: Table, settings: Settings) -> int:
     """Say how many puzzles of each size are wanted: ``per_size``, or one for each cell where that is 0.
 
     Parameters
@@ -212,9 +215,9 @@ def wanted_puzzles(table: Table, settings: Settings) -> dict[int, int]:
 
     Returns
     -------
-    Sizes and numbers, at least 1 each.
+    The number, at least 1.
     """
-    return dict.fromkeys(settings.sizes, settings.per_size or max(1, len(table.pool)))
+    return settings.per_size or max(1, len(table.pool))
 
 
 def shortfall(table: Table, settings: Settings, found: Mapping[int, int], any_useless: bool) -> list[str]:

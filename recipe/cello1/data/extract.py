@@ -314,17 +314,17 @@ def _choose(
     chosen: list[PuzzleIndex] = []
     seen: set[tuple[int, ...]] = set()
     wanted = wanted_puzzles(table, settings)
-    missing, known = dict(wanted), -1
+    missing, known = dict.fromkeys(settings.sizes, wanted), -1
     while missing and known < len(cells.useless):  # else drawing again would give no others
         known = len(cells.useless)
         # As many as are wanted in all: those that were chosen before may come again.
-        drawn = draw(table, settings, rng, cells.useless, {size: wanted[size] for size in missing})
+        drawn = draw(table, settings, rng, cells.useless, missing, wanted)
         for puzzle in _with_useful_cells(_first_new(drawn, seen, missing), table, cells, rng):
             if (key := _cell_set(puzzle)) not in seen:
                 seen.add(key)
                 chosen.append(puzzle)
         found = Counter(len(puzzle.rows) for puzzle in chosen)
-        missing = {size: count - found[size] for size, count in wanted.items() if count > found[size]}
+        missing = {size: wanted - found[size] for size in settings.sizes if found[size] < wanted}
     if cells.spoiled and not cells.genes:
         raise BadFileError(
             f"its matrix holds NaN or infinity in all of the {cells.spoiled:,} cells drawn",
