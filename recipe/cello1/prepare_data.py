@@ -21,6 +21,7 @@ train and test share something and --fail-on-leak is given.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -31,7 +32,7 @@ from recipe.cello1.data.audit import audit
 from recipe.cello1.data.build import DataSet, Source, build
 from recipe.cello1.data.extract import FileResult, Job
 from recipe.cello1.data.identity import fingerprints_of
-from recipe.cello1.data.imports import OWN_FILES, Imported, read_hub, read_puzzle_file
+from recipe.cello1.data.imports import OWN_FILES, Imported, read_hub, read_puzzle_file, split_in_name
 from recipe.cello1.data.options import (
     RECORDS,
     check,
@@ -47,6 +48,7 @@ from recipe.cello1.data.parts import load_part, load_puzzles, save_part
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.files import atomic_write, dumps
+from recipe.cello1.prompt import Variant
 from recipe.cello1.puzzle_files import SUFFIXES as PUZZLE_SUFFIXES
 
 _SHOWN = 20  # items that cannot be read are printed up to this number
@@ -109,7 +111,7 @@ def _prepare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         if expression:
             return _prepare_expression(args, settings, expression)
         check_for_puzzles(args, parser)
-        sources, failures = _imported([read_puzzle_file(path, settings.variant) for path in puzzles])
+        sources, failures = _imported([_read_if_possible(path, settings.variant) for path in puzzles])
         named = {source.split for source in sources}
         default_split, about = "given" if {"train", "test"} <= named else "donor", {}
     split = args.split or default_split
@@ -119,6 +121,15 @@ def _prepare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
         print(f"bad   and {len(failures) - _SHOWN:,} more")
     found = build(sources, args.out, settings, plan_of(args, split), {**about, "failures": failures})
     return _finish(args, found, bool(failures))
+
+
+def _read_if_possible(path: Path, variant: Variant) -> Imported:
+    """Read a file of puzzles; one that cannot be read has none, and says why."""
+    try:
+        return read_puzzle_file(path, variant)
+    except (ValueError, OSError) as error:
+        failure = f"{path.name}: it cannot be used ({error}); write it anew, or leave it out"
+        return Imported(path.name, split_in_name(path.name), (), (failure,))
 
 
 def _imported(found: Sequence[Imported]) -> tuple[list[Source], list[str]]:
@@ -135,11 +146,12 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Seq
     if args.split == "given":
         msg = "--split given is for puzzle files whose names say train and test; choose another for expression files"
         raise ValueError(msg)
+    files, badly_named = _with_good_names(files)
     workers = args.workers or default_workers(len(files))
     # The machines of a cluster may have fewer processors than this one, and then a task would wait for ever.
     threads = args.threads or (1 if args.ray_address else max(1, cpu_count() // workers))
     jobs = [_job(path, name, settings, threads, args) for path, name in files]
-    results = _process(jobs, args, workers)
+    results = [*_process(jobs, args, workers), *badly_named]
     bad = [result for result in results if result.reason]
     good = [result for result in results if not result.reason]
     _report_files(results)
@@ -152,7 +164,9 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Seq
 
 def _job(path: Path, name: str, settings: Settings, threads: int, args: argparse.Namespace) -> Job:
     records = str(args.out / RECORDS / f"{name}.json") if args.raw else None
-    return Job(str(path), name, path.resolve().parent.name, settings, threads, records)
+    # Not resolved: a link lies in the folder that the user put it in.
+    folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
+    return Job(str(path), name, folder, settings, threads, records)
 
 
 def _process(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> list[FileResult]:
@@ -209,13 +223,22 @@ def _find_inputs(inputs: Sequence[str]) -> tuple[list[tuple[Path, str]], list[Pa
     if expression and puzzles:
         msg = f"INPUT has expression files ({expression[0][0]}) and puzzle files ({puzzles[0]}); give one kind"
         raise ValueError(msg)
-    names: dict[str, Path] = {}
-    for path, name in expression:
-        if name in names:
-            msg = f"{names[name]} and {path} would both be called {name!r}; rename one of them"
-            raise ValueError(msg)
-        names[name] = path
     return expression, puzzles
+
+
+def _with_good_names(files: Sequence[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], list[FileResult]]:
+    """Keep the first file of each name; the others are bad, and so are names that cannot be written."""
+    first: dict[str, Path] = {}
+    bad = []
+    for path, name in files:
+        shown = name.encode(errors="backslashreplace").decode()
+        if shown != name:
+            reason = "its name, or that of a folder it lies in, is not UTF-8"
+            bad.append(FileResult(shown, reason=reason, remedy="rename it"))
+        elif (other := first.setdefault(name, path)) is not path:
+            reason = f"{other} and {path} would both be called {name!r}, and the first is taken"
+            bad.append(FileResult(name + path.suffix, reason=reason, remedy="rename one of them, or leave it out"))
+    return [(path, name) for name, path in first.items()], bad
 
 
 def _walk(folder: Path) -> list[tuple[Path, str]]:

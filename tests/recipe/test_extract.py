@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import anndata as ad
 import h5py
@@ -248,6 +249,63 @@ def test_cells_with_nan_are_left_out(tmp_path, adata, form, rank_by):
     assert "drawn cells left out: their values are NaN or infinite" in notes_of(result)
     used = {int(name.rpartition("cell")[2]) for puzzle in result.puzzles for name in puzzle.meta["cell_ids"]}
     assert min(used) >= 300
+
+
+@pytest.mark.parametrize("form", [sp.csr_matrix, sp.csc_matrix, np.asarray])
+def test_useless_cells_are_replaced_until_there_are_enough_puzzles(tmp_path, form):
+    adata = toy_adata(n_cells=3000)
+    matrix = adata.X.toarray()
+    useless = np.random.default_rng(0).random(3000) < 0.7
+    matrix[useless, 1:] = np.nan
+    adata.X = form(matrix)
+    path = write(adata, tmp_path / "a.h5ad")
+    job = Job(str(path), "a", "", Settings(sizes=(3, 10), per_size=20))
+    result = process_file(job)
+    assert [puzzle.n_cells for puzzle in result.puzzles] == [3] * 20 + [10] * 20
+    assert "fewer than 20 puzzles" not in notes_of(result)
+    assert len({frozenset(puzzle.meta["cell_ids"]) for puzzle in result.puzzles}) == 40
+    for puzzle in result.puzzles:
+        cells = adata.obs.loc[puzzle.meta["cell_ids"]]
+        assert not useless[adata.obs_names.get_indexer(cells.index)].any()
+        assert set(cells["donor_id"]) == {puzzle.meta["donor_id"]}
+        assert tuple(cells["cell_type"]) == puzzle.answer
+    assert process_file(replace(job, threads=3)) == result
+
+
+def test_cells_with_nothing_left_after_excluding_genes_are_replaced(tmp_path):
+    adata = toy_adata(n_cells=3000)
+    matrix = adata.X.toarray()
+    matrix[::2, 20:] = 0
+    adata.X = sp.csr_matrix(matrix)
+    result = run(tmp_path, adata, sizes=(9, 10), per_size=20, exclude_genes=("^GENE1?[0-9]$",))
+    assert len(result.puzzles) == 40
+    assert "drawn cells left out: they express fewer than --min-genes 1" in notes_of(result)
+
+
+def test_a_type_of_useless_cells_only_gives_way_to_others(tmp_path):
+    adata = toy_adata(n_cells=3000)
+    matrix = adata.X.toarray()
+    matrix[(adata.obs["cell_type"] == "type 3").to_numpy()] = 0
+    adata.X = matrix
+    result = run(tmp_path, adata, sizes=(8, 9, 10), per_size=20)
+    assert [puzzle.n_cells for puzzle in result.puzzles] == [8] * 20 + [9] * 20
+    assert not any("type 3" in puzzle.answer for puzzle in result.puzzles)
+    assert (
+        "fewer than 20 puzzles (N=10: 0): no donor (and batch) has more sets of that many cells of different types "
+        "among the cells that are left"
+    ) in notes_of(result)
+
+
+def test_every_set_of_useful_cells_is_found(tmp_path):
+    adata = toy_adata(n_cells=60, n_donors=1, n_types=3)
+    matrix = adata.X.toarray()
+    types = adata.obs["cell_type"].astype(str)
+    kept = [np.flatnonzero(types == f"type {kind}")[:2] for kind in range(3)]
+    matrix[np.setdiff1d(np.arange(60), np.concatenate(kept))] = 0
+    adata.X = matrix
+    result = run(tmp_path, adata, sizes=(3,), per_size=20)
+    assert len({frozenset(puzzle.meta["cell_ids"]) for puzzle in result.puzzles}) == len(result.puzzles) == 8
+    assert "fewer than 20 puzzles (N=3: 8)" in notes_of(result)
 
 
 def test_cells_with_stored_zeros_only(tmp_path, adata):

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -292,6 +294,18 @@ def test_links_and_capitals(folder, tmp_path):
     assert [entry["name"] for entry in manifest(tmp_path / "out")["inputs"]] == ["a/X"]
 
 
+def test_the_folder_of_a_link_decides_the_extra_sentences(tmp_path, monkeypatch):
+    adata = toy_adata(n_cells=300)
+    adata.obs["ever_smoker"] = "yes"
+    stored = write(adata, tmp_path / "store" / "abc.h5ad")
+    (tmp_path / "copd" / "sub").mkdir(parents=True)
+    (tmp_path / "copd" / "x.h5ad").symlink_to(stored)
+    monkeypatch.chdir(tmp_path / "copd" / "sub")
+    for place in (tmp_path / "copd", tmp_path / "copd" / "x.h5ad", Path(".."), Path("../x.h5ad")):
+        puzzles = build(place, tmp_path / "out")
+        assert all(puzzle.context.endswith("The patient is a smoker.") for puzzle in puzzles)
+
+
 @pytest.mark.parametrize("kills", ["together", "always"])
 def test_the_file_that_kills_a_worker_is_found_out(folder, tmp_path, capsys, monkeypatch, kills):
     from concurrent.futures import Future
@@ -328,6 +342,65 @@ def test_the_file_that_kills_a_worker_is_found_out(folder, tmp_path, capsys, mon
         assert "bad   lung/file1" in captured.out
     else:
         assert (status, bad) == (0, [])
+
+
+class FakeRay:
+    """Does the work here and now; what comes of one of the files is given."""
+
+    def __init__(self, error: str, *arguments):
+        self.exceptions = pytest.importorskip("ray").exceptions
+        self.error = getattr(self.exceptions, error)(*arguments)
+        self.jobs = {}
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def remote(self, function):
+        return SimpleNamespace(options=lambda **options: SimpleNamespace(remote=self.submit))
+
+    def submit(self, job) -> str:
+        self.jobs[job.name] = job
+        return job.name
+
+    def wait(self, waiting, num_returns):
+        return waiting[:num_returns], waiting[num_returns:]
+
+    def get(self, name):
+        if name == "lung/file1":
+            raise self.error
+        return process_file(self.jobs[name])
+
+
+@pytest.mark.parametrize("error", [("WorkerCrashedError",), ("OutOfMemoryError", "too much")])
+def test_a_file_that_kills_its_process_on_ray_is_bad(folder, tmp_path, capsys, monkeypatch, error):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(*error))
+    assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "auto") == 1
+    entries = {entry["name"]: entry for entry in manifest(tmp_path)["inputs"]}
+    assert [name for name, entry in entries.items() if entry["status"] == "bad"] == ["lung/file1"]
+    assert "was killed, for want of memory" in entries["lung/file1"]["reason"]
+    assert "more memory" in entries["lung/file1"]["remedy"]
+    assert "3 files: 2 used, 1 bad" in capsys.readouterr().out
+    assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "auto", "--skip-bad") == 0
+
+
+def test_a_ray_cluster_that_is_lost(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay("RaySystemError", "gone"))
+    assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "auto", "--skip-bad") == 1
+    assert "the Ray cluster lost the task" in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_a_file_that_kills_its_process_on_a_real_cluster_is_bad(folder, tmp_path, monkeypatch):
+    pytest.importorskip("ray")
+
+    def killed(job, progress=None):
+        if job.name == "lung/file1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return process_file(job, progress)
+
+    monkeypatch.setattr(parallel, "process_file", killed)
+    assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "local", "--skip-bad") == 0
+    assert [entry["status"] for entry in manifest(tmp_path)["inputs"]] == ["used", "used", "bad"]
 
 
 # ----------------------------------------------------------------------------------------------------------- bad files
@@ -420,6 +493,43 @@ def read_puzzles_of(out: Path, name: str) -> list:
     left = out / "left_out.json"
     more = [item for item in json.loads(left.read_bytes()) if item["dataset"] == name] if left.exists() else []
     return [item for side in sides for item in side] + more
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr")
+def test_of_two_files_of_one_name_the_second_is_bad(folder, tmp_path, capsys):
+    for name in ("a.h5ad", "a.zarr", "b.h5ad"):
+        write(toy_adata(n_cells=200, donor_prefix=name), tmp_path / "in" / name)
+    assert run(tmp_path / "in", folder, folder / "lung", tmp_path / "in" / "b.h5ad", "--out", tmp_path, *FEW) == 1
+    entries = {entry["name"]: entry for entry in manifest(tmp_path)["inputs"]}
+    used = [name for name, entry in entries.items() if entry["status"] == "used"]
+    assert used == ["a", "b", *sorted(NAMES), "file0", "file1"]
+    bad = [name for name, entry in entries.items() if entry["status"] == "bad"]
+    assert bad == ["a.zarr", "b.h5ad"]
+    assert "a.h5ad and " in entries["a.zarr"]["reason"] and "both be called 'a'" in entries["a.zarr"]["reason"]
+    assert "rename one of them" in entries["a.zarr"]["remedy"]
+    assert "bad   a.zarr: " in capsys.readouterr().out
+    assert run(tmp_path / "in", "--out", tmp_path, *FEW, "--skip-bad") == 0
+
+
+def test_a_name_that_is_not_utf8_is_bad(folder, tmp_path):
+    place = tmp_path / "in" / os.fsdecode(b"caf\xe9")
+    try:
+        place.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    for name in (place / "a.h5ad", tmp_path / "in" / "b.h5ad"):
+        name.write_bytes((folder / "lung" / "file0.h5ad").read_bytes())
+    result = subprocess.run(
+        [sys.executable, "-m", "recipe.cello1.prepare_data", tmp_path / "in", "--out", tmp_path / "out", *FEW],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as a terminal has it
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert "bad   caf\\udce9/a: its name, or that of a folder it lies in, is not UTF-8; rename it" in result.stdout
+    entries = manifest(tmp_path / "out")["inputs"]
+    assert [(entry["name"], entry["status"]) for entry in entries] == [("b", "used"), ("caf\\udce9/a", "bad")]
 
 
 def test_one_bad_file_alone(tmp_path, capsys):
@@ -663,6 +773,26 @@ def test_drop_overlap(folder, tmp_path):
     assert run(one, "--out", tmp_path / "b", *FEW, *big, "--split", "puzzle", "--drop-overlap") == 1
 
 
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_cell_names_that_restart_with_each_donor_do_not_link_the_donors(tmp_path):
+    adata = toy_adata(n_cells=1000)
+    path = write(adata, tmp_path / "unique" / "a.h5ad")
+    adata.obs_names = [f"AAAC-{number}" for number in adata.obs.groupby("donor_id", observed=True).cumcount()]
+    repeated = write(adata, tmp_path / "repeated" / "a.h5ad")
+    build(repeated, tmp_path / "out", "--fail-on-leak", "--raw")
+    (note,) = manifest(tmp_path / "out")["inputs"][0]["notes"]
+    assert "cell names stand for several cells" in note
+    records = json.loads((tmp_path / "out" / "cells" / "a.json").read_bytes())
+    assert len({record["cell_index"] for record in records}) == 1000
+    raw = json.loads((tmp_path / "out" / "train" / "train_raw_data.json").read_bytes())
+    assert {name for item in raw for name in item["selected_cells"]} <= {record["cell_index"] for record in records}
+    audits = []
+    for place, name in ((path, "b"), (repeated, "c")):
+        build(place, tmp_path / name, "--split", "puzzle")
+        audits.append(json.loads((tmp_path / name / "leak_audit.json").read_bytes()))
+    assert audits[0] == audits[1]
+
+
 def test_one_donor_cannot_be_split(tmp_path, capsys):
     path = write(toy_adata(n_cells=200, n_donors=1), tmp_path / "a.h5ad")
     assert run(path, "--out", tmp_path / "out", *FEW) == 1
@@ -712,7 +842,6 @@ def test_zarr_and_several_inputs(folder, tmp_path):
         (["nowhere"], "INPUT nowhere does not exist"),
         (["EMPTY"], "no .h5ad files, .zarr stores or puzzle files"),
         (["IN", "PUZZLES"], "give one kind"),
-        (["IN", "IN"], "would both be called"),
         (["IN", "--split", "given"], "--split given is for puzzle files"),
         (["PUZZLES", "--raw"], "--raw needs expression files"),
         (["PUZZLES", "--top-genes", "9", "--workers", "1"], "--top-genes, --workers needs expression files"),
@@ -819,6 +948,35 @@ def test_items_that_cannot_be_read(made, tmp_path, capsys):
     assert "bad   train.json: item 5" in capsys.readouterr().out
     assert run(tmp_path, "--out", tmp_path / "out", "--skip-bad") == 0
     assert manifest(tmp_path / "out")["failures"][0].startswith("train.json: item 5")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [("b.json", "[", "not valid JSON"), ("b.json", "[]", "no items"), ("b.parquet", "x", "not a readable parquet")],
+)
+def test_a_puzzle_file_that_cannot_be_read_does_not_stop_the_others(made, tmp_path, capsys, name, content, said):
+    (tmp_path / "a.json").write_bytes((made / "train" / "train_data.json").read_bytes())
+    (tmp_path / name).write_text(content)
+    files = [tmp_path / "a.json", tmp_path / name, "--out", tmp_path / "out"]
+    assert run(*files) == 1
+    captured = capsys.readouterr()
+    assert f"bad   {name}: " in captured.out and said in captured.out
+    assert "--skip-bad accepts that" in captured.err
+    assert run(*files, "--skip-bad") == 0
+    found = manifest(tmp_path / "out")
+    assert said in found["failures"][0] and "write it anew" in found["failures"][0]
+    assert {part["name"]: part["puzzles"] for part in found["sources"]} == {"a.json": 52, name: 0}
+    (tmp_path / "a.json").unlink()
+    assert run(tmp_path / name, "--out", tmp_path / "out", "--skip-bad") == 1
+    assert "there are no puzzles" in capsys.readouterr().err
+
+
+def test_a_test_side_that_cannot_be_read_does_not_make_another(made, tmp_path):
+    (tmp_path / "train.json").write_bytes((made / "train" / "train_data.json").read_bytes())
+    (tmp_path / "test.json").write_text("[")
+    assert run(tmp_path, "--out", tmp_path / "out", "--skip-bad") == 0
+    assert manifest(tmp_path / "out")["plan"]["split"] == "given"
+    assert set(manifest(tmp_path / "out")["splits"]) == {"train"}
 
 
 def test_when_no_item_can_be_read_the_reasons_are_shown(made, tmp_path, capsys):

@@ -62,7 +62,7 @@ def test_tables(path):
         assert [store.labels("nullable").value(i) for i in (0, 1)] == ["True", ""]
         assert [store.labels("text").value(i) for i in (0, 1)] == ["x", ""]
         assert store.labels("index").value(3) == "donor-cell3"
-        assert store.cell_ids(np.array([3, 39])) == ["donor-cell3", "donor-cell39"]
+        assert store.cell_ids(np.array([3, 39])) == (["donor-cell3", "donor-cell39"], 0)
         assert store.gene_names("feature_name")[:2] == ["GENE50", "GENE51"]
         assert store.gene_names("index")[0] == "ENSG00000000050"
         assert len(store.gene_names("feature_name", raw=True)) == 100
@@ -102,8 +102,19 @@ def test_names_are_read_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr("recipe.cello1.data.store._NAME_BLOCK", 7)
     with Store(write(toy_adata(n_cells=40), tmp_path / "a.h5ad")) as store:
         rows = np.array([0, 6, 7, 30, 39])
-        assert store.cell_ids(rows) == [f"donor-cell{row}" for row in rows]
-        assert store.cell_ids(np.array([], dtype=int)) == []
+        assert store.cell_ids(rows) == ([f"donor-cell{row}" for row in rows], 0)
+        assert store.cell_ids(np.array([], dtype=int)) == ([], 0)
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique", "ignore:Writing zarr")
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_names_that_repeat_have_the_row_added(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("recipe.cello1.data.store._NAME_BLOCK", 7)
+    adata = toy_adata(n_cells=40)
+    adata.obs_names = ["a", "b", *adata.obs_names[2:30], "b", "a", "a", *adata.obs_names[33:]]
+    with Store(write(adata, tmp_path / f"a{suffix}")) as store:
+        assert store.cell_ids(np.array([1, 6, 30])) == (["b#1", "donor-cell6#6", "b#30"], 2)
+        assert store.cell_ids(np.array([6])) == (["donor-cell6#6"], 2)
 
 
 def test_an_index_with_a_mask(tmp_path):
@@ -120,7 +131,7 @@ def test_an_index_with_a_mask(tmp_path):
             group["values"].attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     with Store(path) as store:
         assert store.n_obs == 4
-        assert store.cell_ids(np.array([1, 3])) == ["donor-cell1", "donor-cell3"]
+        assert store.cell_ids(np.array([1, 3])) == (["donor-cell1", "donor-cell3"], 0)
         assert store.gene_names("index")[0] == "ENSG00000000000"
 
 

@@ -5,8 +5,8 @@ Cells of one donor (and batch, where there is one), each of another type, from a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -122,7 +122,12 @@ def _check_types(types: Labels, usable: np.ndarray) -> None:
 
 
 def draw(
-    table: Table, settings: Settings, rng: np.random.Generator, without: Collection[int], wanted: Mapping[int, int]
+    table: Table,
+    settings: Settings,
+    rng: np.random.Generator,
+    without: Collection[int],
+    sizes: Iterable[int],
+    wanted: int,
 ) -> list[PuzzleIndex]:
     """Draw puzzles from the pool.
 
@@ -136,6 +141,8 @@ def draw(
         Random generator of the file.
     without
         Rows of the pool that turned out to be of no use.
+    sizes
+        Numbers of cells in a puzzle.
     wanted
         How many puzzles of each size.
 
@@ -151,15 +158,52 @@ def draw(
     if settings.single and not settings.open_ended:
         lonely = _groups_of_one_type(types, donors, batches)
         types = Labels(np.where(lonely, -1, types.codes), types.categories)
-    found = []
-    for size, count in wanted.items():
-        for puzzle in sample_puzzles(types, donors, sizes=[size], n_per_size=count, rng=rng, batches=batches):
-            rows = tuple(pool[list(puzzle.rows)].tolist())
-            found.append(PuzzleIndex(rows, puzzle.labels, puzzle.donor, puzzle.batch))
-    return found
+    drawn = sample_puzzles(types, donors, sizes=sizes, n_per_size=wanted, rng=rng, batches=batches)
+    return [replace(puzzle, rows=tuple(pool[list(puzzle.rows)].tolist())) for puzzle in drawn]
 
 
-def wanted_puzzles(table: Table, settings: Settings) -> dict[int, int]:
+class Peers:
+    """The cells of a pool that may stand for each other: those of one donor (and batch) and type.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    without
+        Rows of the pool that are of no use.
+    """
+
+    def __init__(self, table: Table, without: Collection[int]) -> None:
+        self._pool = table.pool
+        batches = None if table.batches is None else table.batches.take(table.pool)
+        groups = _group_codes(table.donors.take(table.pool), batches)
+        self._kinds = groups * len(table.types.categories) + table.types.codes[table.pool]
+        useful = np.flatnonzero(~np.isin(table.pool, np.fromiter(without, np.int64, len(without))))
+        useful = useful[np.argsort(self._kinds[useful], kind="stable")]
+        self._rows, self._sorted = self._pool[useful], self._kinds[useful]
+
+    def draw(self, row: int, count: int, rng: np.random.Generator) -> list[int]:
+        """Draw cells that may stand for another.
+
+        Parameters
+        ----------
+        row
+            The other cell, of the pool, of use or not.
+        count
+            How many at most.
+        rng
+            Random generator.
+
+        Returns
+        -------
+        Rows in random order, none twice; empty if there are none.
+        """
+        kind = self._kinds[np.searchsorted(self._pool, row)]
+        first, last = np.searchsorted(self._sorted, [kind, kind + 1])
+        return self._rows[first + rng.choice(last - first, min(count, last - first), replace=False)].tolist()
+
+
+def wanted_puzzles(table: Table, settings: Settings) -> int:
     """Say how many puzzles of each size are wanted: ``per_size``, or one for each cell where that is 0.
 
     Parameters
@@ -171,12 +215,12 @@ def wanted_puzzles(table: Table, settings: Settings) -> dict[int, int]:
 
     Returns
     -------
-    Sizes and numbers, at least 1 each.
+    The number, at least 1.
     """
-    return dict.fromkeys(settings.sizes, settings.per_size or max(1, len(table.pool)))
+    return settings.per_size or max(1, len(table.pool))
 
 
-def shortfall(table: Table, settings: Settings, found: Mapping[int, int]) -> list[str]:
+def shortfall(table: Table, settings: Settings, found: Mapping[int, int], any_useless: bool) -> list[str]:
     """Say where there are fewer puzzles than wanted.
 
     Parameters
@@ -187,6 +231,8 @@ def shortfall(table: Table, settings: Settings, found: Mapping[int, int]) -> lis
         What was wanted.
     found
         Number of puzzles of each size.
+    any_useless
+        Whether cells of the pool turned out to be of no use.
 
     Returns
     -------
@@ -198,9 +244,10 @@ def shortfall(table: Table, settings: Settings, found: Mapping[int, int]) -> lis
     if not short:
         return []
     what = ", ".join(f"N={size}: {count}" for size, count in short.items())
+    among = " among the cells that are left" if any_useless else ""
     return [
         f"fewer than {settings.per_size} puzzles ({what}): no donor (and batch) has more sets of that many cells of "
-        "different types; --sizes and --max-cells decide"
+        f"different types{among}; --sizes and --max-cells decide"
     ]
 
 

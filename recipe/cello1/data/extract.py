@@ -6,15 +6,15 @@ import hashlib
 import os
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from recipe.cello1.context import CONTEXT_FIELDS
-from recipe.cello1.data.choice import Table, candidates_of_group, draw, read_table, shortfall, wanted_puzzles
+from recipe.cello1.data.choice import Peers, Table, candidates_of_group, draw, read_table, shortfall, wanted_puzzles
 from recipe.cello1.data.gene_filters import gene_table, share_of_ensembl_ids
 from recipe.cello1.data.identity import VALUE_SEPARATOR
 from recipe.cello1.data.matrix import Block, map_blocks, open_matrix
@@ -24,7 +24,6 @@ from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import BadFileError, Labels, Store
 from recipe.cello1.puzzle import Puzzle, PuzzleIndex
 
-_ROUNDS = 20  # of replacing puzzles whose cells turn out to be of no use
 _ENDS = 1 << 20  # bytes at either end of a file that its fingerprint covers
 
 Progress = Callable[[int], None]
@@ -158,7 +157,12 @@ def _process(store: Store, job: Job, progress: Progress, known: dict[str, Any]) 
         return FileResult(job.name, notes=tuple(notes), n_cells=table.n_cells, fingerprint=known)
     chosen, genes, more = _choose(table, reader, settings, rng)
     notes += [*reader.notes, *more]
-    puzzles = _puzzles(store, job, table, chosen, genes)
+    rows = np.array(sorted({row for puzzle in chosen for row in puzzle.rows}), dtype=np.int64)
+    names, n_repeated = store.cell_ids(rows)
+    if n_repeated:
+        notes.append(f"{n_repeated:,} cell names stand for several cells: its cell ids are name and row")
+    ids = dict(zip(rows.tolist(), names, strict=True))
+    puzzles = _puzzles(store, job, table, chosen, genes, ids)
     n_records = _write_records(store, job, table, reader) if job.records else 0
     return FileResult(job.name, puzzles, tuple(notes), table.n_cells, len(table.pool), n_records, fingerprint=known)
 
@@ -272,57 +276,127 @@ def _without_poor_cells(table: Table, reader: CellReader, settings: Settings) ->
     return Table(table.types, table.donors, table.batches, pool, table.notes, table.n_cells), [note]
 
 
+class _Cells:
+    """What is known of the cells that were read.
+
+    Attributes
+    ----------
+    genes
+        The listed genes of those that are of use, by row.
+    useless
+        The rows of the others.
+    spoiled
+        How many of these have NaN or infinity.
+    """
+
+    def __init__(self, reader: CellReader, min_genes: int) -> None:
+        self.genes: dict[int, tuple[str, ...]] = {}
+        self.useless: set[int] = set()
+        self.spoiled = 0
+        self._reader, self._min_genes = reader, min_genes
+
+    def read(self, rows: Iterable[int]) -> None:
+        """Read those that were not read before."""
+        new = set(rows) - self.genes.keys() - self.useless
+        for row, found in self._reader.read(np.array(sorted(new), dtype=np.int64)):
+            self.spoiled += found is None
+            if found is None or len(found) < self._min_genes:
+                self.useless.add(row)
+            else:
+                self.genes[row] = found
+
+
 def _choose(
     table: Table, reader: CellReader, settings: Settings, rng: np.random.Generator
 ) -> tuple[list[PuzzleIndex], dict[int, tuple[str, ...]], list[str]]:
-    """Draw puzzles and read their cells; puzzles with a cell that turns out to be of no use are drawn again."""
-    genes: dict[int, tuple[str, ...]] = {}
-    useless: set[int] = set()
-    spoiled = 0
+    """Draw puzzles and read their cells, until there are enough or no more that could be drawn."""
+    cells = _Cells(reader, settings.min_genes)
     chosen: list[PuzzleIndex] = []
     seen: set[tuple[int, ...]] = set()
     wanted = wanted_puzzles(table, settings)
-    missing = dict(wanted)
-    for _ in range(_ROUNDS):
-        drawn = draw(table, settings, rng, useless, missing)
-        rows = {row for puzzle in drawn for row in puzzle.rows} - genes.keys() - useless
-        before = len(useless)
-        for row, found in reader.read(np.array(sorted(rows), dtype=np.int64)):
-            spoiled += found is None
-            if found is None or len(found) < settings.min_genes:
-                useless.add(row)
-            else:
-                genes[row] = found
-        repeated = False
-        for puzzle in drawn:
-            if useless.intersection(puzzle.rows):
-                continue
-            key = tuple(sorted(puzzle.rows))
-            repeated |= key in seen
-            if key not in seen:
+    missing, known = dict.fromkeys(settings.sizes, wanted), -1
+    while missing and known < len(cells.useless):  # else drawing again would give no others
+        known = len(cells.useless)
+        # As many as are wanted in all: those that were chosen before may come again.
+        drawn = draw(table, settings, rng, cells.useless, missing, wanted)
+        for puzzle in _with_useful_cells(_first_new(drawn, seen, missing), table, cells, rng):
+            if (key := _cell_set(puzzle)) not in seen:
                 seen.add(key)
                 chosen.append(puzzle)
-        found_sizes = Counter(len(puzzle.rows) for puzzle in chosen)
-        missing = {size: count - found_sizes[size] for size, count in wanted.items() if count > found_sizes[size]}
-        if not missing or (len(useless) == before and not repeated):
-            break
-    if spoiled and not genes:
+        found = Counter(len(puzzle.rows) for puzzle in chosen)
+        missing = {size: wanted - found[size] for size in settings.sizes if found[size] < wanted}
+    if cells.spoiled and not cells.genes:
         raise BadFileError(
-            f"its matrix holds NaN or infinity in all of the {spoiled:,} cells drawn",
+            f"its matrix holds NaN or infinity in all of the {cells.spoiled:,} cells drawn",
             "remove these cells, or take other values with --layer or --use-raw",
         )
     chosen.sort(key=lambda puzzle: settings.sizes.index(len(puzzle.rows)))
+    return chosen, cells.genes, _notes_on_cells(chosen, table, cells, settings)
+
+
+def _cell_set(puzzle: PuzzleIndex) -> tuple[int, ...]:
+    return tuple(sorted(puzzle.rows))
+
+
+def _first_new(
+    drawn: Sequence[PuzzleIndex], seen: Collection[tuple[int, ...]], missing: Mapping[int, int]
+) -> list[PuzzleIndex]:
+    """Take the puzzles that were not chosen before, as many of each size as are missing."""
+    left = dict(missing)
+    found = []
+    for puzzle in drawn:
+        if left[len(puzzle.rows)] and _cell_set(puzzle) not in seen:
+            left[len(puzzle.rows)] -= 1
+            found.append(puzzle)
+    return found
+
+
+def _with_useful_cells(
+    puzzles: Sequence[PuzzleIndex], table: Table, cells: _Cells, rng: np.random.Generator
+) -> Iterator[PuzzleIndex]:
+    """Read the cells of puzzles and put others of their kind in the place of those that turn out to be of no use.
+
+    Yields
+    ------
+    The puzzles; those that no cell is left for are dropped. Two may have become the same.
+    """
+    cells.read(row for puzzle in puzzles for row in puzzle.rows)
+    n_tried = 1  # doubled each time, so that of a kind without any use all cells are read soon
+    while True:
+        yield from (puzzle for puzzle in puzzles if cells.useless.isdisjoint(puzzle.rows))
+        spoilt = [puzzle for puzzle in puzzles if not cells.useless.isdisjoint(puzzle.rows)]
+        if not spoilt:
+            return
+        peers = Peers(table, cells.useless)
+        tried = [
+            {row: peers.draw(row, n_tried, rng) for row in puzzle.rows if row in cells.useless} for puzzle in spoilt
+        ]
+        cells.read(row for own in tried for rows in own.values() for row in rows)
+        puzzles = [
+            replace(puzzle, rows=tuple(_first_useful(own.get(row, ()), cells, row) for row in puzzle.rows))
+            for puzzle, own in zip(spoilt, tried, strict=True)
+            if all(own.values())
+        ]
+        n_tried *= 2
+
+
+def _first_useful(rows: Iterable[int], cells: _Cells, otherwise: int) -> int:
+    return next((row for row in rows if row not in cells.useless), otherwise)
+
+
+def _notes_on_cells(chosen: Sequence[PuzzleIndex], table: Table, cells: _Cells, settings: Settings) -> list[str]:
     notes = []
-    if spoiled:
-        notes.append(f"{spoiled:,} drawn cells left out: their values are NaN or infinite")
-    if poor := len(useless) - spoiled:
+    if cells.spoiled:
+        notes.append(f"{cells.spoiled:,} drawn cells left out: their values are NaN or infinite")
+    if poor := len(cells.useless) - cells.spoiled:
         notes.append(f"{poor:,} drawn cells left out: they express fewer than --min-genes {settings.min_genes}")
     used = {row for puzzle in chosen for row in puzzle.rows}
-    if short := sum(len(genes[row]) < settings.n_top for row in used):
+    if short := sum(len(cells.genes[row]) < settings.n_top for row in used):
         notes.append(
             f"{short:,} cells of its puzzles express fewer than {settings.n_top} genes: their lists are shorter"
         )
-    return chosen, genes, notes + shortfall(table, settings, Counter(len(puzzle.rows) for puzzle in chosen))
+    found = Counter(len(puzzle.rows) for puzzle in chosen)
+    return notes + shortfall(table, settings, found, bool(cells.useless))
 
 
 class _Metadata:
@@ -351,11 +425,14 @@ class _Metadata:
 
 
 def _puzzles(
-    store: Store, job: Job, table: Table, chosen: list[PuzzleIndex], genes: dict[int, tuple[str, ...]]
+    store: Store,
+    job: Job,
+    table: Table,
+    chosen: list[PuzzleIndex],
+    genes: dict[int, tuple[str, ...]],
+    ids: dict[int, str],
 ) -> list[Puzzle]:
     settings = job.settings
-    rows = np.array(sorted({row for puzzle in chosen for row in puzzle.rows}), dtype=np.int64)
-    ids = dict(zip(rows.tolist(), store.cell_ids(rows), strict=True))
     metadata = _Metadata(store, job)
     of_group = candidates_of_group(table) if settings.single and not settings.open_ended else {}
     puzzles = []
@@ -392,7 +469,7 @@ def _puzzles(
 def _write_records(store: Store, job: Job, table: Table, reader: CellReader) -> int:
     """Write one record for each cell of the pool, in the published form; returns how many."""
     metadata = _Metadata(store, job)
-    ids = store.cell_ids(table.pool)
+    ids, _ = store.cell_ids(table.pool)
     with JsonListWriter(job.records or "", indent=None) as writer:
         for (row, genes), name in zip(reader.read(table.pool), ids, strict=True):
             if genes is None or len(genes) < job.settings.min_genes:

@@ -107,11 +107,15 @@ def _alone(job: Job, cells: tqdm, context: Any, counter: Any) -> FileResult:
     try:
         return next(result for _, result in _in_pool([job], 1, cells, context, counter))
     except BrokenProcessPool:
-        return FileResult(
-            job.name,
-            reason="the process that worked on it alone was killed, for want of memory or by a fault in the file",
-            remedy="give it more memory; if that does not help, write it anew with anndata",
-        )
+        return _killed(job, "the process that worked on it alone was killed")
+
+
+def _killed(job: Job, what: str) -> FileResult:
+    return FileResult(
+        job.name,
+        reason=f"{what}, for want of memory or by a fault in the file",
+        remedy="give it more memory; if that does not help, write it anew with anndata",
+    )
 
 
 def _in_pool(
@@ -144,6 +148,7 @@ def _on_ray(jobs: Sequence[Job], address: str, cells: tqdm) -> Iterator[tuple[Jo
         except (ConnectionError, RuntimeError, ValueError) as error:
             msg = f"--ray-address {address}: no Ray cluster can be reached there ({' '.join(str(error).split())})"
             raise RuntimeError(msg) from error
+    lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
     work: Any = ray.remote(process_file)
     try:
         waiting = {work.options(num_cpus=job.threads).remote(job): job for job in jobs}
@@ -152,6 +157,8 @@ def _on_ray(jobs: Sequence[Job], address: str, cells: tqdm) -> Iterator[tuple[Jo
             job = waiting.pop(finished[0])
             try:
                 result = ray.get(finished[0])
+            except lost:  # the process or its machine, again and again: Ray has tried several
+                result = _killed(job, "each process of the Ray cluster that worked on it was killed")
             except ray.exceptions.RayError as error:
                 msg = f"{job.name}: the Ray cluster lost the task ({' '.join(str(error).split())[-300:]})"
                 raise RuntimeError(msg) from error

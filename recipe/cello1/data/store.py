@@ -225,7 +225,7 @@ class Store:
         """
         return make_labels(self._read("obs", column))
 
-    def cell_ids(self, rows: np.ndarray) -> list[str]:
+    def cell_ids(self, rows: np.ndarray) -> tuple[list[str], int]:
         """Read the names of some cells.
 
         Parameters
@@ -235,16 +235,25 @@ class Store:
 
         Returns
         -------
-        Their names (``obs_names``).
+        Their names (``obs_names``), and how many names stand for several cells of the file. If any do, the row is added
+        to each name, so that no two cells have the same.
         """
+        import pandas as pd
+
         found: list[str] = []
+        hashes = [np.empty(0, np.uint64)]  # of all names, which themselves may not fit into memory
         with reading("the index of obs"):
             index = self._index("obs")
             for start in range(0, self.n_obs, _NAME_BLOCK):
+                names = np.asarray(index[start : start + _NAME_BLOCK], dtype=object)
+                hashes.append(pd.util.hash_array(names, categorize=False))
                 inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + _NAME_BLOCK)] - start
-                if len(inside):
-                    found += _texts(index[start : start + _NAME_BLOCK][inside])
-        return found
+                found += _texts(names[inside])
+        known = pd.Index(np.concatenate(hashes))
+        if known.is_unique:
+            return found, 0
+        n_repeated = known[known.duplicated()].nunique()
+        return [f"{name}#{row}" for name, row in zip(found, rows.tolist(), strict=True)], n_repeated
 
     def gene_names(self, column: str, *, raw: bool = False) -> list[Any]:
         """Read the gene names.
