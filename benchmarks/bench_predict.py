@@ -33,10 +33,10 @@ from tqdm import tqdm
 from recipe.cello1.constrained import Cursor, Vocabulary, mask_logits, matching_for
 from recipe.cello1.engine import Engine, Sampling, start_engine
 from recipe.cello1.predict import predict
+from recipe.cello1.prediction_records import read_predictions
 from recipe.cello1.prompt import messages
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.records import read_predictions
 from recipe.cello1.scoring import score_answer
 from recipe.cello1.tiny_model import build_model, build_tokenizer
 

@@ -17,9 +17,9 @@ from recipe.cello1.engine import EngineError, Sampling, start_engine
 from recipe.cello1.evaluate import evaluate
 from recipe.cello1.files import atomic_write, dumps
 from recipe.cello1.predict import predict
+from recipe.cello1.prediction_records import read_predictions
 from recipe.cello1.prompt import LAYOUTS
 from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.records import read_predictions
 from recipe.cello1.report import rules_markdown
 
 

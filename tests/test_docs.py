@@ -13,7 +13,8 @@ import pytest
 
 from recipe.cello1.answer import Reason
 from recipe.cello1.data.options import make_parser
-from recipe.cello1.records import error_record, item_to_puzzle, prediction_record, puzzle_to_item, rl_row
+from recipe.cello1.prediction_records import error_record, prediction_record
+from recipe.cello1.records import item_to_puzzle, puzzle_to_item, rl_row
 from recipe.cello1.scoring import score_answer
 from tests.test_packaging import project_files
 

@@ -14,7 +14,18 @@ OURS = {"recipe", "scverse_plugin", "cello1_verl"}
 
 # What is run of tests/recipe: floor 0 and each seam to verl. The rest needs engines, cells or the processes of a run,
 # and knows no more of where the recipe lies than these do.
-FLOOR_0 = ("puzzle", "context", "answer", "prompt", "scoring", "voting", "records", "shaping", "curriculum")
+FLOOR_0 = (
+    "puzzle",
+    "context",
+    "answer",
+    "prompt",
+    "scoring",
+    "voting",
+    "records",
+    "prediction_records",
+    "shaping",
+    "curriculum",
+)
 SEAMS = ("reward_manager", "dataset", "replay_buffer", "rl_parquet")
 CONFIGS = (  # of the many compositions, one of each kind
     "test_published_settings",

@@ -23,10 +23,11 @@ from recipe.cello1.files import atomic_write, dumps
 from recipe.cello1.intervals import LEVEL, Estimate, mcnemar, paired_difference, wilson
 from recipe.cello1.ontology import CellOntology, load_ontology
 from recipe.cello1.open_ended import by_judge, by_ontology
+from recipe.cello1.prediction_records import RUN_KEYS, read_predictions
 from recipe.cello1.prompt import VARIANTS
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.records import RUN_KEYS, USER_KEYS, read_predictions
+from recipe.cello1.records import USER_KEYS
 from recipe.cello1.report import render, to_markdown
 from recipe.cello1.report_html import to_html
 from recipe.cello1.rules import compare_rules

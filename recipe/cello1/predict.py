@@ -26,14 +26,11 @@ from tqdm import tqdm
 from recipe.cello1.asking import add_asking, add_engines, engine_options, sampling_of
 from recipe.cello1.engine import Completion, Engine, EngineError, Failure, Request, Sampling, start_engines
 from recipe.cello1.prediction_files import prediction_files
+from recipe.cello1.prediction_records import error_record, prediction_record
 from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.records import (
-    error_record,
-    prediction_record,
-    puzzle_to_item,
-)
+from recipe.cello1.records import puzzle_to_item
 
 
 @dataclass(frozen=True, slots=True)

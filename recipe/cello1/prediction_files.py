@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items, write_items
-from recipe.cello1.records import RUN_KEYS, check_prediction, read_predictions
+from recipe.cello1.prediction_records import RUN_KEYS, check_prediction, read_predictions
 
 Record = Mapping[str, Any]
 Key = tuple[int, int]  # index of the item, number of the sample

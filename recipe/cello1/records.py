@@ -1,12 +1,12 @@
-"""Puzzle items, RL rows and predictions as plain dicts, and the files they stand in.
+"""Puzzle items and RL rows as plain dicts, and the files they stand in.
 
 Layouts (all of them the field's own, so that published files load here and ours load there):
 
 - *Puzzle item*: ``{system_msg, user_msg, assistant_msg}``; files that say ``question`` and ``answer`` are read too.
   The gold stands in ``assistant_msg`` as ``A | B`` or as a full trace with think and answer tags.
 - *RL row*: the dict of one row of verl's parquet schema (written to parquet elsewhere).
-- *Prediction*: the item with ``prediction`` and how it was made. A failure of the machinery is an *error record*, which
-  has ``error`` and no ``prediction``, so that it can never be scored.
+
+Predictions are in :mod:`recipe.cello1.prediction_records`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.answer import TAGS, format_answer, join_types, parse_answer, split_types
-from recipe.cello1.files import read_items, read_json, write_items
-from recipe.cello1.prompt import Layout, Variant, chat, check_layout, instruction, parse_user, render_user
+from recipe.cello1.files import read_items, write_items
+from recipe.cello1.prompt import Layout, Variant, chat, instruction, parse_user, render_user
 from recipe.cello1.puzzle import Puzzle
 
 DATA_SOURCE = "cell_data"  # the published reward refuses any other
@@ -108,7 +108,7 @@ def item_to_puzzle(
     answer = None
     if require_gold or any(key in item for key in GOLD_KEYS):
         gold_key = _one_key(item, GOLD_KEYS, where)
-        answer, reasoning = _read_gold(item[gold_key], f"{where}, key '{gold_key}'")
+        answer, reasoning = read_gold(item[gold_key], f"{where}, key '{gold_key}'")
         if reasoning is not None:
             meta[REASONING_KEY] = reasoning
     key = user_key
@@ -142,8 +142,25 @@ def _agree(text: str, other: str) -> bool:
     return text == other or (parse_answer(text).ok and parse_answer(text).items == split_types(other))
 
 
-def _read_gold(text: str, where: str) -> tuple[tuple[str, ...], str | None]:
-    """Read ``A | B`` or a full trace into types and reasoning (``None`` for types only)."""
+def read_gold(text: str, where: str) -> tuple[tuple[str, ...], str | None]:
+    """Read the gold of an item.
+
+    Parameters
+    ----------
+    text
+        ``A | B``, or a full trace.
+    where
+        How to name it in messages.
+
+    Returns
+    -------
+    Types in cell order, and the reasoning (``None`` for types only).
+
+    Raises
+    ------
+    ValueError
+        If it is empty or a malformed trace.
+    """
     if not any(tag in text for tag in TAGS):
         types = split_types(text)
         if not types:
@@ -342,187 +359,3 @@ def puzzle_from_rl_row(row: Mapping[str, Any], index: int = 0, variant: Variant 
     except ValueError as error:
         msg = f"row {index}, column 'extra_info': {error}"
         raise ValueError(msg) from None
-
-
-# ----------------------------------------------------------------------------------------------------- predictions
-
-# How the answers of a run were made; a file with other values of these is of another run.
-RUN_KEYS = ("engine", "model", "fingerprint", "sampling", "prompt_layout")
-
-
-def prediction_record(
-    item: Mapping[str, Any],
-    prediction: str,
-    *,
-    index: int,
-    engine: str,
-    sampling: Mapping[str, Any],
-    finish_reason: str,
-    tokens: int,
-    prompt_layout: Layout = "system",
-    **more: Any,
-) -> dict[str, Any]:
-    """Make the record of one answered item.
-
-    Parameters
-    ----------
-    item
-        The puzzle item; the record repeats it, as the published files do.
-    prediction
-        The response.
-    index
-        Position of the item in its data set.
-    engine
-        What answered, ``"vllm"`` for example.
-    sampling
-        Sampling options, temperature and seed among them.
-    finish_reason
-        Why the response ended, ``"stop"`` or ``"length"`` for example.
-    tokens
-        Number of tokens in the response.
-    prompt_layout
-        Prompt layout used.
-    **more
-        Further facts (``model``, ``sample``...).
-
-    Returns
-    -------
-    The record.
-
-    Raises
-    ------
-    ValueError
-        If ``prediction`` is not a str (a failure is an :func:`error_record`), or the item already has one.
-    """
-    if not isinstance(prediction, str):
-        msg = f"prediction of item {index} must be a str, got {type(prediction).__name__}; record failures as errors"
-        raise ValueError(msg)
-    return _record(item, index, engine, sampling, prompt_layout, more) | {
-        "prediction": prediction,
-        "finish_reason": finish_reason,
-        "tokens": int(tokens),
-    }
-
-
-def error_record(
-    item: Mapping[str, Any],
-    error: str | BaseException,
-    *,
-    index: int,
-    engine: str,
-    sampling: Mapping[str, Any],
-    prompt_layout: Layout = "system",
-    **more: Any,
-) -> dict[str, Any]:
-    """Make the record of an item that the machinery failed to answer. It is never scored.
-
-    Parameters
-    ----------
-    item
-        The puzzle item.
-    error
-        What failed, as an exception or in words.
-    index, engine, sampling, prompt_layout, **more
-        As for :func:`prediction_record`.
-
-    Returns
-    -------
-    The record: ``error`` and no ``prediction``.
-    """
-    text = f"{type(error).__name__}: {error}" if isinstance(error, BaseException) else str(error)
-    return _record(item, index, engine, sampling, prompt_layout, more) | {"error": text}
-
-
-def _record(
-    item: Mapping[str, Any],
-    index: int,
-    engine: str,
-    sampling: Mapping[str, Any],
-    layout: Layout,
-    more: Mapping[str, Any],
-) -> dict[str, Any]:
-    own = {
-        "index": int(index),
-        "engine": engine,
-        "sampling": dict(sampling),
-        "prompt_layout": check_layout(layout),
-        **more,
-    }
-    # The published evaluator takes the gold from "answer".
-    if "answer" not in item and isinstance(item.get("assistant_msg"), str):
-        own["answer"] = join_types(_read_gold(item["assistant_msg"], f"item {index}, key 'assistant_msg'")[0])
-    if clash := [key for key in item if key in own and item[key] != own[key]] + [
-        key for key in ("prediction", "error", "finish_reason", "tokens") if key in item
-    ]:
-        msg = f"item {index} already has the keys {clash}, which the record would overwrite; remove them from the data"
-        raise ValueError(msg)
-    return {**item, **own}
-
-
-def check_prediction(record: Mapping[str, Any], where: str = "record") -> bool:
-    """Check a prediction or error record.
-
-    Parameters
-    ----------
-    record
-        The record; of the published layout only ``prediction`` is needed.
-    where
-        How to name it in messages.
-
-    Returns
-    -------
-    ``True`` for a prediction, ``False`` for an error record.
-
-    Raises
-    ------
-    ValueError
-        If it is neither, or both.
-    """
-    if not isinstance(record, Mapping):
-        msg = f"{where} must be an object, got {type(record).__name__}"
-        raise ValueError(msg)
-    kinds = [key for key in ("prediction", "error") if key in record]
-    if len(kinds) != 1:
-        msg = f"{where} must have either 'prediction' or 'error', its keys are {sorted(map(str, record))}"
-        raise ValueError(msg)
-    if not isinstance(record[kinds[0]], str):
-        msg = f"{where}, key '{kinds[0]}': must be a str, got {type(record[kinds[0]]).__name__}"
-        raise ValueError(msg)
-    return kinds[0] == "prediction"
-
-
-def read_predictions(path: str | Path) -> list[dict[str, Any]]:
-    """Read prediction and error records.
-
-    Parameters
-    ----------
-    path
-        A ``.jsonl`` file, a ``.json`` list, or a folder of one ``<index>.json`` per item (the published layout).
-
-    Returns
-    -------
-    The records in order of the file, or of the number in the file names, each with its ``index``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such path.
-    ValueError
-        If there is no record, a record is neither prediction nor error, or a file name is not a number.
-    """
-    path = Path(path)
-    if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix == ".json"]
-        if strange := sorted(file.name for file in files if not file.stem.isdecimal()):
-            msg = f"{path}: {strange[0]!r} is not named after an item (<index>.json); move it elsewhere"
-            raise ValueError(msg)
-        files.sort(key=lambda file: int(file.stem))
-        named = [(str(file), int(file.stem), read_json(file)) for file in files]
-    else:
-        named = [(f"{path}: record {i}", i, record) for i, record in enumerate(read_items(path))]
-    if not named:
-        msg = f"{path} holds no predictions"
-        raise ValueError(msg)
-    for where, _, record in named:
-        check_prediction(record, where)
-    return [{"index": index, **record} for _, index, record in named]

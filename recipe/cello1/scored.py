@@ -17,9 +17,10 @@ import numpy as np
 
 from recipe.cello1.answer import parse_answer, split_types
 from recipe.cello1.intervals import Estimate, estimate
+from recipe.cello1.prediction_records import check_prediction
 from recipe.cello1.prompt import VARIANTS, parse_user
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import GOLD_KEYS, USER_KEYS, check_prediction
+from recipe.cello1.records import GOLD_KEYS, USER_KEYS
 from recipe.cello1.scoring import Score, score_answer
 
 # The published script stores what an exception said as the prediction.

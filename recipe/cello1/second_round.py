@@ -22,9 +22,9 @@ from recipe.cello1.asking import add_asking, add_engines, engine_options, sampli
 from recipe.cello1.engine import EngineError, start_engines
 from recipe.cello1.files import write_items
 from recipe.cello1.predict import predict
+from recipe.cello1.prediction_records import read_predictions
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.records import read_predictions
 from recipe.cello1.vote import add_weighted, vote_records
 from recipe.cello1.voting import Answer, Consensus, consensus, has_logprobs, read_answers, record_weights
 

@@ -228,6 +228,7 @@ def train(settings: Mapping[str, Any]) -> Path:
         model.config.use_cache = True
         save_model(target, model, trainer.processing_class, weights)
     trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # a process group that is left behind may keep a process from ending
     return target
 
 

@@ -25,9 +25,10 @@ from recipe.cello1.evaluate import evaluate
 from recipe.cello1.files import atomic_write, dumps, replacing
 from recipe.cello1.hf_folder import model_fingerprint
 from recipe.cello1.predict import predict
+from recipe.cello1.prediction_records import read_predictions
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import PuzzleFile, load_puzzles
-from recipe.cello1.records import puzzle_to_item, read_predictions
+from recipe.cello1.records import puzzle_to_item
 from recipe.cello1.report import METRICS, Table, print_table, terminal, with_interval
 from recipe.cello1.watch import read_metrics
 

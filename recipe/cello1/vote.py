@@ -15,8 +15,9 @@ import numpy as np
 
 from recipe.cello1.answer import format_answer
 from recipe.cello1.files import write_items
+from recipe.cello1.prediction_records import RUN_KEYS, check_prediction, read_predictions
 from recipe.cello1.prompt import VARIANTS, Variant
-from recipe.cello1.records import RUN_KEYS, check_prediction, item_to_puzzle, read_predictions
+from recipe.cello1.records import item_to_puzzle
 from recipe.cello1.voting import (
     Answer,
     consensus,

@@ -29,6 +29,7 @@ FLOOR_0 = (
     "scoring",
     "files",
     "records",
+    "prediction_records",
     "shaping",
     "curriculum",
     "versions",

@@ -10,10 +10,11 @@ from recipe.cello1.answer import format_answer
 from recipe.cello1.engine import Completion, EngineBase, Failure, Sampling
 from recipe.cello1.files import read_items
 from recipe.cello1.predict import main, predict, sample_seed
+from recipe.cello1.prediction_records import read_predictions
 from recipe.cello1.prompt import LAYOUTS, messages
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.records import puzzle_to_item, read_predictions, rl_row, write_puzzles
+from recipe.cello1.records import puzzle_to_item, rl_row, write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 
 TYPES = ("B cell", "NK cell", "T cell")

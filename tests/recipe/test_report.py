@@ -7,8 +7,9 @@ from rich.console import Console
 
 from recipe.cello1.answer import format_answer
 from recipe.cello1.evaluate import compare, evaluate
+from recipe.cello1.prediction_records import error_record, prediction_record
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import error_record, prediction_record, puzzle_to_item
+from recipe.cello1.records import puzzle_to_item
 from recipe.cello1.report import render, rules_markdown, to_markdown
 from recipe.cello1.report_html import to_html
 

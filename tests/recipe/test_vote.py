@@ -3,8 +3,9 @@ import pytest
 from recipe.cello1.answer import format_answer
 from recipe.cello1.evaluate import evaluate
 from recipe.cello1.files import read_items, write_items
+from recipe.cello1.prediction_records import error_record, prediction_record
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import error_record, prediction_record, puzzle_to_item
+from recipe.cello1.records import puzzle_to_item
 from recipe.cello1.vote import main, vote_records
 from recipe.cello1.voting import logprob_weights
 
