@@ -1,8 +1,8 @@
 """Predictions as plain dicts, and the files they stand in.
 
-A *prediction* is the item with ``prediction`` and how it was made. A failure of the machinery is an *error record*, which
-has ``error`` and no ``prediction``, so that it can never be scored. The published folders of ``<index>.json`` are read as
-well.
+A *prediction* is the item with ``prediction`` and how it was made. A failure of the machinery is an *error record*,
+which has ``error`` and no ``prediction``, so that it can never be scored. The published folders of ``<index>.json`` are
+read as well.
 """
 
 from __future__ import annotations
