@@ -344,7 +344,9 @@ def _accumulation(own: Mapping[str, Any]) -> int:
 
 def _use_one_gpu() -> None:
     """Hide all GPUs but one from a process that is alone: the trainer would take them all, with a batch for each."""
-    if "WORLD_SIZE" not in os.environ:
+    import torch
+
+    if "WORLD_SIZE" not in os.environ and torch.cuda.device_count() > 1:
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 
 

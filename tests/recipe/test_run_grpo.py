@@ -109,7 +109,7 @@ def test_smoke_run_of_ppo(tmp_path):
     assert [step["step"] for step in steps] == [1, 2]
     assert all(step["critic/lr"] <= 1e-3 and step["critic/vf_loss"] > 0 for step in steps)
     assert steps[-1]["critic/lr"] == pytest.approx(1e-3)
-    assert [path.name for path in (output / "ppo").glob("global_step_*/critic")] == ["critic"], "one is kept"
+    assert len(list((output / "ppo").glob("global_step_*/critic"))) == 2, "both are kept"
     summary = json.loads((output / "summary" / "summary.json").read_text())
     assert list(summary["stages"]) == ["before SFT", "after SFT", "after PPO"]
     assert json.loads((output / "run.json").read_text())["name"] == "cello1_ppo"

@@ -190,14 +190,25 @@ class TestProcesses:
             sft._accumulation({})
 
     @pytest.mark.parametrize(
-        ("before", "after"), [(None, "0"), ("3,1", "3"), ("", ""), ("GPU-12ab,GPU-34cd", "GPU-12ab")]
+        ("count", "before", "after"),
+        [
+            (8, None, "0"),
+            (2, "3,1", "3"),
+            (2, "GPU-12ab,GPU-34cd", "GPU-12ab"),
+            (1, "3", "3"),
+            (0, "", ""),
+            (0, None, None),
+        ],
     )
-    def test_a_process_that_is_alone_sees_one_gpu(self, monkeypatch, before, after):
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        if before is not None:
+    def test_a_process_that_is_alone_sees_one_gpu(self, monkeypatch, count, before, after):
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that what is there comes back after the test
+        if before is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        else:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
         sft._use_one_gpu()
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == after
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == after
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
         sft._use_one_gpu()

@@ -133,10 +133,14 @@ def test_dapo_with_balanced_micro_batches(train, tmp_path):
 
 
 def test_gspo_with_the_rest_of_the_group_as_baseline_in_the_asynchronous_mode(train):
-    steps = train("+variant=[gspo,rloo,colocate_async]", "actor_rollout_ref.actor.ppo_mini_batch_size=2")
+    updates = [
+        "actor_rollout_ref.actor.ppo_mini_batch_size=1",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
+    ]
+    steps = train("+variant=[gspo,rloo,colocate_async]", *updates)
     # RLOO: the difference of two scores of -1, 0, 1, neither halved nor divided by their deviation.
     assert advantages(steps) and advantages(steps) <= {1.0, 2.0}
-    # GSPO: a clip range of 3e-4, which the second update of a step leaves; a range of 0.2 would hold it.
+    # GSPO: a clip range of 3e-4, which the later updates of a step leave; a range of 0.2 would hold it.
     assert any(step["actor/pg_clipfrac"] > 0 for step in steps)
     assert not any("actor/kl_loss" in step for step in steps)
     # The second batch was begun before the update of the first.
