@@ -16,16 +16,13 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 HARDWARE=${HARDWARE:-1x140gb}
 out=${OUTPUT:-$root/outputs/bench_gpu-$HARDWARE}
-rm -rf "$out/metrics" "$out/grpo"
+rm -rf "$out/run"
 "$PYTHON" benchmarks/gpu_inputs.py --out "$out"
-"$PYTHON" -m recipe.cello1.watch --log "$out/grpo.log" --metrics "$out/metrics" --description GRPO -- \
-  "$PYTHON" -m verl.trainer.main_ppo --config-path "$root/recipe/cello1/config" --config-name cello1_grpo \
-  "hardware=$HARDWARE" "data.train_files=$out/train.parquet" "data.val_files=$out/train.parquet" \
-  "actor_rollout_ref.model.path=$out/model" "trainer.default_local_dir=$out/grpo" "hydra.run.dir=$out/hydra" \
-  "trainer.logger=[file]" trainer.total_training_steps=10 trainer.save_freq=-1 trainer.test_freq=-1 \
-  trainer.val_before_train=false data.max_response_length=1024 "$@"
+MODEL=$out/model TRAIN_DATA=$out/train.parquet VAL_DATA=$out/train.parquet OUTPUT=$out/run HARDWARE=$HARDWARE TRAIN_ONLY=1 \
+  bash recipe/cello1/run_grpo.sh "trainer.logger=[file]" trainer.total_training_steps=10 trainer.save_freq=-1 \
+  trainer.test_freq=-1 trainer.val_before_train=false data.max_response_length=1024 "$@"
 mkdir -p benchmarks/results
 {
-  "$PYTHON" benchmarks/gpu_report.py "$out/metrics" --hardware "$HARDWARE"
-  "$PYTHON" benchmarks/bench_training_overhead.py --metrics "$out/metrics" --batch 64x5
+  "$PYTHON" benchmarks/gpu_report.py "$out/run/metrics" --hardware "$HARDWARE"
+  "$PYTHON" benchmarks/bench_training_overhead.py --metrics "$out/run/metrics" --batch 64x5
 } | tee "benchmarks/results/gpu-$HARDWARE.md"

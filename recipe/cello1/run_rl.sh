@@ -6,8 +6,8 @@
 #   MODEL=... TRAIN_DATA=... VAL_DATA=... bash recipe/cello1/run_grpo.sh       the published 7B configuration on your data
 #
 # Variables: MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle JSON), OUTPUT (folder), HARDWARE (a file
-# of config/hardware), NNODES, RAY_ADDRESS (a running Ray cluster, for several nodes), SEED. Arguments are Hydra overrides,
-# passed to verl as they are: +variant=dapo, for instance.
+# of config/hardware), NNODES, RAY_ADDRESS (a running Ray cluster, for several nodes), SEED, TRAIN_ONLY (1: neither export nor
+# evaluation). Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance.
 # Killed and started again with the same OUTPUT it goes on where it was; with another model, data or settings it is refused.
 set -euo pipefail
 
@@ -105,6 +105,7 @@ if [ ! -e "$OUTPUT/model" ]; then
     "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${settings[@]}" \
     "data.train_files=$train_file" "data.val_files=$val_file" "actor_rollout_ref.model.path=$MODEL" \
     "trainer.default_local_dir=$OUTPUT/$algorithm" "hydra.run.dir=$OUTPUT/hydra" "$@"
+  [ "${TRAIN_ONLY:-0}" = 0 ] || exit 0
   stage "checkpoint to Hugging Face format"
   "$PYTHON" -m recipe.cello1.export "$OUTPUT/$algorithm" --out "$OUTPUT/model" \
     --config "$composed" --metrics "$OUTPUT/metrics"
