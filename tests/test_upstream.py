@@ -9,23 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.recipe.test_import_walls import FLOOR_0 as WHOLE_FLOOR_0
+
 ROOT = Path(__file__).parents[1]
 OURS = {"recipe", "scverse_plugin", "cello1_verl"}
 
 # What is run of tests/recipe: floor 0 and each seam to verl. The rest needs engines, cells or the processes of a run,
 # and knows no more of where the recipe lies than these do.
-FLOOR_0 = (
-    "puzzle",
-    "context",
-    "answer",
-    "prompt",
-    "scoring",
-    "voting",
-    "records",
-    "prediction_records",
-    "shaping",
-    "curriculum",
-)
+FLOOR_0 = [name for name in WHOLE_FLOOR_0 if name not in ("files", "versions")]
 SEAMS = ("reward_manager", "dataset", "replay_buffer", "rl_parquet")
 CONFIGS = (  # of the many compositions, one of each kind
     "test_published_settings",

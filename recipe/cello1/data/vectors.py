@@ -107,9 +107,12 @@ class RawVector:
         self.plain = not chunks.deflate
         self._chunks = chunks
         self._file = file
-        # For each chunk the one that ends the run of those that lie one behind the other in the file.
-        ends = np.append(np.flatnonzero(np.diff(chunks.address) != chunks.size[:-1]) + 1, len(chunks.address))
-        self._run_ends = ends[np.searchsorted(ends, np.arange(len(chunks.address)), side="right")]
+        # For each chunk the end of those that are read at once with it: plain ones that follow each other in the file.
+        cuts = np.full(len(chunks.address) - 1, True)
+        if self.plain:
+            cuts = np.diff(chunks.address) != chunks.size[:-1]
+        ends = np.append(np.flatnonzero(cuts) + 1, len(chunks.address))
+        self._ends = ends[np.searchsorted(ends, np.arange(len(chunks.address)), side="right")]
 
     def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
         """Read the ranges one after the other into one array."""
@@ -121,27 +124,23 @@ class RawVector:
         return out.astype(self.dtype, copy=False)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
-        """Cut a range at the chunk borders: chunk number, beginning and end inside the chunk."""
+        """Cut a range into what is read at once: number of its first chunk, beginning and end counted from there."""
         length = self._chunks.length
         while start < stop:
             number, first = divmod(start, length)
-            last = min(first + stop - start, length)
+            last = min(first + stop - start, (int(self._ends[number]) - number) * length)
             yield number, first, last
             start += last - first
 
     def _gather_plain(self, starts: np.ndarray, stops: np.ndarray, out: np.ndarray) -> None:
-        width, chunks = self._stored.itemsize, self._chunks
+        width = self._stored.itemsize
         view = out.data.cast("B") if len(out) else memoryview(b"")
         position = 0
         for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-            while start < stop:
-                number, first = divmod(start, chunks.length)
-                # Chunks written one after the other are read at once.
-                last = min(int(self._run_ends[number]) * chunks.length, stop)
-                size = (last - start) * width
-                self._read_into(view[position : position + size], int(chunks.address[number]) + first * width)
+            for number, first, last in self._pieces(start, stop):
+                size = (last - first) * width
+                self._read_into(view[position : position + size], int(self._chunks.address[number]) + first * width)
                 position += size
-                start = last
 
     def _read_into(self, part: memoryview, address: int) -> None:
         while len(part):
