@@ -25,6 +25,7 @@ ANNOTATE = [
 # What both training sets share, at the versions that were seen to resolve and to run together.
 TRAIN = [
     "rich>=13",  # the tables of the commands
+    "psutil>=6",  # finds what a training run has started
     "ray==2.60.0",
     "tensordict==0.10.0",  # the newest that verl 0.9.1 takes
     "TransferQueue==0.1.11",  # verl 0.9.1 imports it at the top of its trainer, but names it in an extra only

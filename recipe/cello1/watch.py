@@ -4,7 +4,8 @@
 
 verl prints thousands of lines and, resumed, starts its metrics file anew. Here the lines go to ``--log`` (appended),
 each attempt gets a metrics file of its own (:func:`read_metrics` joins them), and a failure ends with the one line that
-says why. The command is stopped together with this process, so that no Ray cluster is left behind.
+says why. The command is stopped together with this process, and the end is reported when all that it started is gone:
+no Ray cluster is left behind, and its memory is free for what comes next.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 METRICS_VARIABLE = "VERL_FILE_LOGGER_PATH"  # where verl's "file" logger writes one JSON line a step
@@ -30,7 +33,7 @@ _TOTAL_STEPS = re.compile(rb"Total training steps: (\d+)")
 _ERROR = re.compile(r"^(?:\x1b\[\d+m\([^)]*\)\x1b\[0m )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)$")
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _POLL_S = 0.5
-_GRACE_S = 30  # Ray needs some seconds to take its processes down
+_GRACE_S = 30  # Ray needs some seconds to take its processes down; then they are killed
 # What the bar shows: verl's metric, label.
 _SHOWN = (("critic/score/mean", "reward"), ("training/reward/cell_accuracy", "cells"), ("timing_s/step", "s/step"))
 
@@ -83,16 +86,31 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _stop(process: subprocess.Popen) -> None:
-    for signal_number, patience in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, None)):
-        try:
-            os.killpg(process.pid, signal_number)
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            pass
-        return
+def _processes_of(attempt: Path) -> list[psutil.Process]:
+    """Find the processes of an attempt: all that inherited the name of its metrics file and are more than a zombie."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # gone, or not ours to look into
+            if process.environ().get(METRICS_VARIABLE) == str(attempt):
+                found.append(process)
+    return found
+
+
+def _stop(process: subprocess.Popen, attempt: Path) -> None:
+    """Take the command down with all it has started.
+
+    Ray's workers are in groups of their own and outlive the command by the seconds in which they miss their node;
+    whoever comes next needs the memory that they hold.
+    """
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + _GRACE_S
+    while process.poll() is None or _processes_of(attempt):
+        if time.monotonic() > deadline:
+            for left in _processes_of(attempt):
+                with suppress(psutil.Error):
+                    left.kill()
+        time.sleep(_POLL_S)
 
 
 def _interrupted(signal_number: int, frame: object) -> None:
@@ -168,18 +186,18 @@ def watch(
     log, metrics = Path(log), Path(metrics)
     log.parent.mkdir(parents=True, exist_ok=True)
     metrics.mkdir(parents=True, exist_ok=True)
-    attempt = metrics / f"attempt-{len(list(metrics.glob('attempt-*.jsonl'))):03d}.jsonl"
+    attempt = metrics.absolute() / f"attempt-{len(list(metrics.glob('attempt-*.jsonl'))):03d}.jsonl"
     started_by = parent()
     bar = _Bar(description)
     with open(log, "ab") as sink:
         bar.skip(log)
         start = log.stat().st_size
         process = subprocess.Popen(
-            [argument.replace(METRICS_MARK, str(attempt.absolute())) for argument in command],
+            [argument.replace(METRICS_MARK, str(attempt)) for argument in command],
             stdout=sink,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, METRICS_VARIABLE: str(attempt.absolute())},
+            env={**os.environ, METRICS_VARIABLE: str(attempt)},
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -195,7 +213,7 @@ def watch(
         pass
     finally:
         signal.signal(signal.SIGTERM, previous)
-        _stop(process)
+        _stop(process, attempt)
         bar.update(attempt, log)
         bar.close()
     if code:

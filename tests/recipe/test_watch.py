@@ -88,6 +88,21 @@ def test_command_is_stopped_with_its_starter(tmp_path, monkeypatch):
     assert not pid.exists() or not alive(int(pid.read_text()))
 
 
+@pytest.mark.parametrize(("ending", "grace_s"), [("time.sleep(2)", 60), ("time.sleep(600)", 1)])
+def test_the_end_is_that_of_all_processes(tmp_path, monkeypatch, ending, grace_s):
+    """One in a session of its own, as Ray's workers are: waited for, and killed where it does not end."""
+    monkeypatch.setattr(module, "_GRACE_S", grace_s)
+    pid = tmp_path / "pid"
+    child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); {ending}"
+    command = f"""
+        import os, subprocess, sys, time
+        subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=True)
+        while not os.path.exists({str(pid)!r}): time.sleep(0.05)
+    """
+    assert watch(python(command), tmp_path / "log", tmp_path / "m") == 0
+    assert not alive(int(pid.read_text()))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")
 def test_command_does_not_outlive_a_killed_watch(tmp_path):
     pid = tmp_path / "pid"
