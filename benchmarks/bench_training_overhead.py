@@ -40,8 +40,8 @@ from recipe.cello1.answer import join_types
 from recipe.cello1.files import atomic_write
 from recipe.cello1.prompt import render_user
 from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.run_metrics import read_metrics
 from recipe.cello1.scoring import score_answer
-from recipe.cello1.watch import read_metrics
 
 SHARE = 0.02  # of a step
 PACKAGES = ("cello1", "verl", "torch", "transformers", "datasets", "numpy")

@@ -35,7 +35,7 @@ from recipe.cello1.engine import ENGINES, LOGITS_PROCESSOR, Completion, EngineBa
 from recipe.cello1.environment import required_verl
 from recipe.cello1.predict import predict
 from recipe.cello1.prompt import instruction, parse_user
-from recipe.cello1.records import read_puzzles, write_puzzles
+from recipe.cello1.puzzle_files import load_puzzles, write_puzzles
 from recipe.cello1.shaping import read_shaping
 from scverse_plugin import _cli
 from tests.plugin.toy import MARKERS, toy
@@ -93,7 +93,7 @@ def inputs(tmp_path_factory) -> Path:
     made = folder / "made"
     arguments = ["--out", str(made), "--per-size", "8", "--workers", "1", "--quiet"]
     assert prepare_data.main([str(folder / "H5AD_FOLDER"), *arguments]) == 0
-    train, test = (read_puzzles(made / side / f"{side}_data.json") for side in ("train", "test"))
+    train, test = (load_puzzles(made / side / f"{side}_data.json").puzzles for side in ("train", "test"))
     for name, puzzles in {"train": train[9:], "val": train[:9], "test": test, "puzzles": train[:9]}.items():
         write_puzzles(folder / f"{name}.json", puzzles)
     predict(Solver("MODEL"), test, folder / "answers.jsonl", sampling=Sampling(), progress=False)

@@ -38,7 +38,8 @@ from recipe.cello1.files import atomic_write, dumps, sha256
 from recipe.cello1.hf_folder import save_model
 from recipe.cello1.prompt import LAYOUTS, Layout, messages
 from recipe.cello1.puzzle import Puzzle, sample_puzzles
-from recipe.cello1.records import REASONING_KEY, write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
+from recipe.cello1.records import REASONING_KEY
 from recipe.cello1.rl_parquet import write_rl_parquet
 from recipe.cello1.tiny_model import build_model, build_tokenizer
 from recipe.cello1.traces import add_traces, marker_evidence

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from recipe.cello1.engine import Completion, EngineBase, EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.ray_workers import worker_variables
 
 _LEAST_SHARE = 8
 _LARGEST_SHARE = 1024
@@ -104,9 +104,7 @@ class RayEngines(EngineBase):
         # num_cpus=0: engines on the CPU share its cores whatever Ray counts; each is told its part of them.
         threads = max(1, (os.cpu_count() or 1) // number)
         environment = {} if needed else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
-        # The actors must find this package also where it is not installed.
-        paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+        environment |= worker_variables()
         remote = ray.remote(_Worker).options(num_gpus=needed, num_cpus=0, runtime_env={"env_vars": environment})
         self._actors = [remote.remote(engine, model, options) for _ in range(number)]
         try:

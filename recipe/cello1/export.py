@@ -20,7 +20,7 @@ from typing import Any
 
 from recipe.cello1.hf_folder import save_folder
 from recipe.cello1.model_card import model_card
-from recipe.cello1.watch import read_metrics
+from recipe.cello1.run_metrics import read_metrics
 
 STEP_PREFIX = "global_step_"
 TRACKER = "latest_checkpointed_iteration.txt"  # written by verl once a checkpoint is complete

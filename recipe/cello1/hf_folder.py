@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,8 +17,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _WEIGHTS = (".safetensors", ".bin")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SAMPLES = 64  # places of a file of weights that are read
 _SAMPLE_BYTES = 1 << 16
+
+
+def is_hub_name(model: str) -> bool:
+    """Tell names on the Hugging Face hub from paths, by their form alone.
+
+    Parameters
+    ----------
+    model
+        What may be either.
+
+    Returns
+    -------
+    Whether it has the form ``owner/name``.
+    """
+    return _HUB_NAME.fullmatch(model) is not None
 
 
 def check_model_path(model: str) -> None:
@@ -38,7 +55,7 @@ def check_model_path(model: str) -> None:
         if not (path / "config.json").is_file():
             msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
             raise FileNotFoundError(msg)
-    elif path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+    elif not is_hub_name(model):
         msg = f"model: {model} does not exist; give a model folder, or a name on the Hugging Face hub (owner/name)"
         raise FileNotFoundError(msg)
 

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from recipe.cello1.files import sha256
+from recipe.cello1.run_metrics import REWARD, first_and_last
 from recipe.cello1.versions import package_versions
 
 # verl's metric, and how the card calls it.
 _METRICS = (
-    ("critic/score/mean", "reward"),
+    (REWARD, "reward"),
     ("training/reward/cell_accuracy", "cell accuracy"),
     ("training/reward/exact_match", "exact match"),
     ("training/reward/format_valid", "valid format"),
     ("response_length/mean", "response length (tokens)"),
 )
-_STEPS = 5  # averaged at the start and at the end
 
 
 def _source(model: str) -> str:
@@ -42,7 +42,7 @@ def model_card(config: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], st
     config
         The composed training configuration; empty if it is not known.
     steps
-        What :func:`recipe.cello1.watch.read_metrics` returned.
+        What :func:`recipe.cello1.run_metrics.read_metrics` returned.
     step
         Training step of the checkpoint.
     difference
@@ -70,10 +70,8 @@ def model_card(config: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], st
     lines += [f"| check | logits differ from those of the sharded weights by {difference:.1e} of their norm |", ""]
     rows = []
     for key, label in _METRICS:
-        values = [entry[key] for entry in steps if entry["step"] <= step and key in entry]
-        if values:
-            n = max(1, min(_STEPS, len(values) // 2))
-            first, last = (sum(part) / n for part in (values[:n], values[-n:]))
+        if means := first_and_last([entry for entry in steps if entry["step"] <= step], key):
+            first, last, n = means
             rows.append(f"| {label}, {n} steps | {first:.3f} | {last:.3f} |")
     if rows:
         lines += ["| in training, mean over | at its beginning | at its end |", "| --- | --- | --- |"]

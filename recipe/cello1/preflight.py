@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -24,9 +23,9 @@ from typing import Any
 
 from recipe.cello1.export import TRACKER
 from recipe.cello1.files import sha256
-from recipe.cello1.hf_folder import model_fingerprint
+from recipe.cello1.hf_folder import is_hub_name, model_fingerprint
 from recipe.cello1.prompt import LAYOUTS, Layout
-from recipe.cello1.records import read_puzzles
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.rl_parquet import read_rl_parquet, write_rl_parquet
 from recipe.cello1.same_run import check_same_run, write_run
 
@@ -63,7 +62,6 @@ FREE = (
     "trainer.val_before_train",
     "trainer.validation_data_dir",
 )
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _WEIGHTS = ("*.safetensors", "*.bin")
 
 
@@ -90,7 +88,7 @@ def check_model(model: str) -> None:
             msg = f"MODEL={model} is not a complete Hugging Face model: it has no {', '.join(missing)}"
             raise FileNotFoundError(msg)
         return
-    if not _HUB_ID.fullmatch(model):
+    if not is_hub_name(model):
         msg = f"MODEL={model} does not exist; give a folder in Hugging Face format, or a Hub id such as owner/name"
         raise FileNotFoundError(msg)
     from httpx import HTTPError
@@ -176,7 +174,7 @@ def rl_data(path: str, split: str, out: str | Path, layout: Layout = "system") -
         msg = f"{path} does not exist; correct the path"
         raise FileNotFoundError(msg)
     target = Path(out) / f"{split}.parquet"
-    write_rl_parquet(target, read_puzzles(path), split, layout)
+    write_rl_parquet(target, load_puzzles(path, require_gold=True).puzzles, split, layout)
     return target
 
 

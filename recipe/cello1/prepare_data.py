@@ -44,7 +44,7 @@ from recipe.cello1.data.options import (
 )
 from recipe.cello1.data.outputs import copy_out
 from recipe.cello1.data.parallel import cpu_count, default_workers, run_jobs
-from recipe.cello1.data.parts import load_part, load_puzzles, save_part
+from recipe.cello1.data.parts import load_part, part_puzzles, save_part
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.files import atomic_write, dumps
@@ -155,7 +155,7 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Seq
     bad = [result for result in results if result.reason]
     good = [result for result in results if not result.reason]
     _report_files(results)
-    sources = [Source(result.name, partial(load_puzzles, args.out, result.name)) for result in good]
+    sources = [Source(result.name, partial(part_puzzles, args.out, result.name)) for result in good]
     about = {"inputs": [_about(result) for result in results]}
     records = [f"{RECORDS}/{result.name}.json" for result in good if args.raw and result.n_records]
     found = build(sources, args.out, settings, plan_of(args, args.split or "donor"), about, records)

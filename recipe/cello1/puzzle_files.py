@@ -1,16 +1,16 @@
-"""Puzzles from any file that holds some: JSON, JSONL or parquet, of puzzle items or of RL rows."""
+"""Files of puzzles: JSON, JSONL or parquet, of puzzle items or of RL rows; what is written are JSON items."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.files import read_items
+from recipe.cello1.files import read_items, write_items
 from recipe.cello1.prompt import Layout, Variant
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import item_to_puzzle, puzzle_from_rl_row
+from recipe.cello1.records import ITEM_KEYS, item_to_puzzle, puzzle_from_rl_row, puzzle_to_item
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 
@@ -61,29 +61,30 @@ def read_rows(path: str | Path) -> list[Any]:
     if path.suffix == ".parquet":
         from recipe.cello1.rl_parquet import read_table  # pyarrow, which who only annotates does not need
 
-        rows = read_table(path).to_pylist()
+        rows = [without_gaps(row) for row in read_table(path).to_pylist()]
     else:
-        rows = read_items(path)
-    rows = [without_gaps(row) if isinstance(row, Mapping) else row for row in rows]
+        rows = [without_gaps(row, ITEM_KEYS) if isinstance(row, Mapping) else row for row in read_items(path)]
     if not rows:
         msg = f"{path} holds no items"
         raise ValueError(msg)
     return rows
 
 
-def without_gaps(row: Mapping[str, Any]) -> dict[str, Any]:
+def without_gaps(row: Mapping[str, Any], keys: Collection[str] | None = None) -> dict[str, Any]:
     """Leave out what a row lacks: tables have a column for every key of any row, and ``None`` there.
 
     Parameters
     ----------
     row
         A row of a table.
+    keys
+        The keys whose ``None`` says that there is nothing; by default all.
 
     Returns
     -------
     What it has.
     """
-    return {key: value for key, value in row.items() if value is not None}
+    return {key: value for key, value in row.items() if value is not None or (keys is not None and key not in keys)}
 
 
 def is_rl_row(row: Any) -> bool:
@@ -180,3 +181,23 @@ def _agreed(rows: list[Any], key: str, asked: Any) -> Any:
         msg = f"its rows have {key} {next(iter(first))!r}, and {asked!r} is asked for; ask for what they have"
         raise ValueError(msg)
     return next(iter(first), asked)
+
+
+def write_puzzles(path: str | Path, puzzles: Iterable[Puzzle], variant: Variant = "batch") -> None:
+    """Write puzzles as a ``.json`` list or ``.jsonl``, atomically.
+
+    Parameters
+    ----------
+    path
+        Target file.
+    puzzles
+        What to write.
+    variant
+        Task variant.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is neither, or a puzzle cannot be written.
+    """
+    write_items(path, [puzzle_to_item(puzzle, variant) for puzzle in puzzles])

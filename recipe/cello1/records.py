@@ -1,24 +1,22 @@
-"""Puzzle items and RL rows as plain dicts, and the files they stand in.
+"""Puzzle items and RL rows as plain dicts.
 
 Layouts (all of them the field's own, so that published files load here and ours load there):
 
 - *Puzzle item*: ``{system_msg, user_msg, assistant_msg}``; files that say ``question`` and ``answer`` are read too.
   The gold stands in ``assistant_msg`` as ``A | B`` or as a full trace with think and answer tags.
-- *RL row*: the dict of one row of verl's parquet schema (written to parquet elsewhere).
+- *RL row*: the dict of one row of verl's parquet schema.
 
-Predictions are in :mod:`recipe.cello1.prediction_records`.
+Their files are in :mod:`recipe.cello1.puzzle_files`, predictions in :mod:`recipe.cello1.prediction_records`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from recipe.cello1.answer import TAGS, format_answer, join_types, parse_answer, split_types
-from recipe.cello1.files import read_items, write_items
 from recipe.cello1.prompt import Layout, Variant, chat, instruction, parse_user, render_user
 from recipe.cello1.puzzle import Puzzle
 
@@ -30,7 +28,7 @@ SYSTEM_KEY = "system_msg"
 META_KEYS = ("donor_id", "dataset", "tissue", "disease")
 REASONING_KEY = "reasoning"
 
-_ITEM_KEYS = (SYSTEM_KEY, *USER_KEYS, *GOLD_KEYS)
+ITEM_KEYS = (SYSTEM_KEY, *USER_KEYS, *GOLD_KEYS)
 
 
 # ---------------------------------------------------------------------------------------------------- puzzle items
@@ -61,7 +59,7 @@ def puzzle_to_item(puzzle: Puzzle, variant: Variant = "batch") -> dict[str, Any]
         reasoning = meta.pop(REASONING_KEY, None)
         text = join_types(puzzle.answer) if reasoning is None else format_answer(puzzle.answer, reasoning)
         item["assistant_msg"] = text
-    if clash := [key for key in meta if key in _ITEM_KEYS]:
+    if clash := [key for key in meta if key in ITEM_KEYS]:
         msg = f"meta must not hold the keys {clash}, which are the item's own; rename them"
         raise ValueError(msg)
     return {**item, **meta}
@@ -104,7 +102,7 @@ def item_to_puzzle(
             "choose another variant, or remove the key to use the standard instruction"
         )
         raise ValueError(msg)
-    meta = {key: value for key, value in item.items() if key not in _ITEM_KEYS}
+    meta = {key: value for key, value in item.items() if key not in ITEM_KEYS}
     answer = None
     if require_gold or any(key in item for key in GOLD_KEYS):
         gold_key = _one_key(item, GOLD_KEYS, where)
@@ -172,60 +170,6 @@ def read_gold(text: str, where: str) -> tuple[tuple[str, ...], str | None]:
         msg = f"{where}: the trace is malformed ({parsed.reason}); write it as recipe.cello1.answer.format_answer does"
         raise ValueError(msg)
     return parsed.items, parsed.reasoning
-
-
-def read_puzzles(path: str | Path, variant: Variant = "batch", *, require_gold: bool = True) -> list[Puzzle]:
-    """Read a puzzle file.
-
-    Parameters
-    ----------
-    path
-        A ``.json`` list or a ``.jsonl`` file of items.
-    variant
-        Task variant.
-    require_gold
-        Whether an item without gold is an error.
-
-    Returns
-    -------
-    The puzzles.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file is empty or an item is unusable, naming file, item and key.
-    """
-    items = read_items(path)
-    if not items:
-        msg = f"{path} holds no items"
-        raise ValueError(msg)
-    try:
-        return [item_to_puzzle(item, i, variant, require_gold=require_gold) for i, item in enumerate(items)]
-    except ValueError as error:
-        msg = f"{path}: {error}"
-        raise ValueError(msg) from None
-
-
-def write_puzzles(path: str | Path, puzzles: Iterable[Puzzle], variant: Variant = "batch") -> None:
-    """Write puzzles as a ``.json`` list or ``.jsonl``, atomically.
-
-    Parameters
-    ----------
-    path
-        Target file.
-    puzzles
-        What to write.
-    variant
-        Task variant.
-
-    Raises
-    ------
-    ValueError
-        If the suffix is neither, or a puzzle cannot be written.
-    """
-    write_items(path, [puzzle_to_item(puzzle, variant) for puzzle in puzzles])
 
 
 # --------------------------------------------------------------------------------------------------------- RL rows

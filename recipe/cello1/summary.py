@@ -30,10 +30,9 @@ from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import PuzzleFile, load_puzzles
 from recipe.cello1.records import puzzle_to_item
 from recipe.cello1.report import METRICS, Table, print_table, terminal, with_interval
-from recipe.cello1.watch import read_metrics
+from recipe.cello1.run_metrics import REWARD, WINDOW, first_and_last, read_metrics
 
 ROWS = {name: label for name, label in METRICS.items() if name != "cell_accuracy_micro"} | {"length": "mean length"}
-REWARD = "critic/score/mean"
 CURVES = {
     REWARD: "mean reward",
     "training/reward/cell_accuracy": "cell accuracy",
@@ -41,7 +40,6 @@ CURVES = {
     "training/reward/unique": "no type twice",
 }
 MAX_TOKENS = 2048  # of a response, where nothing else is said
-WINDOW = 5  # steps at either end of the training that are compared
 
 
 def evaluate_model(model: str, data: PuzzleFile, stem: Path, max_tokens: int, **options: Any) -> dict[str, Any]:
@@ -131,18 +129,17 @@ def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> d
     steps
         Metrics of each step, in order.
     window
-        How many steps at either end; half of the steps where there are fewer.
+        As for :func:`recipe.cello1.run_metrics.first_and_last`.
 
     Returns
     -------
     ``steps``, ``window``, ``first``, ``last`` and ``gain``; ``None`` without any step.
     """
-    rewards = [float(step[REWARD]) for step in steps if REWARD in step]
-    if not rewards:
+    if not (means := first_and_last(steps, window=window)):
         return None
-    window = max(1, min(window, len(rewards) // 2))
-    first, last = float(np.mean(rewards[:window])), float(np.mean(rewards[-window:]))
-    return {"steps": len(rewards), "window": window, "first": first, "last": last, "gain": last - first}
+    first, last, window = means
+    n_steps = sum(REWARD in step for step in steps)
+    return {"steps": n_steps, "window": window, "first": first, "last": last, "gain": last - first}
 
 
 def chance(puzzles: Sequence[Puzzle]) -> float:

@@ -31,8 +31,8 @@ from recipe.cello1.files import append_jsonl, atomic_write, dumps, read_items
 from recipe.cello1.predict import sample_seed
 from recipe.cello1.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.records import REASONING_KEY, puzzle_to_item, write_puzzles
+from recipe.cello1.puzzle_files import load_puzzles, write_puzzles
+from recipe.cello1.records import REASONING_KEY, puzzle_to_item
 from recipe.cello1.scoring import score_answer
 
 TEACHER_KEY = "teacher"  # of the accepted items: the name of the model

@@ -23,7 +23,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import REASONING_KEY, read_puzzles, write_puzzles
+from recipe.cello1.puzzle_files import load_puzzles, write_puzzles
+from recipe.cello1.records import REASONING_KEY
 
 Evidence = Mapping[str, Mapping[str, float]]
 
@@ -235,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        puzzles = read_puzzles(args.data)
+        puzzles = load_puzzles(args.data, require_gold=True).puzzles
         # Longer lists than the puzzles': how common a gene is elsewhere shows beyond the end of the list.
         n_top = 3 * max((len(genes) for puzzle in puzzles for genes in puzzle.cells), default=1)
         columns = {"type_column": args.type_column, "gene_column": args.gene_column, "use_raw": args.use_raw}

@@ -3,9 +3,9 @@
 ``python -m recipe.cello1.watch --log train.log --metrics metrics/ -- python -m verl.trainer.main_ppo ...``
 
 verl prints thousands of lines and, resumed, starts its metrics file anew. Here the lines go to ``--log`` (appended),
-each attempt gets a metrics file of its own (:func:`read_metrics` joins them), and a failure ends with the one line that
-says why. The command is stopped together with this process, and the end is reported when all that it started is gone:
-no Ray cluster is left behind, and its memory is free for what comes next.
+each attempt gets a metrics file of its own, which :mod:`recipe.cello1.run_metrics` joins, and a failure ends with the
+one line that says why. The command is stopped together with this process, and the end is reported when all processes
+that it started are gone: no Ray cluster is left behind, and its memory is free for what comes next.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 from tqdm import tqdm
@@ -36,30 +35,6 @@ _POLL_S = 0.5
 _GRACE_S = 30  # Ray needs some seconds to take its processes down; then they are killed
 # What the bar shows: verl's metric, label.
 _SHOWN = (("critic/score/mean", "reward"), ("training/reward/cell_accuracy", "cells"), ("timing_s/step", "s/step"))
-
-
-def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """Join the metrics of all attempts at a run.
-
-    Parameters
-    ----------
-    folder
-        What was given as ``--metrics``.
-
-    Returns
-    -------
-    One dict a step in ascending order: ``step`` and verl's metrics. Where attempts overlap, because a resumed run
-    repeats the steps since its last checkpoint, the later attempt counts.
-    """
-    steps: dict[int, dict[str, Any]] = {}
-    for path in sorted(Path(folder).glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line a killed run was writing
-            steps.setdefault(entry["step"], {}).update(entry["data"])
-    return [{"step": step, **steps[step]} for step in sorted(steps)]
 
 
 def failure_reason(log: str) -> str:

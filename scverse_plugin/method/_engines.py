@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from recipe.cello1.engine import ENGINES, Engine, start_engine
+from recipe.cello1.hf_folder import is_hub_name
 from recipe.cello1.versions import package_versions
 
 _LIMIT = {"vllm": "max_num_seqs", "openai": "concurrency", "transformers": "batch_size"}
@@ -134,11 +135,11 @@ def local_model(model: str) -> str:
     path = Path(model).expanduser()
     if path.is_dir():
         return str(path)
-    looks_like_name = model.count("/") == 1 and not path.is_absolute() and not model.startswith((".", "~"))
-    if looks_like_name and (folder := _downloaded(model)):
+    named = is_hub_name(model)
+    if named and (folder := _downloaded(model)):
         return folder
-    how = f"; download it first: hf download {model}" if looks_like_name else ""
-    msg = f"model: there is no folder {model}{how}" + ("" if how else "; give the folder of a trained model")
+    remedy = f"download it first: hf download {model}" if named else "give the folder of a trained model"
+    msg = f"model: there is no folder {model}; {remedy}"
     raise FileNotFoundError(msg)
 
 

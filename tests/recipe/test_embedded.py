@@ -10,7 +10,7 @@ import pytest
 
 from recipe.cello1.answer import format_answer
 from recipe.cello1.embedded import Settings, lose_genes, main, recombine, split_cells
-from recipe.cello1.records import read_puzzles
+from recipe.cello1.puzzle_files import load_puzzles
 from recipe.cello1.rl_parquet import read_rl_parquet
 from recipe.cello1.scoring import score_answer
 
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(built, tmp_path):
 
 def test_no_cell_is_on_both_sides(built):
     cells = {
-        name: {cell for puzzle in read_puzzles(built / f"{name}.json") for cell in puzzle.meta["cell_ids"]}
+        name: {cell for puzzle in load_puzzles(built / f"{name}.json").puzzles for cell in puzzle.meta["cell_ids"]}
         for name in ("train", "test")
     }
     manifest = json.loads((built / "manifest.json").read_text())
@@ -75,7 +75,7 @@ def test_recombined_cells_know_nothing_of_the_held_out_cells(built):
         name: set(raw.var_names[np.asarray((raw.X[np.flatnonzero(labels == name)] > 0).sum(0)).ravel() > 0])
         for name in labels.unique()
     }
-    for puzzle in read_puzzles(built / "sft.json"):
+    for puzzle in load_puzzles(built / "sft.json").puzzles:
         for genes, name in zip(puzzle.cells, puzzle.answer, strict=True):
             assert set(genes) <= expressed[name]
 
@@ -91,7 +91,7 @@ def test_traces_know_nothing_of_the_held_out_cells(built):
     adata = sc.datasets.pbmc68k_reduced()[kept]
     cells = top_genes(*expression(adata, use_raw=True), 36)
     evidence = marker_evidence(cells, adata.obs["bulk_labels"].tolist())
-    for puzzle in read_puzzles(built / "sft.json"):
+    for puzzle in load_puzzles(built / "sft.json").puzzles:
         assert puzzle.meta["reasoning"] == write_trace(puzzle, evidence)
 
 
@@ -99,7 +99,7 @@ def test_every_puzzle_is_solvable_and_of_the_wanted_shape(built):
     types = set(json.loads((built / "manifest.json").read_text())["types"])
     assert len(types) == 10
     for name, count in (("sft", 45), ("train", 15), ("test", 15)):
-        puzzles = read_puzzles(built / f"{name}.json")
+        puzzles = load_puzzles(built / f"{name}.json").puzzles
         assert sorted({puzzle.n_cells for puzzle in puzzles}) == [3, 4, 5]
         assert len(puzzles) == count
         for puzzle in puzzles:
@@ -118,7 +118,7 @@ def test_train_and_test_lists_are_the_top_genes_as_measured(built):
     position = {name: row for row, name in enumerate(adata.obs_names)}
     column = {name: i for i, name in enumerate(adata.raw.var_names)}
     for name in ("train", "test"):
-        for puzzle in read_puzzles(built / f"{name}.json"):
+        for puzzle in load_puzzles(built / f"{name}.json").puzzles:
             for cell, genes in zip(puzzle.meta["cell_ids"], puzzle.cells, strict=True):
                 row = values[position[cell]]
                 assert [row[column[gene]] for gene in genes] == sorted(row, reverse=True)[:12]
@@ -127,7 +127,7 @@ def test_train_and_test_lists_are_the_top_genes_as_measured(built):
 def test_parquet_and_json_hold_the_same_puzzles(built):
     for name in ("train", "test"):
         rows = read_rl_parquet(built / f"{name}.parquet")
-        puzzles = read_puzzles(built / f"{name}.json")
+        puzzles = load_puzzles(built / f"{name}.json").puzzles
         assert [row["reward_model"]["ground_truth"].split(" | ") for row in rows] == [list(p.answer) for p in puzzles]
         assert {row["extra_info"]["split"] for row in rows} == {name}
         assert {row["extra_info"]["prompt_layout"] for row in rows} == {"system"}

@@ -2,7 +2,7 @@ import pytest
 
 from recipe.cello1.engine import Request, start_engines
 from recipe.cello1.engine_ray import _gpus, _say, _Work
-from recipe.cello1.records import write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
 from tests.recipe.processes import run_scenario
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
 

@@ -4,7 +4,7 @@ import pytest
 
 from recipe.cello1.answer import parse_answer
 from recipe.cello1.files import read_items
-from recipe.cello1.records import write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
 from recipe.cello1.scoring import score_answer
 from tests.recipe.processes import run_scenario
 from tests.recipe.toy_model import build_toy_model, odd_puzzles, toy_puzzles

@@ -8,7 +8,8 @@ from recipe.cello1.evaluate import NO_ANSWER, compare, evaluate, main
 from recipe.cello1.files import write_items
 from recipe.cello1.prediction_records import error_record, prediction_record
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import puzzle_to_item, write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
+from recipe.cello1.records import puzzle_to_item
 from recipe.cello1.scored import score_predictions
 from recipe.cello1.scoring import score_answer
 

@@ -29,6 +29,7 @@ FLOOR_0 = (
     "scoring",
     "files",
     "records",
+    "puzzle_files",
     "prediction_records",
     "shaping",
     "curriculum",

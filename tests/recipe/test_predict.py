@@ -13,8 +13,8 @@ from recipe.cello1.predict import main, predict, sample_seed
 from recipe.cello1.prediction_records import read_predictions
 from recipe.cello1.prompt import LAYOUTS, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.records import puzzle_to_item, rl_row, write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
+from recipe.cello1.records import puzzle_to_item, rl_row
 from recipe.cello1.rl_parquet import write_rl_parquet
 
 TYPES = ("B cell", "NK cell", "T cell")
@@ -300,25 +300,6 @@ def test_shards_make_the_whole(tmp_path, name):
             run(FakeEngine(), tmp_path / "x.jsonl", shard=shard)
 
 
-@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.parquet"])
-def test_every_format_of_data(tmp_path, name):
-    path = tmp_path / name
-    if path.suffix == ".parquet":
-        write_rl_parquet(path, puzzles(), "test")
-    else:
-        write_puzzles(path, puzzles())
-    assert load_puzzles(path).puzzles == puzzles()
-
-
-def test_puzzle_items_in_parquet(tmp_path):
-    path = tmp_path / "d.parquet"
-    items = [puzzle_to_item(puzzle) for puzzle in puzzles()]
-    pq.write_table(pa.Table.from_pylist([{**items[0], "note": "a"}, *items[1:]]), path)
-    assert load_puzzles(path).puzzles == puzzles()
-    pq.write_table(pa.Table.from_pylist([{**items[0], "assistant_msg": None}, *items[1:]]), path)
-    assert [puzzle.answer for puzzle in load_puzzles(path).puzzles] == [None] + [TYPES] * 5
-
-
 def rl_command(monkeypatch, tmp_path, engine, *more, data="d.parquet"):
     monkeypatch.setattr(predict_module, "start_engines", lambda name, model, number, **options: engine)
     return main(["--model", "m", "--data", str(tmp_path / data), "--out", str(tmp_path / "p.jsonl"), *more])
@@ -350,7 +331,6 @@ def test_rl_data_of_two_variants_is_refused(monkeypatch, tmp_path, capsys):
 def test_data_without_gold_can_be_predicted(tmp_path):
     blind = [Puzzle(p.cells, p.candidates, None, p.context) for p in puzzles(2)]
     write_puzzles(tmp_path / "d.json", blind)
-    assert load_puzzles(tmp_path / "d.json").puzzles == blind
     predict(FakeEngine(), blind, tmp_path / "p.jsonl", progress=False)
     assert "answer" not in read_items(tmp_path / "p.jsonl")[0]
 

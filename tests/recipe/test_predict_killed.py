@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from recipe.cello1.records import write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
 from tests.recipe.processes import environment
 from tests.recipe.toy_model import toy_puzzles
 

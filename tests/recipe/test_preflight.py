@@ -6,7 +6,7 @@ import pytest
 
 from recipe.cello1 import preflight
 from recipe.cello1.preflight import FREE, check_model, compose, main, rl_data
-from recipe.cello1.records import write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
 from recipe.cello1.rl_parquet import read_rl_parquet, write_rl_parquet
 from tests.recipe.toy_model import toy_puzzles
 

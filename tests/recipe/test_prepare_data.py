@@ -22,7 +22,8 @@ from recipe.cello1.data import options, parallel
 from recipe.cello1.data.extract import FileResult, Job, process_file
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.prompt import VARIANTS, messages, render_user
-from recipe.cello1.records import item_to_puzzle, read_puzzles, write_puzzles
+from recipe.cello1.puzzle_files import load_puzzles, write_puzzles
+from recipe.cello1.records import item_to_puzzle
 from recipe.cello1.rl_parquet import read_rl_parquet
 from recipe.cello1.scoring import score_answer
 from tests.recipe.toy_h5ad import toy_adata, write
@@ -106,20 +107,20 @@ def test_items_have_the_published_keys_and_bytes_of_write_puzzles(made, tmp_path
     path = made / "train" / "train_data.json"
     item = json.loads(path.read_bytes())[0]
     assert list(item)[:3] == ["system_msg", "user_msg", "assistant_msg"]
-    puzzles = read_puzzles(path)
+    puzzles = load_puzzles(path).puzzles
     write_puzzles(tmp_path / "again.json", puzzles)
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
 def test_every_puzzle_is_solved_by_its_answer(made):
     for side in ("train", "test"):
-        for puzzle in read_puzzles(made / side / f"{side}_data.json"):
+        for puzzle in load_puzzles(made / side / f"{side}_data.json").puzzles:
             assert score_answer(format_answer(puzzle.answer), " | ".join(puzzle.answer)).score == 1.0
 
 
 def test_parquet_is_what_verl_reads(made):
     rows = read_rl_parquet(made / "rl" / "train.parquet")
-    puzzles = read_puzzles(made / "train" / "train_data.json")
+    puzzles = load_puzzles(made / "train" / "train_data.json").puzzles
     assert [row["prompt"] for row in rows] == [messages(puzzle) for puzzle in puzzles]
     assert [row["extra_info"]["index"] for row in rows] == list(range(52))
     assert rows[0]["extra_info"]["split"] == "train"
@@ -128,7 +129,7 @@ def test_parquet_is_what_verl_reads(made):
 
 def test_raw_form(made):
     raw = json.loads((made / "train" / "train_raw_data.json").read_bytes())
-    puzzles = read_puzzles(made / "train" / "train_data.json")
+    puzzles = load_puzzles(made / "train" / "train_data.json").puzzles
     assert [list(item) for item in raw] == [["selected_cells", "question", "answer", "group"]] * len(puzzles)
     assert raw[0]["selected_cells"] == puzzles[0].meta["cell_ids"]
     assert raw[0]["question"] == render_user(puzzles[0])
@@ -563,7 +564,7 @@ def test_the_manifest_of_an_earlier_run_does_not_stay_when_a_run_fails(folder, t
 
 def build(folder, out, *options) -> list:
     assert run(folder, "--out", out, *FEW, *options) == 0
-    return read_puzzles(out / "train" / "train_data.json")
+    return load_puzzles(out / "train" / "train_data.json").puzzles
 
 
 @pytest.mark.parametrize("task", ["batch", "single"])
@@ -574,7 +575,7 @@ def test_task_and_candidates(folder, tmp_path, task, candidates):
     if task == "batch":
         options += ["--sizes", "3"]
     assert run(folder, "--out", tmp_path, *options) == 0
-    puzzles = read_puzzles(tmp_path / "train" / "train_data.json", variant)
+    puzzles = load_puzzles(tmp_path / "train" / "train_data.json", variant).puzzles
     assert {puzzle.n_cells for puzzle in puzzles} == {1 if task == "single" else 3}
     assert all(bool(puzzle.candidates) == (candidates == "given") for puzzle in puzzles)
     rows = read_rl_parquet(tmp_path / "rl" / "train.parquet")
@@ -658,7 +659,7 @@ def test_splits_by_group(folder, tmp_path, split):
 
     def values(name):
         path = tmp_path / name
-        return {puzzle.meta[key] for puzzle in read_puzzles(path)} if path.exists() else set()
+        return {puzzle.meta[key] for puzzle in load_puzzles(path).puzzles} if path.exists() else set()
 
     sides = [values(f"{side}/{side}_data.json") for side in ("train", "test")]
     assert not sides[0] & sides[1]
@@ -682,8 +683,8 @@ def test_by_tissue_no_donor_is_on_both_sides_either(tmp_path):
     path = two_tissues(tmp_path, {"lung": [0, 1, 2], "blood": [2, 3], "skin": [4], "liver": [5]})
     build(path, tmp_path / "out", "--split", "tissue", "--sizes", "3", "--fail-on-leak")
     for side, other in (("train", "test"), ("test", "train")):
-        tissues = {p.meta["tissue"] for p in read_puzzles(tmp_path / "out" / side / f"{side}_data.json")}
-        others = {p.meta["tissue"] for p in read_puzzles(tmp_path / "out" / other / f"{other}_data.json")}
+        tissues = {p.meta["tissue"] for p in load_puzzles(tmp_path / "out" / side / f"{side}_data.json").puzzles}
+        others = {p.meta["tissue"] for p in load_puzzles(tmp_path / "out" / other / f"{other}_data.json").puzzles}
         assert not {"lung", "blood"} & tissues or not {"lung", "blood"} & others
 
 
@@ -934,7 +935,7 @@ def test_a_folder_of_puzzle_files_with_reasoning(made, tmp_path):
             "".join(json.dumps({**item, "assistant_msg": change(item["assistant_msg"])}) + "\n" for item in items[:9])
         )
     assert run(tmp_path, "--out", tmp_path / "out") == 0
-    traces = read_puzzles(tmp_path / "out" / "reasoning" / "reasoning_data.json")
+    traces = load_puzzles(tmp_path / "out" / "reasoning" / "reasoning_data.json").puzzles
     assert traces[0].meta["reasoning"] == "because"
     assert set(manifest(tmp_path / "out")["leaks"]) == {"train/test", "reasoning/test"}
     assert sorted(path.name for path in (tmp_path / "out" / "rl").iterdir()) == ["test.parquet", "train.parquet"]
@@ -1029,7 +1030,7 @@ def test_audit_of_two_files(folder, tmp_path, capsys):
 
 
 def test_audit_finds_the_same_cells_in_another_order(made, tmp_path, capsys):
-    puzzle = read_puzzles(made / "train" / "train_data.json")[0]
+    puzzle = load_puzzles(made / "train" / "train_data.json").puzzles[0]
     order = [1, 0, *range(2, puzzle.n_cells)]
     turned = type(puzzle)(
         tuple(puzzle.cells[i] for i in order), puzzle.candidates, tuple(puzzle.answer[i] for i in order), puzzle.context

@@ -1,25 +1,12 @@
-import json
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.cello1.answer import TAGS, format_answer, text_fault, type_fault
-from recipe.cello1.files import read_items
 from recipe.cello1.prompt import instruction, messages, render_user
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import (
-    check_rl_row,
-    item_to_puzzle,
-    puzzle_from_rl_row,
-    puzzle_to_item,
-    read_puzzles,
-    rl_row,
-    write_puzzles,
-)
+from recipe.cello1.records import check_rl_row, item_to_puzzle, puzzle_from_rl_row, puzzle_to_item, rl_row
 from recipe.cello1.scoring import score_answer
 
 PUZZLE = Puzzle(
@@ -70,18 +57,6 @@ def test_item_with_reasoning_holds_the_trace():
     assert item["assistant_msg"] == format_answer(PUZZLE.answer, "ALB | TTR: liver")
     assert "reasoning" not in item
     assert item_to_puzzle(item).meta == {"reasoning": "ALB | TTR: liver"}
-
-
-@given(puzzle=puzzles(), suffix=st.sampled_from([".json", ".jsonl"]))
-def test_json_round_trip(puzzle, suffix, tmp_path_factory):
-    path = tmp_path_factory.mktemp("r") / f"p{suffix}"
-    write_puzzles(path, [puzzle, puzzle])
-    first, second = read_puzzles(path)
-    assert first == second == puzzle
-    assert first.meta == puzzle.meta
-    text = path.read_bytes()
-    write_puzzles(path, [first, second])
-    assert path.read_bytes() == text
 
 
 @given(puzzle=puzzles())
@@ -157,31 +132,6 @@ def test_variants_are_written_and_read():
         item_to_puzzle(item)
     opened = item_to_puzzle(puzzle_to_item(puzzle, "single_open"), variant="single_open")
     assert (opened.answer, opened.candidates) == (("hepatocyte",), ())
-
-
-def test_file_errors_name_the_file(tmp_path):
-    path = tmp_path / "puzzles.json"
-    with pytest.raises(FileNotFoundError):
-        read_puzzles(path)
-    path.write_text("[]")
-    with pytest.raises(ValueError, match="puzzles.json holds no items"):
-        read_puzzles(path)
-    path.write_text(json.dumps([ITEM, {"user_msg": USER}]))
-    with pytest.raises(ValueError, match="puzzles.json: item 1 has neither 'assistant_msg' nor 'answer'"):
-        read_puzzles(path)
-
-
-def test_real_items_are_read():
-    folder = os.environ.get("CELLO1_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data"
-    path = Path(folder) / "cellpuzzles_unseen_melanoma.json"
-    if not path.is_file():
-        pytest.skip(f"third-party {path.name} is not here; set CELLO1_SHARED_DATA to the folder that holds it")
-    for item, puzzle in zip(read_items(path), read_puzzles(path), strict=True):
-        assert puzzle.meta == {"id": item["id"]}
-        written = puzzle_to_item(puzzle)
-        assert written["user_msg"] == item["user_msg"]
-        assert written["system_msg"] == item["system_msg"]
-        assert written["assistant_msg"] == item["answer"]
 
 
 # --------------------------------------------------------------------------------------------------------- RL rows

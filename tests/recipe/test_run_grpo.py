@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recipe.cello1.rl_parquet import read_rl_parquet
-from recipe.cello1.watch import read_metrics
+from recipe.cello1.run_metrics import read_metrics
 from tests.recipe.processes import ROOT, launch, launcher_environment, processes_of
 
 SCRIPT = ROOT / "recipe" / "cello1" / "run_grpo.sh"

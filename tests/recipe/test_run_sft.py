@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recipe.cello1.files import read_items
-from recipe.cello1.records import write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
 from tests.recipe.processes import launch
 from tests.recipe.toy_model import build_toy_model, toy_puzzles
 

@@ -7,7 +7,8 @@ from recipe.cello1.evaluate import evaluate
 from recipe.cello1.files import read_items, write_items
 from recipe.cello1.prediction_records import prediction_record
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import puzzle_to_item, write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
+from recipe.cello1.records import puzzle_to_item
 from recipe.cello1.second_round import OpenPuzzle, find_open, main, merge, merge_rounds, open_cells, second_puzzle
 from recipe.cello1.vote import vote_records
 from recipe.cello1.voting import consensus

@@ -19,7 +19,7 @@ from recipe.cello1.files import read_items, write_items
 from recipe.cello1.hf_folder import save_model
 from recipe.cello1.prompt import LAYOUTS, messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
 from recipe.cello1.rl_parquet import write_rl_parquet
 from recipe.cello1.tiny_model import build_model, build_tokenizer
 

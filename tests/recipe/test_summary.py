@@ -8,7 +8,7 @@ from recipe.cello1 import summary
 from recipe.cello1.answer import format_answer
 from recipe.cello1.evaluate import evaluate
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import write_puzzles
+from recipe.cello1.puzzle_files import write_puzzles
 from recipe.cello1.summary import as_rows, chance, main, plot, training_gain
 from tests.recipe.toy_model import toy_puzzles
 

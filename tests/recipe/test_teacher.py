@@ -10,7 +10,8 @@ from recipe.cello1.files import read_items
 from recipe.cello1.predict import sample_seed
 from recipe.cello1.prompt import messages
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import item_to_puzzle, puzzle_to_item, read_puzzles, write_puzzles
+from recipe.cello1.puzzle_files import load_puzzles, write_puzzles
+from recipe.cello1.records import item_to_puzzle, puzzle_to_item
 from recipe.cello1.scoring import score_answer
 from recipe.cello1.sft_data import load_examples
 from recipe.cello1.teacher import ask_teacher, judge, main, report_table
@@ -249,10 +250,10 @@ def test_command_with_failures(tmp_path, capsys):
     with Server(lambda body, n: error(400, "out of order") if down and n == 0 else gold_of(body)) as server:
         assert command(server, tmp_path, "--concurrency", "1") == 1
         assert "1 puzzles failed, most often with: BadRequestError" in capsys.readouterr().err
-        assert len(read_puzzles(tmp_path / "sft.json")) == 5
+        assert len(load_puzzles(tmp_path / "sft.json").puzzles) == 5
         down = False
         assert command(server, tmp_path, "--concurrency", "1") == 0
-    assert len(read_puzzles(tmp_path / "sft.json")) == 6
+    assert len(load_puzzles(tmp_path / "sft.json").puzzles) == 6
 
 
 def test_nothing_accepted_writes_no_data(tmp_path, capsys):

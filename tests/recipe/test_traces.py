@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from recipe.cello1.answer import format_answer, parse_answer
 from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.records import item_to_puzzle, puzzle_to_item, read_puzzles, write_puzzles
+from recipe.cello1.puzzle_files import load_puzzles, write_puzzles
+from recipe.cello1.records import item_to_puzzle, puzzle_to_item
 from recipe.cello1.scoring import score_answer
 from recipe.cello1.traces import add_traces, best_markers, main, marker_evidence, write_trace
 
@@ -98,7 +99,7 @@ class TestCommand:
 
     def test_traces_cite_the_markers_of_the_cells(self, files, tmp_path, capsys):
         assert main([*files, "--n-genes", "1"]) == 0
-        (puzzle,) = read_puzzles(tmp_path / "sft.json")
+        (puzzle,) = load_puzzles(tmp_path / "sft.json").puzzles
         assert puzzle.meta["reasoning"] == "\nCell 1: GENE119 -> type 0\nCell 2: GENE118 (type 1) -> type 1\n"
         assert "1 puzzles with traces, evidence for 3 types" in capsys.readouterr().err
 

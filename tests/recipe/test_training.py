@@ -9,7 +9,8 @@ import pytest
 from recipe.cello1.export import export
 from recipe.cello1.files import read_items
 from recipe.cello1.rl_parquet import write_rl_parquet
-from recipe.cello1.watch import failure_reason, read_metrics, watch
+from recipe.cello1.run_metrics import read_metrics
+from recipe.cello1.watch import failure_reason, watch
 from tests.recipe.processes import IN_CPU_ENVIRONMENT, ROOT, launch, processes_of
 from tests.recipe.toy_model import build_guessing_model, build_toy_model, guessing_puzzles
 

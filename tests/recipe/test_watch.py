@@ -9,7 +9,8 @@ import time
 import pytest
 
 from recipe.cello1 import watch as module
-from recipe.cello1.watch import failure_reason, main, read_metrics, watch
+from recipe.cello1.run_metrics import read_metrics
+from recipe.cello1.watch import failure_reason, main, watch
 
 STEPS = """
     import json, os

@@ -68,7 +68,7 @@ def guessing_puzzles(n: int) -> list[Puzzle]:
 def build_guessing_model(folder: Path) -> Path:
     """Write a model that has learnt to answer :func:`guessing_puzzles`: half of its answers are legal, some right."""
     from recipe.cello1 import sft
-    from recipe.cello1.records import write_puzzles
+    from recipe.cello1.puzzle_files import write_puzzles
 
     build_toy_model(folder / "untrained")
     write_puzzles(folder / "sft.json", guessing_puzzles(64))

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from recipe.cello1.data.extract import FileResult, Job, process_file
+from recipe.cello1.ray_workers import worker_variables
 
 _POLL = 0.5  # seconds between two looks at the cell counter
 _counter: Any = None  # shared by the processes of one run
@@ -139,12 +139,8 @@ def _on_ray(jobs: Sequence[Job], address: str, cells: tqdm) -> Iterator[tuple[Jo
 
     started = not ray.is_initialized()
     if started:
-        root = str(Path(__file__).parents[3])
-        paths = os.pathsep.join(
-            dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
-        )
         try:
-            ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
+            ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_variables()})
         except (ConnectionError, RuntimeError, ValueError) as error:
             msg = f"--ray-address {address}: no Ray cluster can be reached there ({' '.join(str(error).split())})"
             raise RuntimeError(msg) from error

@@ -103,7 +103,7 @@ def load_part(out: Path, job: Job) -> FileResult | None:
     return FileResult(**{**found, "puzzles": (), "notes": tuple(found["notes"])})
 
 
-def load_puzzles(out: Path, name: str) -> list[Puzzle]:
+def part_puzzles(out: Path, name: str) -> list[Puzzle]:
     """Load the puzzles of a part.
 
     Parameters
