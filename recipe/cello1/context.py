@@ -351,7 +351,7 @@ def _rule(name: str, entry: object) -> FieldRule:
             raise ValueError(msg)
     found = dict(entry)
     for key in ("values", "endings", "unless"):
-        texts = {_yaml_word(k): v for k, v in found.get(key, {}).items()}
+        texts = {word: v for k, v in found.get(key, {}).items() for word in _yaml_words(k)}
         if bad := [v for v in texts.values() if not isinstance(v, str)]:
             msg = f"column {name!r}, key {key!r}: every entry must be text, got {bad[0]!r}"
             raise ValueError(msg)
@@ -359,8 +359,8 @@ def _rule(name: str, entry: object) -> FieldRule:
     return FieldRule(**found)
 
 
-def _yaml_word(key: object) -> str:
-    """Return a key as text; YAML reads an unquoted ``yes`` or ``no`` as a truth value."""
+def _yaml_words(key: object) -> tuple[str, ...]:
+    """Return the texts a key stands for; YAML reads unquoted ``yes`` and ``true`` alike, as a truth value."""
     if isinstance(key, bool):
-        return "yes" if key else "no"
-    return str(key)
+        return ("yes", "true") if key else ("no", "false")
+    return (str(key),)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.cello1.data.audit import audit
-from recipe.cello1.data.build import DataSet, Source, build
+from recipe.cello1.data.build import MANIFEST, DataSet, Source, build
 from recipe.cello1.data.extract import FileResult, Job
 from recipe.cello1.data.identity import fingerprints_of
 from recipe.cello1.data.imports import OWN_FILES, Imported, read_hub, read_puzzle_file, split_in_name
@@ -44,7 +44,7 @@ from recipe.cello1.data.options import (
 )
 from recipe.cello1.data.outputs import copy_out
 from recipe.cello1.data.parallel import cpu_count, default_workers, run_jobs
-from recipe.cello1.data.parts import load_part, part_puzzles, save_part
+from recipe.cello1.data.parts import drop_part, load_part, part_puzzles, save_part
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.files import atomic_write, dumps
@@ -163,10 +163,11 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Seq
 
 
 def _job(path: Path, name: str, settings: Settings, threads: int, args: argparse.Namespace) -> Job:
-    records = str(args.out / RECORDS / f"{name}.json") if args.raw else None
-    # Not resolved: a link lies in the folder that the user put it in.
-    folder = os.path.basename(os.path.dirname(os.path.abspath(path)))
-    return Job(str(path), name, folder, settings, threads, records)
+    # Whole paths, since the processes of a cluster have working directories of their own; but not resolved: a link lies
+    # in the folder that the user put it in.
+    whole = os.path.abspath(path)
+    records = os.path.abspath(args.out / RECORDS / f"{name}.json") if args.raw else None
+    return Job(whole, name, os.path.basename(os.path.dirname(whole)), settings, threads, records)
 
 
 def _process(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> list[FileResult]:
@@ -175,6 +176,8 @@ def _process(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> lis
     if not args.fresh:
         results = {job.name: found for job in jobs if (found := load_part(args.out, job)) is not None}
     left = [job for job in jobs if job.name not in results]
+    for job in left:
+        drop_part(args.out, job.name)
     if results:
         print(f"{len(results)} of {len(jobs)} files were done before", file=sys.stderr)
     for job, result in run_jobs(
@@ -292,9 +295,6 @@ def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> int:
         print("\n".join(result.lines()))
     counts = ", ".join(f"{count:,} {side}" for side, count in found.counts.items())
     print(f"\npuzzles: {counts}: {args.out}")
-    if args.copy_to:
-        copy_out(args.out, found.files, args.copy_to)
-        print(f"copied to {args.copy_to}")
     status = 0
     if args.fail_on_leak and not found.audits:
         print("error: --fail-on-leak: there are no two sides to compare; give a test side, too", file=sys.stderr)
@@ -305,6 +305,11 @@ def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> int:
     if any_bad and not args.skip_bad:
         print("error: not everything could be used, see above; --skip-bad accepts that", file=sys.stderr)
         status = 1
+    if args.copy_to and status:
+        print(f"not copied to {args.copy_to}: see the error", file=sys.stderr)
+    elif args.copy_to:
+        copy_out(args.out, found.files, args.copy_to, listed_in=MANIFEST)
+        print(f"copied to {args.copy_to}")
     return status
 
 

@@ -71,6 +71,18 @@ def test_without_donors_the_context_stands_for_them_and_the_audit_says_so():
     assert any("context stands for it: 3" in line for line in found.lines())
 
 
+def test_where_one_side_names_no_donors_contexts_are_compared():
+    train = [puzzle([1], "x", "of a male"), puzzle([2], "y", "of a female")]
+    found = compare(train, [puzzle([3], None, "of a male"), puzzle([4], None, "of a child")])
+    assert (found.donors.train, found.donors.test, found.donors.shared) == (2, 2, 1)
+    assert found.puzzles_with_shared_donors.shared == 1
+    assert compare(train, [puzzle([3], "z", "of a male")]).donors.shared == 0
+
+
+def test_zero_is_a_donor():
+    assert compare([puzzle([1], 1, donor_id=0)], [puzzle([2], 1, donor_id=0)]).donors_from_context == 0
+
+
 def test_a_donor_id_is_not_a_context():
     found = compare([puzzle([1], "x", "")], [puzzle([2], None, "x")])
     assert found.donors.shared == 0
@@ -92,6 +104,15 @@ def test_short_lists_coincide_by_chance_so_ids_decide():
 def test_an_id_counts_within_its_data_set():
     train = [puzzle([1], "d1", dataset="x", cell_ids=["AAAC-1"])]
     assert compare(train, [puzzle([2], "d2", dataset="y", cell_ids=["AAAC-1"])]).cells.shared == 0
+
+
+def test_an_id_of_a_donor_counts_in_every_data_set():
+    """A subset with other genes, or in another order: the lists differ, the cell is the same."""
+    train = [puzzle([1, 2], "d1", dataset="x", cell_ids=["AAAC-1", "AAAG-1"])]
+    found = compare(train, [puzzle([3, 4], "d1", dataset="y", cell_ids=["AAAC-1", "AAAT-1"])])
+    assert (found.cells.test, found.cells.shared, found.clean_puzzles) == (2, 1, 0)
+    counted = [puzzle([1], "d1", dataset="x", cell_ids=["0"])]
+    assert compare(counted, [puzzle([2], "d1", dataset="y", cell_ids=["0"])]).cells.shared == 0
 
 
 def test_long_lists_find_a_cell_again_under_another_id():

@@ -37,6 +37,13 @@ def test_an_entry_wins_over_the_shipped_one(tmp_path):
     assert table.sentences({"BMI": 24, "eGFR": "60-89"}, "kidney") == "Body mass index 24."
 
 
+@pytest.mark.parametrize(("word", "value"), [("yes", "yes"), ("true", "yes"), ("yes", True), ("true", "true")])
+def test_yes_and_true_are_one_in_yaml(tmp_path, word, value):
+    path = tmp_path / "table.yaml"
+    path.write_text(f"fields: {{treated: {{values: {{{word}: Treated.}}}}}}\ndatasets: {{'*': [treated]}}\n")
+    assert load_context_table(path).sentences({"treated": value}, "any") == "Treated."
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -44,6 +51,7 @@ def test_an_entry_wins_over_the_shipped_one(tmp_path):
         ("- a", "must have the keys 'fields' and 'datasets'.*found list"),
         ("rules: {}", r"found \['rules'\]"),
         ("fields: {a: 3}", "column 'a'"),
+        ("datasets: [a, b]", "'datasets' must give a list of columns for each folder"),
         ("datasets: {a: b}", "'a' must list column names"),
         ("datasets: {a: [b]}", r"names the columns \['b'\], which have no entry"),
     ],

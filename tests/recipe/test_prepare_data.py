@@ -1,5 +1,6 @@
 """The whole command: what it writes, every option, every refusal."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -250,6 +251,20 @@ def test_interrupted_it_goes_on_and_gives_the_same_bytes(folder, made, tmp_path,
     assert content(tmp_path) == content(made)
 
 
+def test_records_of_an_interrupted_run_with_other_settings_are_made_again(folder, made, tmp_path, monkeypatch):
+    assert run(folder, "--out", tmp_path, "--raw", *FEW) == 0
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_data, "save_part", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, "--out", tmp_path, "--raw", *FEW, "--top-genes", "20")
+    assert run(folder, "--out", tmp_path, "--raw", *FEW) == 0
+    assert content(tmp_path) == content(made)
+
+
 def test_files_of_an_earlier_run_are_not_left_behind(folder, tmp_path):
     assert run(folder, "--out", tmp_path, "--raw", *FEW) == 0
     (tmp_path / "mine.txt").write_text("kept")
@@ -346,11 +361,11 @@ def test_the_file_that_kills_a_worker_is_found_out(folder, tmp_path, capsys, mon
 
 
 class FakeRay:
-    """Does the work here and now; what comes of one of the files is given."""
+    """Does the work here and now; what comes of one of the files may be given."""
 
-    def __init__(self, error: str, *arguments):
+    def __init__(self, error: str = "", *arguments):
         self.exceptions = pytest.importorskip("ray").exceptions
-        self.error = getattr(self.exceptions, error)(*arguments)
+        self.error = getattr(self.exceptions, error)(*arguments) if error else None
         self.jobs = {}
 
     def is_initialized(self) -> bool:
@@ -367,9 +382,10 @@ class FakeRay:
         return waiting[:num_returns], waiting[num_returns:]
 
     def get(self, name):
-        if name == "lung/file1":
+        if self.error and name == "lung/file1":
             raise self.error
-        return process_file(self.jobs[name])
+        with contextlib.chdir("/"):  # where the cluster was started
+            return process_file(self.jobs[name])
 
 
 @pytest.mark.parametrize("error", [("WorkerCrashedError",), ("OutOfMemoryError", "too much")])
@@ -388,6 +404,14 @@ def test_a_ray_cluster_that_is_lost(folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", FakeRay("RaySystemError", "gone"))
     assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "auto", "--skip-bad") == 1
     assert "the Ray cluster lost the task" in capsys.readouterr().err
+
+
+def test_relative_paths_hold_on_a_cluster_too(folder, made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", FakeRay())
+    monkeypatch.chdir(folder.parent)
+    arguments = [os.path.relpath(folder), "--out", os.path.relpath(tmp_path), "--raw", *FEW, "--ray-address", "auto"]
+    assert run(*arguments) == 0
+    assert content(tmp_path) == content(made)
 
 
 @pytest.mark.integration
@@ -589,6 +613,20 @@ def test_single_cells_are_all_taken_unless_a_number_is_given(folder, tmp_path):
     assert sum(part["puzzles"] for part in manifest(tmp_path)["splits"].values()) == 300
 
 
+def test_cells_without_a_puzzle_are_counted(tmp_path):
+    adata = toy_adata(n_cells=300)
+    adata.obs["donor_id"] = adata.obs["donor_id"].astype(str).where(adata.obs["cell_type"] != "type 1", "solo")
+    path = write(adata, tmp_path / "a.h5ad")
+    solo = int((adata.obs["donor_id"] == "solo").sum())
+    assert run(path, "--out", tmp_path / "out", "--task", "single", "--quiet") == 0
+    (note,) = manifest(tmp_path / "out")["inputs"][0]["notes"]
+    assert note.startswith(f"{solo} of 300 cells make no puzzle")
+    adata.obs["donor_id"] = adata.obs["cell_type"].astype(str)
+    path = write(adata, tmp_path / "b.h5ad")
+    assert run(path, "--out", tmp_path / "out", "--sizes", "3", "--per-size", "0", "--quiet") == 1
+    assert "no puzzle (N=3: 0)" in manifest(tmp_path / "out")["inputs"][0]["notes"][0]
+
+
 def test_puzzle_options(folder, tmp_path):
     options = (
         "--top-genes",
@@ -699,6 +737,37 @@ def test_donors_that_link_all_tissues_are_on_both_sides_and_that_is_said(tmp_pat
     assert run(path, "--out", tmp_path / "out", *FEW, "--sizes", "3", "--split", "tissue", "--fail-on-leak") == 1
 
 
+def test_a_puzzle_that_is_there_several_times_stays_on_one_side(made, tmp_path):
+    items = json.loads((made / "train" / "train_data.json").read_bytes())
+    for name, own in (("train", items), ("more", items[5:])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(own))
+    assert run(tmp_path / "train.json", tmp_path / "more.json", "--out", tmp_path / "out", "--split", "puzzle") == 0
+    leaks = manifest(tmp_path / "out")["leaks"]["train/test"]
+    assert (leaks["puzzles"]["shared"], leaks["reordered"]["shared"]) == (0, 0)
+    (tmp_path / "more.json").rename(tmp_path / "train2.json")
+    (tmp_path / "test.json").write_text(json.dumps(items[:5]))
+    files = [tmp_path / f"{name}.json" for name in ("train", "train2", "test")]
+    assert run(*files, "--out", tmp_path / "out", "--val-size", "10") == 0
+    assert manifest(tmp_path / "out")["leaks"]["train/val"]["puzzles"]["shared"] == 0
+
+
+def test_a_subset_with_its_genes_in_another_order_is_noticed(tmp_path, capsys):
+    adata = toy_adata(1, n_cells=600, n_donors=6)
+    write(adata, tmp_path / "in" / "all.h5ad")
+    order = np.random.default_rng(0).permutation(adata.n_vars)
+    part = adata[adata.obs["cell_type"].isin([f"type {i}" for i in range(4)]), order[: adata.n_vars // 2]].copy()
+    write(part, tmp_path / "in" / "subset.h5ad")
+    assert run(tmp_path / "in", "--out", tmp_path / "out", *FEW, "--split", "dataset") == 1
+    assert "all puzzles belong together" in capsys.readouterr().err
+    build(tmp_path / "in", tmp_path / "out", "--fail-on-leak")
+    files = []
+    for name in ("all", "subset"):
+        build(tmp_path / "in" / f"{name}.h5ad", tmp_path / name)
+        files.append(tmp_path / name / "train" / "train_data.json")
+    assert run("audit", *files, "--out", tmp_path / "audit.json") == 0
+    assert json.loads((tmp_path / "audit.json").read_bytes())["cells"]["shared"] > 0
+
+
 def test_split_by_puzzle_leaks_and_says_so(folder, tmp_path, capsys):
     build(folder, tmp_path, "--split", "puzzle")
     leaks = manifest(tmp_path)["leaks"]["train/test"]
@@ -733,6 +802,10 @@ def test_test_size_and_validation(folder, tmp_path):
     assert not any(found["leaks"] for found in manifest(tmp_path)["leaks"].values())
     assert len(read_rl_parquet(tmp_path / "rl" / "val.parquet")) == counts["val"]
     assert sum(counts.values()) == 60
+    held_out = [note for note in manifest(tmp_path)["notes"] if "left_out.json" in note]
+    assert sum(int(note.split()[0]) for note in held_out) == counts.get("left_out", 0)
+    build(folder, tmp_path, "--min-test-per-size", "9")
+    assert manifest(tmp_path)["splits"]["test"]["by_n_cells"] == {"3": 9, "4": 9}
 
 
 def test_the_same_cells_under_other_names_with_short_lists(tmp_path, capsys):
@@ -808,6 +881,18 @@ def test_copy_to(folder, tmp_path):
     system = fsspec.filesystem("memory")
     copied = {name.removeprefix("/copies/here/"): system.cat(name) for name in system.find("/copies/here")}
     assert {name: hashlib.sha256(value).hexdigest() for name, value in copied.items()} == content(tmp_path / "out")
+
+
+def test_what_leaks_is_not_copied_and_what_is_copied_is_all(folder, tmp_path):
+    remote = tmp_path / "remote"
+    leaky = ["--out", tmp_path / "out", *FEW, "--split", "puzzle", "--fail-on-leak", "--copy-to", remote]
+    assert run(folder, *leaky) == 1
+    assert not remote.exists()
+    build(folder, tmp_path / "out", "--copy-to", remote)
+    (remote / "mine.txt").write_text("kept")
+    build(folder / "lung", tmp_path / "out", "--copy-to", remote)
+    (remote / "mine.txt").unlink()
+    assert content(remote) == content(tmp_path / "out")
 
 
 @pytest.mark.parametrize("url", ["nonsense://a", "file:///dev/null/a", "hdfs://nowhere/a"])

@@ -21,6 +21,10 @@ def test_quotas_of_a_small_set_are_a_tenth():
     assert quotas_of({8: 100, 9: 25, 10: 3}) == {8: 10, 9: 2, 10: 1}
 
 
+def test_quotas_of_a_small_set_with_a_least_number():
+    assert quotas_of({8: 100, 9: 25, 10: 3}, min_per_stratum=5) == {8: 10, 9: 5, 10: 2}
+
+
 def test_quotas_of_the_published_size():
     counts = {8: 1500, 9: 1400, 10: 1200, 11: 1100, 12: 1000, 13: 900, 14: 600, 15: 307}
     quotas = quotas_of(counts)
@@ -118,7 +122,7 @@ def test_many_donors_fill_the_quotas_and_leave_little_out():
 
 def test_by_puzzle_is_exact():
     strata = np.repeat(SIZES, 1000)
-    split = split_puzzles(strata, None, rng=np.random.default_rng(0))
+    split = split_puzzles(strata, keys_of([[]] * len(strata)), rng=np.random.default_rng(0))
     assert Counter(strata[split.test].tolist()) == split.quotas
     assert sum(split.quotas.values()) <= 1100
     assert len(split.left_out) == 0
@@ -140,15 +144,15 @@ def test_the_seed_decides():
 @pytest.mark.parametrize(
     ("strata", "keys", "match"),
     [
-        ([8], None, "1 puzzles cannot be split"),
-        ([], None, "0 puzzles cannot be split"),
+        ([8], [[]], "1 puzzles cannot be split"),
+        ([], [], "0 puzzles cannot be split"),
         ([8, 8, 8], [[1], [1, 2], [2]], "all puzzles belong together"),
         ([8] * 11, [[1]] * 10 + [[2]], None),
-        ([8, 9], None, "small enough to be held out"),
+        ([8, 9], [[], []], "small enough to be held out"),
     ],
 )
 def test_what_cannot_be_split(strata, keys, match):
-    keys = None if keys is None else keys_of(keys)
+    keys = keys_of(keys)
     if match is None:
         assert len(split_puzzles(strata, keys, rng=np.random.default_rng(0)).test) == 1
         return
@@ -158,4 +162,4 @@ def test_what_cannot_be_split(strata, keys, match):
 
 def test_a_limit_of_nothing():
     with pytest.raises(ValueError, match="at least one puzzle"):
-        split_puzzles([8, 8], None, rng=np.random.default_rng(0), max_test=0)
+        split_puzzles([8, 8], keys_of([[], []]), rng=np.random.default_rng(0), max_test=0)

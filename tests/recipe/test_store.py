@@ -31,6 +31,8 @@ def test_labels_of_text(values):
 def test_labels_of_numbers():
     labels = make_labels(np.array([24.5, np.nan, 3.0]))
     assert [labels.value(row) for row in range(3)] == ["24.5", "", "3.0"]
+    for values in (np.array([23.45], np.float32), pd.Categorical(np.array([23.45], np.float32))):
+        assert make_labels(values).categories == ("23.45",)
     assert make_labels(np.array([True, False])).categories == ("False", "True")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.cello1.data.identity import Fingerprint, all_have_ids, cell_keys
+from recipe.cello1.data.identity import Fingerprint, all_have_donors, all_have_ids, cell_keys, donor_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +116,11 @@ def audit(train: Sequence[Fingerprint], test: Sequence[Fingerprint]) -> Audit:
     shared_cells = _joined([cells[hit] for cells, hit in zip(test_cells, hits, strict=True)])
     with_cells = sum(bool(hit.any()) for hit in hits)
 
-    train_donors = {puzzle.donor for puzzle in train} - {None}
-    test_donors = {puzzle.donor for puzzle in test} - {None}
+    have_donors = all_have_donors(train) and all_have_donors(test)
+    train_donors = _joined([donor_keys(puzzle, have_donors) for puzzle in train])
+    donor_hits = [_inside(donor_keys(puzzle, have_donors), train_donors).any() for puzzle in test]
+    test_donors = {_main_donor(puzzle) for puzzle in test} - {None}
+    shared_donors = {_main_donor(puzzle) for puzzle, hit in zip(test, donor_hits, strict=True) if hit}
     shown = {puzzle.shown for puzzle in train}
     cells_shown = {puzzle.cells_shown for puzzle in train}
     identical = [puzzle.shown in shown for puzzle in test]
@@ -125,13 +128,13 @@ def audit(train: Sequence[Fingerprint], test: Sequence[Fingerprint]) -> Audit:
     sizes = len(train), len(test)
     return Audit(
         Shared(len(train_cells), len(_joined(test_cells)), len(shared_cells)),
-        Shared(len(train_donors), len(test_donors), len(train_donors & test_donors)),
+        Shared(len({_main_donor(puzzle) for puzzle in train} - {None}), len(test_donors), len(shared_donors)),
         Shared(*sizes, sum(identical)),
         Shared(*sizes, sum(reordered)),
         Shared(*sizes, with_cells),
-        Shared(*sizes, sum(puzzle.donor in train_donors for puzzle in test)),
+        Shared(*sizes, sum(map(bool, donor_hits))),
         len(test) - with_cells,
-        sum(puzzle.donor_from_context for puzzle in [*train, *test]),
+        sum(puzzle.donor is None and puzzle.context is not None for puzzle in [*train, *test]),
     )
 
 
@@ -144,13 +147,19 @@ def _main_keys(puzzle: Fingerprint, have_ids: bool) -> np.ndarray:
     return puzzle.cell_ids if have_ids else puzzle.cell_genes
 
 
+def _main_donor(puzzle: Fingerprint) -> int | None:
+    """Return one key for the donor, to count donors by."""
+    return puzzle.context if puzzle.donor is None else puzzle.donor
+
+
 def _shared_cells(puzzle: Fingerprint, have_ids: bool, train_keys: np.ndarray) -> np.ndarray:
     """Say of each cell whether it is known on the other side by any of its keys."""
     hit = _inside(puzzle.cell_genes, train_keys)
     if have_ids:
         hit &= puzzle.telling
-    if len(puzzle.cell_ids):
-        hit |= _inside(puzzle.cell_ids, train_keys)
+    for ids in (puzzle.cell_ids, puzzle.donor_cell_ids):
+        if len(ids):
+            hit |= _inside(ids, train_keys)
     return hit
 
 

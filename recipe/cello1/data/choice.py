@@ -238,17 +238,41 @@ def shortfall(table: Table, settings: Settings, found: Mapping[int, int], any_us
     -------
     Notes, at most one.
     """
-    if not settings.per_size:
-        return []
-    short = {size: found.get(size, 0) for size in settings.sizes if found.get(size, 0) < settings.per_size}
+    least = max(1, settings.per_size)
+    short = {size: found.get(size, 0) for size in settings.sizes if found.get(size, 0) < least}
     if not short:
         return []
     what = ", ".join(f"N={size}: {count}" for size, count in short.items())
     among = " among the cells that are left" if any_useless else ""
+    few = f"fewer than {least} puzzles" if least > 1 else "no puzzle"
     return [
-        f"fewer than {settings.per_size} puzzles ({what}): no donor (and batch) has more sets of that many cells of "
+        f"{few} ({what}): no donor (and batch) has more sets of that many cells of "
         f"different types{among}; --sizes and --max-cells decide"
     ]
+
+
+def lonely_cells(table: Table, settings: Settings) -> list[str]:
+    """Say how many cells make no single-cell puzzle, since their donor has no other type to choose from.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    settings
+        What was wanted.
+
+    Returns
+    -------
+    Notes, at most one.
+    """
+    if not settings.single or settings.open_ended:
+        return []
+    pool = table.pool
+    batches = None if table.batches is None else table.batches.take(pool)
+    count = int(_groups_of_one_type(table.types.take(pool), table.donors.take(pool), batches).sum())
+    if not count:
+        return []
+    return [f"{count:,} of {len(pool):,} cells make no puzzle: their donor (and batch) has one type only, no choice"]
 
 
 def candidates_of_group(table: Table) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -110,7 +110,11 @@ def load_context_table(path: str | Path | None) -> ContextTable:
         msg = f"{path}: {error}"
         raise ValueError(msg) from None
     datasets = dict(DATASET_FIELDS)
-    for folder, columns in (table.get("datasets") or {}).items():
+    own = table.get("datasets") or {}
+    if not isinstance(own, Mapping):
+        msg = f"{path}: 'datasets' must give a list of columns for each folder ('*' for every one), got {own!r}"
+        raise ValueError(msg)
+    for folder, columns in own.items():
         if isinstance(columns, str) or not isinstance(columns, Sequence):
             msg = f"{path}: datasets: {folder!r} must list column names, got {columns!r}"
             raise ValueError(msg)

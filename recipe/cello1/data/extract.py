@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.context import CONTEXT_FIELDS
-from recipe.cello1.data.choice import Peers, Table, candidates_of_group, draw, read_table, shortfall, wanted_puzzles
+from recipe.cello1.data.choice import (
+    Peers,
+    Table,
+    candidates_of_group,
+    draw,
+    lonely_cells,
+    read_table,
+    shortfall,
+    wanted_puzzles,
+)
 from recipe.cello1.data.gene_filters import gene_table, share_of_ensembl_ids
 from recipe.cello1.data.identity import VALUE_SEPARATOR
 from recipe.cello1.data.matrix import Block, map_blocks, open_matrix
@@ -396,7 +405,7 @@ def _notes_on_cells(chosen: Sequence[PuzzleIndex], table: Table, cells: _Cells, 
             f"{short:,} cells of its puzzles express fewer than {settings.n_top} genes: their lists are shorter"
         )
     found = Counter(len(puzzle.rows) for puzzle in chosen)
-    return notes + shortfall(table, settings, found, bool(cells.useless))
+    return notes + lonely_cells(table, settings) + shortfall(table, settings, found, bool(cells.useless))
 
 
 class _Metadata:

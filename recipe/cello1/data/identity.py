@@ -1,12 +1,14 @@
 """When two cells, donors or puzzles are the same, so that one can be kept out of the test set.
 
-A *cell* is known by its id within its data set, and by its list of genes: the same cell may lie in several data sets,
-and published puzzles have no ids. Short lists coincide by chance, so beside ids a list proves a cell only from
-``TELLING_GENES`` genes on, or as many as are listed at most where that is less (``--top-genes 25``: every full list
-does), but never with fewer than ``LEAST_TELLING``: cells of one type give their first places to the same few dozen
-genes, and large files have billions of pairs of cells. So with ``--top-genes`` below that a cell under two ids is not
-noticed, which is better than to find leaks everywhere. Without ids every list counts, whatever its length. A *donor* is
-known by the id, the same in every data set, or else by the context. A *puzzle* is known by what it shows.
+A *cell* is known by its id within its data set and, where the donor is named, by its id of that donor in any data set;
+ids that only count (0, 1, 2...) are left to the data set. It is known by its list of genes, too, for published puzzles
+have no ids. Short lists coincide by chance, so beside ids a list proves a cell only from ``TELLING_GENES`` genes on, or
+as many as are listed at most where that is less (``--top-genes 25``: every full list does), but never with fewer than
+``LEAST_TELLING``: cells of one type give their first places to the same few dozen genes, and large files have billions
+of pairs of cells. So with ``--top-genes`` below that a cell under two ids is not noticed, which is better than to find
+leaks everywhere. Without ids every list counts, whatever its length. A *donor* is known by the id, the same in every
+data set; where some of the puzzles that are compared lack it, donors are known by their context, too. A *puzzle* is
+known by what it shows.
 """
 
 from __future__ import annotations
@@ -32,16 +34,16 @@ class Fingerprint:
     ----------
     n_cells
         Number of cells.
-    donor
-        The donor, hashed; ``None`` where neither donor nor context is known.
-    donor_from_context
-        Whether the context had to stand for the donor.
+    donor, context
+        The donor's id and the context, hashed; ``None`` where there is none.
     dataset
         The data set, hashed; ``None`` if unknown.
     tissues
         Its tissues, hashed, uint64.
     cell_ids
-        Its cells by id, uint64; empty where they have none.
+        Its cells by id in the data set, uint64; empty where they have none.
+    donor_cell_ids
+        Its cells by id of the donor, uint64; empty where there is no donor, or an id tells nothing.
     cell_genes
         Its cells by genes, uint64.
     telling
@@ -54,10 +56,11 @@ class Fingerprint:
 
     n_cells: int
     donor: int | None
-    donor_from_context: bool
+    context: int | None
     dataset: int | None
     tissues: np.ndarray
     cell_ids: np.ndarray
+    donor_cell_ids: np.ndarray
     cell_genes: np.ndarray
     telling: np.ndarray
     shown: int
@@ -115,28 +118,32 @@ def fingerprint_of(puzzle: Puzzle, dataset: str = "", n_top: int = TELLING_GENES
     The fingerprint.
     """
     meta = puzzle.meta
-    donor, known = str(meta.get("donor_id") or ""), True
-    if not donor:
-        donor, known = puzzle.context, False
-    name = str(meta.get("dataset") or dataset)
+    donor = _text(meta.get("donor_id"))
+    name = _text(meta.get("dataset")) or dataset
     ids = meta.get("cell_ids") or ()
     if len(ids) != puzzle.n_cells:
         ids = ()
     genes = ["\1".join(cell) for cell in puzzle.cells]
     enough = max(LEAST_TELLING, min(TELLING_GENES, n_top))
-    tissues = [part for part in str(meta.get("tissue") or "").split(VALUE_SEPARATOR) if part]
+    tissues = [part for part in _text(meta.get("tissue")).split(VALUE_SEPARATOR) if part]
+    telling_ids = [str(cell) for cell in ids] if donor and not any(str(cell).isdecimal() for cell in ids) else []
     return Fingerprint(
         puzzle.n_cells,
-        hash64("donor" if known else "context", donor) if donor else None,
-        bool(donor) and not known,
+        hash64("donor", donor) if donor else None,
+        hash64("context", puzzle.context) if puzzle.context else None,
         hash64("dataset", name) if name else None,
         _array([hash64("tissue", part) for part in tissues]),
         _array([hash64("id", name, str(cell)) for cell in ids]),
+        _array([hash64("donor's id", donor, cell) for cell in telling_ids]),
         _array([hash64("genes", text) for text in genes]),
         np.array([len(cell) >= enough for cell in puzzle.cells]),
         hash64("puzzle", puzzle.context, *genes, "", *puzzle.candidates),
         hash64("cells", *sorted(genes), "", *sorted(puzzle.candidates)),
     )
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _array(values: Sequence[int]) -> np.ndarray:
@@ -173,4 +180,37 @@ def cell_keys(puzzle: Fingerprint, have_ids: bool) -> np.ndarray:
     uint64 keys. Two puzzles share a cell if and only if they share a key.
     """
     genes = puzzle.cell_genes[puzzle.telling] if have_ids else puzzle.cell_genes
-    return np.concatenate([puzzle.cell_ids, genes])
+    return np.concatenate([puzzle.cell_ids, puzzle.donor_cell_ids, genes])
+
+
+def all_have_donors(puzzles: Iterable[Fingerprint]) -> bool:
+    """Say whether every puzzle names its donor, so that contexts need not serve.
+
+    Parameters
+    ----------
+    puzzles
+        The puzzles that are to be compared.
+
+    Returns
+    -------
+    ``True`` if so.
+    """
+    return all(puzzle.donor is not None for puzzle in puzzles)
+
+
+def donor_keys(puzzle: Fingerprint, have_donors: bool) -> np.ndarray:
+    """List what the donor of a puzzle is known by.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle.
+    have_donors
+        What :func:`all_have_donors` says of the puzzles that are compared.
+
+    Returns
+    -------
+    uint64 keys, none where nothing is known. Two puzzles share a donor if and only if they share a key.
+    """
+    known = [puzzle.donor] if have_donors else [puzzle.donor, puzzle.context]
+    return _array([key for key in known if key is not None])

@@ -141,7 +141,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     )
     group.add_argument("--max-test", type=int, default=plan.max_test, help="test puzzles at most (%(default)s)")
     group.add_argument(
-        "--min-test-per-size", type=int, default=plan.min_per_size, help="of each size at least (%(default)s)"
+        "--min-test-per-size", type=int, help="of each size at least (5 of more than --max-test puzzles, else 1)"
     )
     group.add_argument("--val-size", type=int, default=0, help="validation puzzles to take from training (0)")
     group.add_argument(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import uuid
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any
 
@@ -88,7 +89,7 @@ def remove_unfinished(folder: str | Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def copy_out(folder: str | Path, names: Iterable[str], url: str) -> list[str]:
+def copy_out(folder: str | Path, names: Iterable[str], url: str, listed_in: str | None = None) -> list[str]:
     """Copy files to another place.
 
     Parameters
@@ -99,6 +100,8 @@ def copy_out(folder: str | Path, names: Iterable[str], url: str) -> list[str]:
         Their paths below it, in the order in which they are copied.
     url
         A folder in any form that fsspec knows: ``hdfs://host/data``, ``s3://bucket/data``, or a plain path.
+    listed_in
+        Which of them lists them all. What the one of an earlier copy lists, and is not copied now, is removed there.
 
     Returns
     -------
@@ -116,7 +119,8 @@ def copy_out(folder: str | Path, names: Iterable[str], url: str) -> list[str]:
     except (ValueError, ImportError, OSError) as error:
         msg = f"--copy-to {url} cannot be used ({error}); the library for this kind of storage may not be installed"
         raise ValueError(msg) from None
-    copied = []
+    names, copied = list(names), []
+    earlier = _listed(system, f"{root.rstrip('/')}/{listed_in}") if listed_in else set()
     for name in names:
         target = f"{root.rstrip('/')}/{name}"
         try:
@@ -126,4 +130,17 @@ def copy_out(folder: str | Path, names: Iterable[str], url: str) -> list[str]:
             msg = f"--copy-to {url}: {name} cannot be written ({error})"
             raise ValueError(msg) from error
         copied.append(target)
+    for name in sorted(earlier - set(names)):
+        target = f"{root.rstrip('/')}/{name}"
+        if system.exists(target):
+            system.rm_file(target)
     return copied
+
+
+def _listed(system: Any, path: str) -> set[str]:
+    """Return the files that a manifest lists: none where it is not there, or not one."""
+    try:
+        found = json.loads(system.cat_file(path))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    return {name for name in found if ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()}

@@ -103,6 +103,19 @@ def load_part(out: Path, job: Job) -> FileResult | None:
     return FileResult(**{**found, "puzzles": (), "notes": tuple(found["notes"])})
 
 
+def drop_part(out: Path, name: str) -> None:
+    """Forget a part before its file is worked on again: were that killed, its cell records would be newer than it.
+
+    Parameters
+    ----------
+    out
+        The output folder.
+    name
+        Name of the file's data set.
+    """
+    part_path(out, name).unlink(missing_ok=True)
+
+
 def part_puzzles(out: Path, name: str) -> list[Puzzle]:
     """Load the puzzles of a part.
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipe.cello1.data.identity import Fingerprint, all_have_ids, cell_keys
+from recipe.cello1.data.identity import Fingerprint, all_have_donors, all_have_ids, cell_keys, donor_keys
 from recipe.cello1.data.settings import Settings
-from recipe.cello1.data.splits import MAX_TEST, MIN_PER_STRATUM, Split, group_puzzles, split_puzzles
+from recipe.cello1.data.splits import MAX_TEST, Split, group_puzzles, split_puzzles
 from recipe.cello1.prompt import Layout
 
 LEFT_OUT = "left_out"
@@ -25,7 +25,8 @@ class Plan:
     split
         One of ``SPLIT_MODES``.
     max_test, min_per_size
-        Test puzzles at most, and of each number of cells at least.
+        Test puzzles at most, and of each number of cells at least; for ``None`` see
+        :func:`recipe.cello1.data.splits.quotas_of`.
     val_size
         Validation puzzles taken from the training side, 0 for none.
     drop_overlap
@@ -38,7 +39,7 @@ class Plan:
 
     split: str = "donor"
     max_test: int = MAX_TEST
-    min_per_size: int = MIN_PER_STRATUM
+    min_per_size: int | None = None
     val_size: int = 0
     drop_overlap: bool = False
     layout: Layout = "system"
@@ -78,16 +79,7 @@ def decide_sides(
         side = np.full(len(flat), "train", dtype=object)
         found, notes = _hold_out(flat, plan.split, settings.rng("split"), plan.max_test, plan.min_per_size)
         side[found.test], side[found.left_out] = "test", LEFT_OUT
-        wanted = sum(found.quotas.values())
-        if len(found.test) < wanted:
-            notes.append(
-                f"the test set has {len(found.test):,} of the {wanted:,} puzzles wanted: its groups are too large"
-            )
-        if len(found.left_out):
-            notes.append(
-                f"{len(found.left_out):,} puzzles of the test groups are more than the test set takes: they are in "
-                f"{LEFT_OUT}.json, and must not be trained on"
-            )
+        notes += _notes_on(found, "test")
     if plan.drop_overlap:
         notes += _drop_overlap(flat, side)
     if plan.val_size:
@@ -95,9 +87,24 @@ def decide_sides(
         own = [flat[row] for row in rows.tolist()]
         mode = "puzzle" if plan.split == "given" else plan.split
         found, more = _hold_out(own, mode, settings.rng("val"), plan.val_size, 1)
-        notes += [f"validation set: {note}" for note in more]
+        notes += [f"validation set: {note}" for note in more] + _notes_on(found, "validation")
         side[rows[found.test]], side[rows[found.left_out]] = "val", LEFT_OUT
     return np.split(side, np.cumsum([len(own) for own in known])[:-1]), notes
+
+
+def _notes_on(found: Split, name: str) -> list[str]:
+    """Say where a set that is held out is smaller than wanted, and what it costs."""
+    notes, wanted = [], sum(found.quotas.values())
+    if len(found.test) < wanted:
+        notes.append(
+            f"the {name} set has {len(found.test):,} of the {wanted:,} puzzles wanted: its groups are too large"
+        )
+    if len(found.left_out):
+        notes.append(
+            f"{len(found.left_out):,} puzzles of the {name} groups are more than the {name} set takes: they are in "
+            f"{LEFT_OUT}.json, and must not be trained on"
+        )
+    return notes
 
 
 def _given_sides(names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]]) -> np.ndarray:
@@ -112,15 +119,16 @@ def _given_sides(names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fing
 
 
 def _hold_out(
-    puzzles: Sequence[Fingerprint], mode: str, rng: np.random.Generator, max_test: int, least: int
+    puzzles: Sequence[Fingerprint], mode: str, rng: np.random.Generator, max_test: int, least: int | None
 ) -> tuple[Split, list[str]]:
     """Choose the test puzzles. Donors stay on one side in every mode but ``puzzle``, if that can be."""
     strata = [puzzle.n_cells for puzzle in puzzles]
-    if mode == "puzzle":
-        return split_puzzles(strata, None, rng=rng, max_test=max_test, min_per_stratum=least), []
+    if mode == "puzzle":  # the same puzzle may be there several times
+        shown = [np.array([puzzle.cells_shown], dtype=np.uint64) for puzzle in puzzles]
+        return split_puzzles(strata, shown, rng=rng, max_test=max_test, min_per_stratum=least), []
     keys, notes = _keys(puzzles, mode), []
     if mode != "donor":
-        donors = [np.array([] if p.donor is None else [p.donor], dtype=np.uint64) for p in puzzles]
+        donors = _donors(puzzles)
         strict = [np.concatenate(pair) for pair in zip(keys, donors, strict=True)]
         if len(np.unique(group_puzzles(strict))) > 1:
             keys = strict
@@ -131,15 +139,20 @@ def _hold_out(
     return split_puzzles(strata, keys, rng=rng, max_test=max_test, min_per_stratum=least), notes
 
 
+def _donors(puzzles: Sequence[Fingerprint]) -> list[np.ndarray]:
+    have_donors = all_have_donors(puzzles)
+    return [donor_keys(puzzle, have_donors) for puzzle in puzzles]
+
+
 def _keys(puzzles: Sequence[Fingerprint], mode: str) -> list[np.ndarray]:
     """List what must not be on both sides: donors, data sets or tissues, and cells in any case."""
     have_ids = all_have_ids(puzzles)
-    groups = {
-        "donor": lambda puzzle: [] if puzzle.donor is None else [puzzle.donor],
-        "dataset": lambda puzzle: [] if puzzle.dataset is None else [puzzle.dataset],
-        "tissue": lambda puzzle: puzzle.tissues,
-    }[mode]
-    found = [np.array(groups(puzzle), dtype=np.uint64) for puzzle in puzzles]
+    if mode == "donor":
+        found = _donors(puzzles)
+    elif mode == "dataset":
+        found = [np.array([] if p.dataset is None else [p.dataset], dtype=np.uint64) for p in puzzles]
+    else:
+        found = [puzzle.tissues for puzzle in puzzles]
     if missing := sum(len(own) == 0 for own in found):
         msg = f"--split {mode}: {missing:,} of {len(found):,} puzzles do not say their {mode}; choose another --split"
         raise ValueError(msg)

@@ -44,7 +44,7 @@ class Split:
 
 
 def quotas_of(
-    counts: Mapping[int, int], max_test: int = MAX_TEST, min_per_stratum: int = MIN_PER_STRATUM
+    counts: Mapping[int, int], max_test: int = MAX_TEST, min_per_stratum: int | None = None
 ) -> dict[int, int]:
     """Say how many test puzzles to take of each stratum.
 
@@ -60,7 +60,8 @@ def quotas_of(
     max_test
         Test puzzles at most.
     min_per_stratum
-        Test puzzles of each stratum at least, as far as there are so many.
+        Test puzzles of each stratum at least, as far as there are so many; ``None`` is the published 5 of a set larger
+        than ``max_test``, and 1 of others.
 
     Returns
     -------
@@ -69,8 +70,10 @@ def quotas_of(
     total = sum(counts.values())
     most = {key: max(0, count - 1) for key, count in counts.items()}
     if total <= max_test:
-        return {key: min(most[key], max(1, int(SMALL_SHARE * count))) for key, count in counts.items()}
-    quotas = {key: min(min_per_stratum, most[key]) for key in counts}
+        least = 1 if min_per_stratum is None else min_per_stratum
+        return {key: min(most[key], max(least, int(SMALL_SHARE * count))) for key, count in counts.items()}
+    least = MIN_PER_STRATUM if min_per_stratum is None else min_per_stratum
+    quotas = {key: min(least, most[key]) for key in counts}
     target = min(max_test, int(LARGE_SHARE * total))
     rest, spare = total - sum(quotas.values()), target - sum(quotas.values())
     if spare > 0:
@@ -108,11 +111,11 @@ def group_puzzles(keys: Sequence[np.ndarray]) -> np.ndarray:
 
 def split_puzzles(
     strata: Sequence[int] | np.ndarray,
-    keys: Sequence[np.ndarray] | None,
+    keys: Sequence[np.ndarray],
     *,
     rng: np.random.Generator,
     max_test: int = MAX_TEST,
-    min_per_stratum: int = MIN_PER_STRATUM,
+    min_per_stratum: int | None = None,
 ) -> Split:
     """Choose the test puzzles.
 
@@ -125,7 +128,7 @@ def split_puzzles(
     strata
         Stratum of each puzzle: its number of cells.
     keys
-        What must not be on both sides, as for :func:`group_puzzles`; ``None``: nothing, puzzles are drawn one by one.
+        What must not be on both sides, as for :func:`group_puzzles`.
     rng
         Random generator.
     max_test, min_per_stratum
@@ -149,7 +152,7 @@ def split_puzzles(
         msg = f"the test set must have at least one puzzle, got a limit of {max_test}"
         raise ValueError(msg)
     quotas = quotas_of(Counter(strata.tolist()), max_test, min_per_stratum)
-    groups = np.arange(n) if keys is None else group_puzzles(keys)
+    groups = group_puzzles(keys)
     n_groups = int(groups.max()) + 1
     if n_groups == 1:
         msg = (

@@ -104,12 +104,12 @@ def make_labels(values: Any) -> Labels:
     The codes and the sorted values.
     """
     if hasattr(values, "codes") and hasattr(values, "categories"):
-        codes, names = np.asarray(values.codes, dtype=np.int64), list(values.categories)
+        codes, names = np.asarray(values.codes, dtype=np.int64), _plain(np.asarray(values.categories))
     else:
         array = np.asarray(values)
         if array.dtype.kind in "biuf":
             distinct, codes = np.unique(array, return_inverse=True)
-            names = distinct.tolist()
+            names = _plain(distinct)
         else:
             first: dict[Any, int] = {}
             codes = np.fromiter((first.setdefault(v, len(first)) for v in array.tolist()), np.int64, len(array))
@@ -120,6 +120,11 @@ def make_labels(values: Any) -> Labels:
     # The entry after the last serves the code -1.
     lookup = np.array([*(position.get(name, -1) for name in cleaned), -1], dtype=np.int32)
     return Labels(lookup[codes], ordered)
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    """Return values that are written as they were given: as a Python float, a float32 would have a double's digits."""
+    return list(map(str, values)) if values.dtype.kind == "f" else values.tolist()
 
 
 class Store:
