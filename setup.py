@@ -50,8 +50,10 @@ CPU = [
 GPU = [
     "verl[vllm]==0.9.1",  # verl's own CUDA 13 set: torch 2.11.0, vllm 0.24.0, transformers 5.9.0
     *TRAIN,
+    "torchao>=0.15",  # AdamW that rounds bf16 weights at random: PPO's critic on one GPU
     # The rest is verl's `fsdp` extra, spelt out because flash-attn needs a condition: prebuilt wheels for torch 2.11
-    # are for Python 3.12 only, and building it takes an hour and a CUDA toolkit. Without it attention runs as sdpa.
+    # are for Python 3.12 only, and building it takes an hour and a CUDA toolkit. Without it the launchers of RL choose
+    # config/attention/sdpa.yaml, and PPO, whose value model verl loads with flash-attn only, is refused.
     "flash-attn==2.8.3; python_version == '3.12' and platform_machine == 'x86_64'",
     "cupy-cuda13x==14.0.1",
     "liger-kernel>=0.8.2",

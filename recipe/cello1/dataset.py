@@ -56,6 +56,13 @@ class PuzzleDataset(RLHFDataset):
         for path in self.data_files:
             read_rl_parquet(path)
         super()._read_files_and_tokenize()
+        least = self.config.get("train_batch_size") or 0
+        if self._is_training_data() and len(self.dataframe) < least:
+            msg = (
+                f"{len(self.dataframe)} puzzles are left to train on (data.max_prompt_length="
+                f"{self.max_prompt_length}), and a step takes data.train_batch_size={least}; give more, or lower it"
+            )
+            raise ValueError(msg)
         if n_passes > 1:
             for index, row in enumerate(self.dataframe):
                 augmented_row(row, seed=0, index=index, copy=0)  # raises now, not in the middle of the training
@@ -82,18 +89,14 @@ class PuzzleDataset(RLHFDataset):
         if n_passes is not None and (isinstance(n_passes, bool) or not isinstance(n_passes, int) or n_passes < 1):
             msg = f"{EPOCHS_KEY} must be null or a positive whole number, got {n_passes!r}"
             raise ValueError(msg)
-        # verl builds training and validation data alike; only the files tell which these are.
-        mine, train, val = (
-            _names(files)
-            for files in (self.original_data_files, self.config.get("train_files"), self.config.get("val_files"))
-        )
-        if train == val != []:
+        train = _names(self.config.get("train_files"))
+        if train == _names(self.config.get("val_files")) != []:
             msg = (
                 f"data.train_files and data.val_files are the same ({train}), so that {CURRICULUM_KEY} and "
                 f"{EPOCHS_KEY} would change the validation, too; set these to null, or validate on other files"
             )
             raise ValueError(msg)
-        if mine == val:
+        if not self._is_training_data():
             return None, 1
         if self.config.get("shuffle", False):
             key = f"{CURRICULUM_KEY}={curriculum}" if curriculum is not None else f"{EPOCHS_KEY}={n_passes}"
@@ -103,6 +106,14 @@ class PuzzleDataset(RLHFDataset):
             msg = f"{CURRICULUM_KEY} and {EPOCHS_KEY} need data.seed; set it, to 1 for example"
             raise ValueError(msg)
         return curriculum, n_passes or 1
+
+    def _is_training_data(self) -> bool:
+        """Tell training from validation data: verl builds both alike, and only the files say which these are."""
+        mine, train, val = (
+            _names(files)
+            for files in (self.original_data_files, self.config.get("train_files"), self.config.get("val_files"))
+        )
+        return mine == train or mine != val
 
     def __len__(self) -> int:
         return len(self.dataframe) * self._n_passes

@@ -150,18 +150,23 @@ def export(
 
 def _finish(model: Path, actor: Path, keep_adapter: bool) -> float:
     """Merge the adapter, if there is one, and compare the logits."""
-    from recipe.cello1.sharded import compare_logits, load_shards, merge_adapters, rounded
+    from recipe.cello1.sharded import compare_logits, load_shards, merge_adapters, round_weights
 
-    weights = rounded(load_shards(actor))
-    adapter = model / ADAPTER
-    if not adapter.is_dir():
+    adapter, scaling = model / ADAPTER, None
+    if adapter.is_dir():
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        scaling = settings["lora_alpha"] / settings["r"]
+        if not keep_adapter:
+            _merge_adapter(model, adapter)
+    weights = load_shards(actor)
+    round_weights(weights)
+    if scaling is None:
         return compare_logits(model, weights)
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    merged = merge_adapters(weights, settings["lora_alpha"] / settings["r"])
+    weights = merge_adapters(weights, scaling)
     if keep_adapter:
-        return compare_logits(model, merged, adapter)
-    _merge_adapter(model, adapter)
-    return compare_logits(model, rounded(merged))
+        return compare_logits(model, weights, adapter)
+    round_weights(weights)
+    return compare_logits(model, weights)
 
 
 def _merge_adapter(model: Path, adapter: Path) -> None:

@@ -19,15 +19,18 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from recipe.cello1.batch_sizes import check_batches, check_rows
 from recipe.cello1.export import TRACKER
 from recipe.cello1.files import sha256
 from recipe.cello1.hf_folder import is_hub_name, model_fingerprint
-from recipe.cello1.prompt import LAYOUTS, Layout
 from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.rl_parquet import read_rl_parquet, write_rl_parquet
+from recipe.cello1.rl_parquet import n_rows, read_rl_parquet, write_rl_parquet
 from recipe.cello1.same_run import check_same_run, write_run
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONFIG = Path(__file__).parent / "config"
 RUN = "run.json"
@@ -142,7 +145,7 @@ def check_platform() -> None:
         raise ValueError(msg)
 
 
-def rl_data(path: str, split: str, out: str | Path, layout: Layout = "system") -> Path:
+def rl_data(path: str, split: str, out: str | Path) -> Path:
     """Give the RL parquet file of a data set, after checking every row of it.
 
     Parameters
@@ -152,9 +155,7 @@ def rl_data(path: str, split: str, out: str | Path, layout: Layout = "system") -
     split
         Name of the split, for the converted rows and the name of the file.
     out
-        Folder for the conversion.
-    layout
-        Prompt layout of converted rows.
+        Folder for the conversion; its prompts have the layout ``system``, which ``data.prompt_layout`` overrules.
 
     Returns
     -------
@@ -174,7 +175,7 @@ def rl_data(path: str, split: str, out: str | Path, layout: Layout = "system") -
         msg = f"{path} does not exist; correct the path"
         raise FileNotFoundError(msg)
     target = Path(out) / f"{split}.parquet"
-    write_rl_parquet(target, load_puzzles(path, require_gold=True).puzzles, split, layout)
+    write_rl_parquet(target, load_puzzles(path, require_gold=True).puzzles, split)
     return target
 
 
@@ -197,7 +198,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise ValueError(msg)
 
 
-def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+def compose(name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose a training's configuration as verl will, without loading verl.
 
     Parameters
@@ -209,7 +210,7 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
 
     Returns
     -------
-    Nested dict; interpolations are left as they stand.
+    The configuration.
 
     Raises
     ------
@@ -218,7 +219,6 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     """
     import hydra
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     # pkg://verl.trainer.config, as the files say, would import verl, and that takes seconds.
@@ -231,20 +231,47 @@ def compose(name: str, overrides: Sequence[str]) -> dict[str, Any]:
     )
     try:
         with hydra.initialize_config_dir(str(CONFIG), version_base=None):
-            composed = hydra.compose(name, overrides=[f"hydra.searchpath=[file://{upstream}]", *overrides])
-        return OmegaConf.to_container(composed, resolve=False)
+            return hydra.compose(name, overrides=[f'hydra.searchpath=["file://{upstream}"]', *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         msg = f"the overrides cannot be applied: {' '.join(str(error).split())}"
         raise ValueError(msg) from None
 
 
-def run_identity(name: str, overrides: Sequence[str], model: str, train: str | Path, val: str | Path) -> dict[str, Any]:
+def check_gpus(config: DictConfig) -> None:
+    """Check that this machine has the GPUs that a training takes of it; those of a cluster are its own to count.
+
+    Parameters
+    ----------
+    config
+        What :func:`compose` returned.
+
+    Raises
+    ------
+    ValueError
+        If it has fewer.
+    """
+    if config.trainer.device != "cuda" or os.environ.get("RAY_ADDRESS"):
+        return
+    import torch
+
+    wanted, found = config.trainer.n_gpus_per_node, torch.cuda.device_count()
+    if found < wanted:
+        msg = (
+            f"trainer.n_gpus_per_node={wanted}, and this machine has {found} GPUs; choose another HARDWARE, or set "
+            "trainer.n_gpus_per_node"
+        )
+        raise ValueError(msg)
+
+
+def run_identity(name: str, composed: DictConfig, model: str, train: str | Path, val: str | Path) -> dict[str, Any]:
     """Say what a run is.
 
     Parameters
     ----------
-    name, overrides
-        As for :func:`compose`.
+    name
+        Name of its configuration.
+    composed
+        What :func:`compose` returned.
     model
         Folder or Hub id.
     train, val
@@ -254,7 +281,9 @@ def run_identity(name: str, overrides: Sequence[str], model: str, train: str | P
     -------
     Nested dict: the configuration's name, the configuration without ``FREE``, fingerprints of model and data.
     """
-    config = compose(name, overrides)
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.to_container(composed, resolve=False)
     for key in FREE:
         *parents, last = key.split(".")
         place = config
@@ -300,7 +329,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--val", required=True, help="validation data, likewise")
     parser.add_argument("--run", required=True, type=Path, help="folder of the run; converted data go to RUN/data")
     parser.add_argument("--config", required=True, help="name of the training's configuration, cello1_grpo for example")
-    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="prompt layout of converted data")
     parser.add_argument("overrides", nargs="*", metavar="-- OVERRIDE", help="Hydra overrides of the training")
     return parser
 
@@ -311,10 +339,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_overrides(arguments.overrides)
         check_model(arguments.model)
-        train = rl_data(arguments.train, "train", arguments.run / "data", arguments.layout)
-        val = rl_data(arguments.val, "val", arguments.run / "data", arguments.layout)
-        identity = run_identity(arguments.config, arguments.overrides, arguments.model, train, val)
+        train = rl_data(arguments.train, "train", arguments.run / "data")
+        val = rl_data(arguments.val, "val", arguments.run / "data")
+        config = compose(arguments.config, arguments.overrides)
+        check_rows(config, n_rows(train))
+        check_batches(config)
+        identity = run_identity(arguments.config, config, arguments.model, train, val)
         check_platform()
+        check_gpus(config)
         check_run(arguments.run, identity)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

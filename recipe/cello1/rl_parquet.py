@@ -85,6 +85,21 @@ def read_table(path: str | Path) -> pa.Table:
         raise ValueError(msg) from None
 
 
+def n_rows(path: str | Path) -> int:
+    """Count the rows of a parquet file, without reading them.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Their number.
+    """
+    return pq.read_metadata(path).num_rows
+
+
 def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:
     """Read RL data and check every row of it.
 

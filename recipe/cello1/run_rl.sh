@@ -18,6 +18,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
 fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
 stage() { printf '\n== %s\n' "$1" >&2; }
+set_text() { printf '%s="%s"' "$1" "${2//\"/\\\"}"; } # a Hydra override whose value may hold any character, as paths do
 
 # shellcheck source=setup_env.sh
 source "$here/setup_env.sh" train
@@ -31,6 +32,10 @@ if [ "$CELLO1_DEVICE" = cpu ]; then
   # shellcheck source=cpu_env.sh
   source "$here/cpu_env.sh"
   HARDWARE=${HARDWARE:-cpu}
+elif ! "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('flash_attn') is None)"; then
+  [ "$algorithm" != ppo ] || fail "PPO on a GPU needs flash-attn, without which verl loads no value model; install it"
+  printf 'note: flash-attn is not installed: attention runs as sdpa, which takes more time and memory\n' >&2
+  settings+=("+attention=sdpa")
 fi
 
 if [ -n "${MODEL:-}" ]; then
@@ -84,13 +89,22 @@ if [ -z "${MODEL:-}" ]; then
   VAL_DATA=$OUTPUT/data/test.parquet
 fi
 
-[ -z "${WANDB_API_KEY:-}" ] || settings+=("trainer.logger=[console,file,tensorboard,wandb]")
+if [ -n "${WANDB_API_KEY:-}" ]; then
+  logger="trainer.logger=[console,file,tensorboard,wandb]"
+  if [ -z "${RAY_ADDRESS:-}" ]; then
+    settings+=("$logger")
+  else # an override would hand the key over, and into the logs
+    printf 'note: WANDB_API_KEY does not reach a running Ray cluster: export it before `ray start`, and add %s here\n' \
+      "$logger" >&2
+  fi
+fi
 export TENSORBOARD_DIR="${TENSORBOARD_DIR:-$OUTPUT/tensorboard}"
 if [ -n "${RAY_ADDRESS:-}" ]; then
   # The workers of a cluster that is there already have its environment, not this one, and it says itself what its nodes have.
   worker=+ray_kwargs.ray_init.runtime_env.env_vars
-  settings+=("$worker.VERL_FILE_LOGGER_PATH=@METRICS@" "$worker.TENSORBOARD_DIR=$TENSORBOARD_DIR")
-  [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_cpus,num_gpus,object_store_memory}"=null")
+  settings+=("$(set_text "$worker.VERL_FILE_LOGGER_PATH" @METRICS@)" "$(set_text "$worker.TENSORBOARD_DIR" "$TENSORBOARD_DIR")")
+  settings+=(ray_kwargs.ray_init.num_cpus=null)
+  [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_gpus,object_store_memory}"=null")
 fi
 
 files=$("$PYTHON" -m recipe.cello1.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
@@ -103,8 +117,9 @@ stage "$title with verl (HARDWARE=$HARDWARE; log: $OUTPUT/$algorithm.log)"
 if [ ! -e "$OUTPUT/model" ]; then
   "$PYTHON" -m recipe.cello1.watch --log "$OUTPUT/$algorithm.log" --metrics "$OUTPUT/metrics" --description "$title" -- \
     "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${settings[@]}" \
-    "data.train_files=$train_file" "data.val_files=$val_file" "actor_rollout_ref.model.path=$MODEL" \
-    "trainer.default_local_dir=$OUTPUT/$algorithm" "hydra.run.dir=$OUTPUT/hydra" "$@"
+    "$(set_text data.train_files "$train_file")" "$(set_text data.val_files "$val_file")" \
+    "$(set_text actor_rollout_ref.model.path "$MODEL")" \
+    "$(set_text trainer.default_local_dir "$OUTPUT/$algorithm")" "$(set_text hydra.run.dir "$OUTPUT/hydra")" "$@"
   [ "${TRAIN_ONLY:-0}" = 0 ] || exit 0
   stage "checkpoint to Hugging Face format"
   "$PYTHON" -m recipe.cello1.export "$OUTPUT/$algorithm" --out "$OUTPUT/model" \

@@ -24,7 +24,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.files import append_jsonl, read_items, sha256, write_items
 from recipe.cello1.hf_folder import check_model_path, save_model
@@ -32,6 +32,9 @@ from recipe.cello1.prompt import check_layout
 from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.same_run import check_same_run, write_run
 from recipe.cello1.sft_data import end_of_turn, load_examples, prompt_completion, split_evaluation
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIG = Path(__file__).parent / "config"
 # What may change between two starts of one run.
@@ -42,6 +45,10 @@ _FREE_TRAINER = (
     "save_total_limit",
     "dataloader_num_workers",
     "per_device_eval_batch_size",
+    "save_strategy",
+    "save_steps",
+    "eval_strategy",
+    "eval_steps",
 )
 _CHECKPOINTS = "checkpoints"
 _STATE = "trainer_state.json"
@@ -196,11 +203,13 @@ def train(settings: Mapping[str, Any]) -> Path:
     output = Path(settings["output"])
     target = output / "model"
     if not Path(settings["train"]).is_file():
-        msg = f"train={settings['train']} does not exist; give CellPuzzles JSON with traces, or RL parquet"
+        msg = f"train={settings['train']} does not exist; give CellPuzzles JSON with traces, or parquet of such items"
         raise FileNotFoundError(msg)
     check_model_path(settings["model"])
     fixed = _fixed(settings)
-    check_same_run(output / _SETTINGS, fixed, output)
+    # A start that came to nothing, for want of memory for example, binds nobody.
+    if target.is_dir() or any((output / _CHECKPOINTS).glob("checkpoint-*")):
+        check_same_run(output / _SETTINGS, fixed, output)
     if target.is_dir():
         return target
 
@@ -226,7 +235,10 @@ def train(settings: Mapping[str, Any]) -> Path:
                 model = _unsharded(settings, weights)
             model, weights = model.merge_and_unload(), None
         model.config.use_cache = True
-        save_model(target, model, trainer.processing_class, weights)
+        stored = _stored_dtype(settings)
+        if weights is not None:
+            weights = {name: weight.to(stored) for name, weight in weights.items()}
+        save_model(target, model.to(stored), trainer.processing_class, weights)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()  # a process group that is left behind may keep a process from ending
     return target
@@ -234,11 +246,10 @@ def train(settings: Mapping[str, Any]) -> Path:
 
 def _unsharded(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Any:
     """Return the base model with its adapters, holding the weights."""
-    import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]))
+    base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings))
     model = get_peft_model(base, _lora(settings["lora"]))
     model.load_state_dict(weights)
     return model
@@ -312,7 +323,7 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
     tokenizer.eos_token = end  # the trainer puts the end-of-sequence token behind completions that lack it
     rows = [prompt_completion(p, tokenizer, end, settings["prompt_layout"], settings["variant"]) for p in puzzles]
     train_data, eval_data = (Dataset.from_list([rows[i] for i in chosen]) for chosen in (train_rows, eval_rows))
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=getattr(torch, settings["dtype"]))
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings))
     trainer = SFTTrainer(
         model=model,
         args=config,
@@ -328,6 +339,23 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
         trainer.eval_dataset = _fit(trainer.eval_dataset, eval_rows, settings)
     _check_masks(trainer.train_dataset)
     return trainer
+
+
+def _dtype(settings: Mapping[str, Any]) -> torch.dtype:
+    """Return the number format of the weights in training: in bfloat16 most of a small step would be rounded away."""
+    import torch
+
+    return getattr(torch, settings["dtype"] or ("bfloat16" if settings["lora"] else "float32"))
+
+
+def _stored_dtype(settings: Mapping[str, Any]) -> torch.dtype:
+    """Return the number format of the trained model: that of the base model, unless one was asked for."""
+    import torch
+    from transformers import AutoConfig
+
+    if settings["dtype"]:
+        return getattr(torch, settings["dtype"])
+    return AutoConfig.from_pretrained(settings["model"]).dtype or torch.float32
 
 
 def _accumulation(own: Mapping[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -54,43 +54,40 @@ def load_shards(actor: str | Path) -> dict[str, torch.Tensor]:
     return weights
 
 
-def rounded(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Round weights as verl's merger does when it writes them.
+def round_weights(weights: MutableMapping[str, torch.Tensor]) -> None:
+    """Round weights as verl's merger does when it writes them, in place, one by one: there may be no room for two.
 
     Parameters
     ----------
     weights
-        Weights by name.
-
-    Returns
-    -------
-    The same, float32, each rounded to bfloat16.
+        Weights by name; afterwards bfloat16.
     """
-    return {name: weight.to(torch.bfloat16).float() for name, weight in weights.items()}
+    for name in weights:
+        weights[name] = weights[name].to(torch.bfloat16)
 
 
-def merge_adapters(weights: Mapping[str, torch.Tensor], scaling: float) -> dict[str, torch.Tensor]:
+def merge_adapters(weights: MutableMapping[str, torch.Tensor], scaling: float) -> dict[str, torch.Tensor]:
     """Add LoRA adapters to the weights they belong to.
 
     Parameters
     ----------
     weights
-        Weights by the names that PEFT gives them.
+        Weights by the names that PEFT gives them; emptied as they are used.
     scaling
         ``lora_alpha / r``.
 
     Returns
     -------
-    Weights by the names of the base model; without adapters, the weights as they are.
+    Weights by the names of the base model, float32; without adapters, the weights as they are.
     """
     merged = {}
-    for name, weight in weights.items():
-        if ".lora_" in name:
-            continue
+    adapters = {name: weights.pop(name).float() for name in list(weights) if ".lora_" in name}
+    for name in list(weights):
+        weight = weights.pop(name).float()
         clean = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         stem = name.removesuffix(".base_layer.weight")
-        if (down := weights.get(f"{stem}.lora_A.default.weight")) is not None and stem != name:
-            weight = weight + scaling * weights[f"{stem}.lora_B.default.weight"] @ down
+        if (down := adapters.get(f"{stem}.lora_A.default.weight")) is not None and stem != name:
+            weight = weight + scaling * adapters[f"{stem}.lora_B.default.weight"] @ down
         merged[clean] = weight
     return merged
 

@@ -30,6 +30,7 @@ METRICS_VARIABLE = "VERL_FILE_LOGGER_PATH"  # where verl's "file" logger writes 
 METRICS_MARK = "@METRICS@"  # stands for that file in the command, for workers that do not inherit the environment
 _TOTAL_STEPS = re.compile(rb"Total training steps: (\d+)")
 _ERROR = re.compile(r"^(?:\x1b\[\d+m\([^)]*\)\x1b\[0m )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)$")
+_HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1"  # the last line of what Hydra refuses
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _POLL_S = 0.5
 _GRACE_S = 30  # Ray needs some seconds to take its processes down; then they are killed
@@ -49,7 +50,7 @@ def failure_reason(log: str) -> str:
     -------
     The last exception line, else the last line, else an empty string.
     """
-    lines = [line.rstrip() for line in log.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in log.splitlines() if line.strip() and not line.startswith(_HYDRA_HINT)]
     errors = [match.group(1) for line in lines if (match := _ERROR.match(line))]
     # Ray wraps the cause: the wrapper's own line names the task, the cause follows it.
     causes = [error for error in errors if not error.startswith("ray.exceptions.RayTaskError")]

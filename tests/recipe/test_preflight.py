@@ -23,13 +23,13 @@ def model(tmp_path) -> Path:
 @pytest.fixture
 def data(tmp_path) -> Path:
     path = tmp_path / "data.parquet"
-    write_rl_parquet(path, toy_puzzles(2), "train")
+    write_rl_parquet(path, toy_puzzles(64), "train")
     return path
 
 
 def arguments(model, train, val, out) -> list[str]:
     paths = ["--model", str(model), "--train", str(train), "--val", str(val), "--run", str(out)]
-    return [*paths, "--config", "cello1_grpo"]
+    return [*paths, "--config", "cello1_grpo", "--", "hardware=cpu"]
 
 
 def test_prints_the_files_to_train_on(model, data, tmp_path, capsys):
@@ -49,7 +49,7 @@ class TestTheSameRun:
     @pytest.fixture(params=["grpo/latest_checkpointed_iteration.txt", "model/config.json"])
     def start(self, request, model, data, tmp_path, capsys):
         """Return a function that starts the run once more; gives what it says when it is refused, else nothing."""
-        again = [*arguments(model, data, data, tmp_path / "run"), "--", "data.seed=1", "hardware=cpu"]
+        again = [*arguments(model, data, data, tmp_path / "run"), "data.seed=1"]
         assert main(again) == 0
         trained = tmp_path / "run" / request.param
         trained.parent.mkdir()
@@ -82,7 +82,7 @@ class TestTheSameRun:
         assert start() == "", "what was refused left no mark"
 
     def test_other_data_or_another_model(self, start, model, tmp_path):
-        write_rl_parquet(tmp_path / "other.parquet", toy_puzzles(3), "train")
+        write_rl_parquet(tmp_path / "other.parquet", toy_puzzles(65), "train")
         assert "sha256.train (" in start(train=tmp_path / "other.parquet")
         assert "sha256.val (" in start(val=tmp_path / "other.parquet")
         (model / "model.safetensors").write_bytes(b"other weights")
@@ -99,13 +99,36 @@ def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkey
     pytest.importorskip("verl")
     monkeypatch.setattr(preflight, "check_platform", lambda: None)
     command = arguments(model, data, data, tmp_path / "run")
-    assert main([*command, "--", "data.train_batch_size=7"]) == 0
+    assert main([*command, "data.train_batch_size=32"]) == 0
     assert main(command) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.train_batch_size=65"], "there are 64 puzzles to train on, and a step takes data.train_batch_size=65"),
+        (["trainer.nnodes=6"], "ppo_mini_batch_size x rollout.n = 320 responses cannot be shared by 6 GPUs"),
+        (["actor_rollout_ref.rollout.n=3", "trainer.nnodes=64"], "=2 does not divide the 3 responses of each GPU"),
+        (["trainer.device=cuda"], "trainer.n_gpus_per_node=1, and this machine has 0 GPUs; choose another HARDWARE"),
+    ],
+)
+def test_sizes_that_do_not_go_together(model, data, tmp_path, capsys, monkeypatch, overrides, said):
+    pytest.importorskip("verl")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert main([*arguments(model, data, data, tmp_path), *overrides]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_sizes_that_only_balanced_batches_allow(model, data, tmp_path):
+    pytest.importorskip("verl")
+    sizes = ["actor_rollout_ref.rollout.n=3", "trainer.nnodes=64"]
+    assert main([*arguments(model, data, data, tmp_path), *sizes, "+variant=balanced"]) == 0
 
 
 def test_overrides_that_cannot_be_applied(model, data, tmp_path, capsys):
     pytest.importorskip("verl")
-    assert main([*arguments(model, data, data, tmp_path), "--", "data.no_such=1"]) == 2
+    assert main([*arguments(model, data, data, tmp_path), "data.no_such=1"]) == 2
     err = capsys.readouterr().err
     assert "the overrides cannot be applied" in err and "no_such" in err and err.count("\n") == 1
 
@@ -119,7 +142,7 @@ def test_overrides_that_cannot_be_applied(model, data, tmp_path, capsys):
     ],
 )
 def test_what_has_a_variable_is_no_override(model, data, tmp_path, capsys, override, variable):
-    assert main([*arguments(model, data, data, tmp_path), "--", override]) == 2
+    assert main([*arguments(model, data, data, tmp_path), override]) == 2
     err = capsys.readouterr().err
     assert f"{override} cannot be an override; set the variable {variable} instead" in err
 
@@ -138,9 +161,9 @@ def test_free_settings_exist():
 def test_puzzle_json_is_converted(tmp_path, suffix):
     source = tmp_path / f"puzzles{suffix}"
     write_puzzles(source, toy_puzzles(3))
-    target = rl_data(str(source), "val", tmp_path / "out", "user")
+    target = rl_data(str(source), "val", tmp_path / "out")
     assert target == tmp_path / "out" / "val.parquet"
-    assert [row["extra_info"]["prompt_layout"] for row in read_rl_parquet(target)] == ["user"] * 3
+    assert [row["extra_info"]["prompt_layout"] for row in read_rl_parquet(target)] == ["system"] * 3
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json", "model.safetensors"])

@@ -59,6 +59,10 @@ def test_reason_is_of_this_attempt_only(tmp_path, capfd):
         ("", ""),
         ("plain\nlast line\n", "last line"),
         ("ValueError: a: b\nand so on", "ValueError: a: b"),
+        (
+            "mismatched input '='\n\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.\n",
+            "mismatched input '='",
+        ),
         ("\x1b[36m(TaskRunner pid=1)\x1b[0m torch.OutOfMemoryError: no room\n", "torch.OutOfMemoryError: no room"),
         (
             "ray.exceptions.RayTaskError(ValueError): \x1b[36mray::run()\x1b[39m\nValueError: the cause\n",
