@@ -85,7 +85,24 @@ def test_the_critic_leaves_the_only_gpu_to_the_rollout(hardware):
     config = composed("cello1_ppo", f"hardware={hardware}")
     assert (config.critic.fsdp.param_offload, config.critic.fsdp.optimizer_offload) == (True, True)
     assert config.critic.fsdp.model_dtype == "bf16"
+    assert config.critic.optim.override_optimizer_config.bf16_stochastic_round
+    assert config.actor_rollout_ref.actor.fsdp_config.param_offload
     assert config.actor_rollout_ref.rollout.free_cache_engine
+
+
+@pytest.mark.parametrize("hardware", ["1x80gb", "1x140gb"])
+def test_adapters_are_trained_in_fp32_and_wait_for_no_processors(hardware):
+    config = composed("cello1_grpo", f"hardware={hardware}")
+    assert config.actor_rollout_ref.actor.fsdp_config.model_dtype == "fp32"
+    assert config.ray_kwargs.ray_init.num_cpus >= 20
+    assert config.transfer_queue.backend.SimpleStorage.num_data_storage_units == 1
+
+
+@pytest.mark.parametrize("hardware", ["1x80gb", "8x80gb"])
+def test_attention_without_flash_attn(hardware):
+    config = composed("cello1_grpo", f"hardware={hardware}", "+attention=sdpa")
+    assert config.actor_rollout_ref.model.override_config.attn_implementation == "sdpa"
+    assert not config.actor_rollout_ref.model.use_remove_padding
 
 
 PUBLISHED_FOR_BOTH = {

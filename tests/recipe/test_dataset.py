@@ -47,6 +47,14 @@ def test_layout_of_the_run_replaces_that_of_the_file(data, tokenizer, tmp_path):
     assert prompt[0]["content"].endswith(instruction(layout="user"))
 
 
+def test_fewer_puzzles_than_a_step_takes(data, tokenizer, tmp_path):
+    """verl would divide by the number of steps, when everything is loaded."""
+    with pytest.raises(ValueError, match="4 puzzles are left to train on .*data.train_batch_size=5; give more"):
+        dataset(data, tokenizer, tmp_path, train_batch_size=5, train_files=str(data), val_files="val.parquet")
+    assert len(dataset(data, tokenizer, tmp_path, train_batch_size=5, train_files="t", val_files=str(data))) == 4
+    assert len(dataset(data, tokenizer, tmp_path, train_batch_size=4, train_files=str(data))) == 4
+
+
 def test_unknown_layout(data, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="layout must be one of system, user, got 'sideways'"):
         dataset(data, tokenizer, tmp_path, prompt_layout="sideways")

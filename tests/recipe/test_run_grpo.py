@@ -46,7 +46,8 @@ def test_bad_input_is_one_line_and_starts_nothing(tmp_path, variables, message):
 @pytest.mark.integration
 @pytest.mark.timeout(1500)
 def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_path):
-    output, rollouts = tmp_path / "out", tmp_path / "rollouts"
+    # A name with much of what means something to Hydra.
+    output, rollouts = tmp_path / "lr=1e-6, (é) 'a' #1", tmp_path / "rollouts"
     with open(tmp_path / "first.log", "wb") as log:
         first = subprocess.Popen(
             ["bash", str(SCRIPT), f"trainer.rollout_data_dir={rollouts}"],

@@ -97,6 +97,12 @@ class TestSettings:
         assert settings["max_steps"] == -1, "the epochs decide"
         assert (trainer["per_device_train_batch_size"], trainer["gradient_accumulation_steps"]) == (6, 16)
 
+    def test_evaluation_goes_with_saving(self):
+        settings = sft.load_settings(["model=m", "train=t", "output=o", "trainer.save_steps=20"])
+        assert (settings["trainer"]["eval_strategy"], settings["trainer"]["eval_steps"]) == ("steps", 20)
+        settings = sft.load_settings(["model=m", "train=t", "output=o", "trainer.save_strategy=epoch"])
+        assert settings["trainer"]["eval_strategy"] == "epoch"
+
     @pytest.mark.parametrize("name", sorted(path.stem for path in (sft.CONFIG / "sft").glob("*.yaml")))
     def test_every_shipped_file_is_understood(self, name, model, data, tmp_path):
         settings = sft.load_settings(arguments(model, data, tmp_path)[:3], [name])
@@ -337,6 +343,35 @@ class TestTraining:
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert sft.main(arguments(model, data, tmp_path / "a", "max_steps=2", "trainer.learning_rate=1e-3")) == 1
         assert "num_processes (1, now 2)" in capsys.readouterr().err
+
+    def test_a_start_that_came_to_nothing_binds_nobody(self, model, data, tmp_path, monkeypatch, capsys):
+        def fails(trainer, **options):
+            raise OSError("out of memory")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("trl.SFTTrainer.train", fails)
+            assert sft.main(arguments(model, data, tmp_path / "o", "max_steps=2")) == 1
+        batch = "trainer.per_device_train_batch_size=1"
+        assert sft.main(arguments(model, data, tmp_path / "o", "max_steps=2", batch)) == 0
+        assert sft.main(arguments(model, data, tmp_path / "o", "max_steps=2")) == 1
+        assert "per_device_train_batch_size" in capsys.readouterr().err
+
+    def test_by_default_a_tenth_of_the_training_can_be_lost(self, model, data, tmp_path):
+        more = ["max_steps=10", "eval_fraction=0.2", "trainer.save_total_limit=20"]
+        assert sft.main(arguments(model, data, tmp_path / "o", *more)) == 0
+        steps = {int(path.name.rpartition("-")[2]) for path in (tmp_path / "o" / "checkpoints").iterdir()}
+        assert steps == set(range(1, 11))
+
+    def test_all_weights_are_trained_in_float32_and_kept_as_the_base_has_them(self, model, tokenizer, data, tmp_path):
+        import torch
+        from transformers import AutoConfig
+
+        save_model(tmp_path / "base", load(model).to(torch.bfloat16), tokenizer)
+        run = arguments(tmp_path / "base", data, tmp_path / "o", "dtype=null", "max_steps=2")
+        parameters = sft.make_trainer(sft.load_settings(run), PUZZLES).model.parameters()
+        assert {parameter.dtype for parameter in parameters} == {torch.float32}
+        assert sft.main(run) == 0
+        assert AutoConfig.from_pretrained(tmp_path / "o" / "model").dtype == torch.bfloat16
 
     @pytest.mark.parametrize("dora", ["true", "false"])
     def test_lora_is_merged_into_the_base(self, dora, model, data, tmp_path):
