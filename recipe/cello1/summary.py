@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -275,11 +276,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(console, Table("Held-out puzzles", heading, rows))
     console.print(note, soft_wrap=True)
     console.print(f"model:    {arguments.stages[-1][1]}\nresults:  {arguments.out}", soft_wrap=True)
-    console.print(
-        f"next:     python -m recipe.cello1.predict --model {arguments.stages[-1][1]} --data {arguments.data} "
-        "--samples 8 --temperature 1 --out samples.jsonl",
-        soft_wrap=True,
-    )
+    command = ["python", "-m", "recipe.cello1.predict", "--model", arguments.stages[-1][1], "--data", arguments.data]
+    command += ["--samples", "8", "--temperature", "1", "--out", "samples.jsonl"]
+    console.print(f"next:     {shlex.join(command)}", soft_wrap=True)
     return 0
 
 
