@@ -60,7 +60,7 @@ GPU = [
     "flash-linear-attention==0.5.2",
 ]
 
-# Open-ended answers are scored by the Cell Ontology, which comes inside this package (94 MB with all its ontologies).
+# Open-ended answers are scored by the Cell Ontology, which comes inside this package (94 MiB with all its ontologies).
 ONTOLOGY = ["cellxgene-ontology-guide>=1.9"]
 
 DOCS = ["sphinx>=8", "myst-parser>=4"]

@@ -1,6 +1,6 @@
 """What our own parts cost in a training step: reward, dataset and logging.
 
-``python benchmarks/bench_training_overhead.py [--metrics RUN/metrics]`` prints one Markdown table
+``python benchmarks/bench_training_overhead.py [--metrics OUTPUT/metrics]`` prints one Markdown table
 
 - ``run_single`` of the reward manager on a response of 500 words, with its tokens decoded; with shaped terms, too
   (``bench_scoring.py`` measures the scoring in it);

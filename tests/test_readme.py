@@ -97,7 +97,7 @@ def inputs(tmp_path_factory) -> Path:
     for name, puzzles in {"train": train[9:], "val": train[:9], "test": test, "puzzles": train[:9]}.items():
         write_puzzles(folder / f"{name}.json", puzzles)
     predict(Solver("MODEL"), test, folder / "answers.jsonl", sampling=Sampling(), progress=False)
-    for name in ("MODEL", "outputs/embedded/model"):
+    for name in ("MODEL", "outputs/embedded/model", "ncbi/Cell-o1"):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text("{}")
     (folder / "outputs" / "embedded" / "data").mkdir()
@@ -357,7 +357,7 @@ def test_shell_block_runs(block: Block, place):
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=str)
 def test_python_block_runs(block: Block, place):
-    adata = toy(types=["B cell", "NK cell", "monocyte"])
+    adata = toy(types=ast.literal_eval(re.search(r"\[.+?\]", block.text)[0]))  # those that the block asks for
     exec(compile(block.text, str(block), "exec"), {"adata": adata})
     assert adata.obs["cello1"].tolist() == adata.obs["truth"].tolist()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from recipe.cello1.engine import ENGINES, Sampling
@@ -100,12 +101,12 @@ def add_server(parser: argparse.ArgumentParser) -> None:
         Where to.
     """
     parser.add_argument("--model", required=True, help="name of the model on the server")
-    _add_flags(parser, "openai")
+    _add_flags(parser, "openai", without=("--server",))  # it only decides how answers are constrained
     parser.set_defaults(engine="openai", constrain=False, logprobs=False, reasoning_budget=None)
 
 
-def _add_flags(parser: argparse.ArgumentParser, *engines: str) -> None:
-    known: set[str] = set()
+def _add_flags(parser: argparse.ArgumentParser, *engines: str, without: Sequence[str] = ()) -> None:
+    known = set(without)
     for engine in engines:
         group = parser.add_argument_group(f"engine {engine}")
         for flag, kind, text in _ENGINE_FLAGS[engine]:

@@ -309,16 +309,14 @@ def build_context(
     return " ".join(sentences)
 
 
-def rules_from_table(table: Mapping[str, Any], base: Mapping[str, FieldRule] = FIELD_RULES) -> dict[str, FieldRule]:
-    """Extend the rules with a user's table, as read from YAML.
+def rules_from_table(table: Mapping[str, Any]) -> dict[str, FieldRule]:
+    """Extend ``FIELD_RULES`` with a user's table, as read from YAML.
 
     Parameters
     ----------
     table
         For each column either a sentence with ``{value}``, or a mapping with any of the keys ``values``, ``endings``,
-        ``template``, ``lower``, ``unless`` (see :class:`FieldRule`).
-    base
-        The rules to extend; the table wins.
+        ``template``, ``lower``, ``unless`` (see :class:`FieldRule`). It wins over a rule that is there.
 
     Returns
     -------
@@ -332,7 +330,7 @@ def rules_from_table(table: Mapping[str, Any], base: Mapping[str, FieldRule] = F
     if not isinstance(table, Mapping):
         msg = f"the table must map columns to rules, got {type(table).__name__}"
         raise ValueError(msg)
-    return {**base, **{str(name): _rule(str(name), entry) for name, entry in table.items()}}
+    return {**FIELD_RULES, **{str(name): _rule(str(name), entry) for name, entry in table.items()}}
 
 
 def _rule(name: str, entry: object) -> FieldRule:

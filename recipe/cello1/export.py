@@ -1,8 +1,8 @@
 """Turn the last checkpoint of a training run into a Hugging Face model.
 
-``python -m recipe.cello1.export RUN --out MODEL``
+``python -m recipe.cello1.export CHECKPOINTS --out MODEL``
 
-RUN is the run's ``trainer.default_local_dir``, or one checkpoint below it (``global_step_N/actor``). The sharded
+CHECKPOINTS is the run's ``trainer.default_local_dir`` (the launchers': ``OUTPUT/grpo``), or one checkpoint below it (``global_step_N/actor``). The sharded
 weights of any world size are merged by ``verl.model_merger``, adapters into the base; the result is loaded and its
 logits are compared with those of the sharded weights; a model card says where it comes from.
 """

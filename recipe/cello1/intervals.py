@@ -11,6 +11,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
+_BINS = 10  # of the calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
 
 
-def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> dict[str, Any]:
+def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     """Compare confidence with accuracy.
 
     Parameters
@@ -201,14 +202,12 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> di
         Probabilities, length n, 0 to 1.
     right
         Whether each came true, boolean array of length n.
-    bins
-        Bins of equal width.
 
     Returns
     -------
-    ``ece`` (expected calibration error: mean distance of accuracy from confidence over the bins, weighted by their
-    size; Naeini et al. 2015), ``brier`` (mean squared distance), ``n``, and ``bins``: for each that is not empty
-    ``low``, ``high``, ``n``, ``confidence``, ``accuracy`` and the ends of its 95% interval.
+    ``ece`` (expected calibration error: mean distance of accuracy from confidence over ten bins of equal width,
+    weighted by their size; Naeini et al. 2015), ``brier`` (mean squared distance), ``n``, and ``bins``: for each that
+    is not empty ``low``, ``high``, ``n``, ``confidence``, ``accuracy`` and the ends of its 95% interval.
 
     Raises
     ------
@@ -222,7 +221,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> di
     if not ((confidence >= 0) & (confidence <= 1 + 1e-9)).all():
         msg = "confidence must be between 0 and 1"
         raise ValueError(msg)
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     rows: list[Mapping[str, Any]] = []
     error = 0.0
     for b in np.unique(which).tolist():
@@ -233,8 +232,8 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> di
         low, high = wilson(hits, n)
         rows.append(
             {
-                "low": b / bins,
-                "high": (b + 1) / bins,
+                "low": b / _BINS,
+                "high": (b + 1) / _BINS,
                 "n": n,
                 "confidence": mean,
                 "accuracy": hits / n,

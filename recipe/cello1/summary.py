@@ -1,6 +1,6 @@
 """Say what a training run has gained: models before and after on held-out puzzles, and the course of the training.
 
-``python -m recipe.cello1.summary --data test.json --metrics RUN/metrics --out RUN/summary "before=A" "after=B"``
+``python -m recipe.cello1.summary --data test.json --metrics OUTPUT/metrics --out OUTPUT/summary "before=A" "after=B"``
 
 Writes ``summary.md``, ``summary.json`` and ``training.png``, and prints the table. What has been predicted is kept, so
 that a second call only reads.

@@ -154,7 +154,7 @@ def vote_matrix(
     return votes
 
 
-def logprob_weights(logprobs: Sequence[float], tokens: Sequence[int], temperature: float = 1.0) -> np.ndarray:
+def logprob_weights(logprobs: Sequence[float], tokens: Sequence[int]) -> np.ndarray:
     """Weigh answers by how sure the model was of them.
 
     Parameters
@@ -163,8 +163,6 @@ def logprob_weights(logprobs: Sequence[float], tokens: Sequence[int], temperatur
         Summed log-probability (natural) of each answer.
     tokens
         Tokens of each; the mean per token is what counts, so that long answers are not at a disadvantage.
-    temperature
-        The higher, the more even the weights.
 
     Returns
     -------
@@ -173,7 +171,7 @@ def logprob_weights(logprobs: Sequence[float], tokens: Sequence[int], temperatur
     Raises
     ------
     ValueError
-        If the lengths differ, a log-probability is not finite, or ``temperature`` is not positive.
+        If the lengths differ or a log-probability is not finite.
     """
     values, lengths = np.asarray(logprobs, dtype=float), np.asarray(tokens, dtype=float)
     if values.shape != lengths.shape or values.ndim != 1:
@@ -182,10 +180,7 @@ def logprob_weights(logprobs: Sequence[float], tokens: Sequence[int], temperatur
     if not np.isfinite(values).all():
         msg = "logprobs must be finite"
         raise ValueError(msg)
-    if not temperature > 0:
-        msg = f"temperature must be above 0, got {temperature!r}"
-        raise ValueError(msg)
-    return len(values) * softmax(values / np.maximum(lengths, 1) / temperature)
+    return len(values) * softmax(values / np.maximum(lengths, 1))
 
 
 def consensus(

@@ -144,7 +144,8 @@ class Calls:
     runner_up
         int64, the strongest other type, decoys included; -1 where no other type got a vote.
     runner_up_support, margin
-        Float arrays: its support, and the difference. The margin is negative for a unit that gave way to another.
+        Float arrays: its support, and the difference. The margin is negative for a unit that gave way to
+        another, or whose best type has less support but met it more often.
     entropy
         Float array, bits; NaN without votes.
     status

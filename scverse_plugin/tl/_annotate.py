@@ -128,8 +128,8 @@ def annotate(
         Most cells in a puzzle. By default 8 at most, half the number of types if there are more groups than types, and
         1 with ``groupby=None``, since cells of a puzzle are taken to be of different types.
     n_candidates
-        Most types shown in a puzzle. If there are more, a screening in which each group meets every type three times
-        comes first, and the types that lead there are shown afterwards.
+        Most types shown in a puzzle. If there are more, a screening in which each group meets every type at least
+        three times comes first, and the types that lead there are shown afterwards.
     shuffle_candidates
         Whether to show them in random order; models are trained on sorted ones.
     decoys

@@ -10,7 +10,6 @@ from recipe.cello1.context import (
     CONTEXT_FIELDS,
     DATASET_FIELDS,
     FIELD_RULES,
-    FieldRule,
     build_context,
     clean_value,
     is_usable,
@@ -174,7 +173,6 @@ def test_user_table_extends_the_rules():
     assert build_context(obs, extra, rules) == "The patient takes metformin. BMI: 20. Used to smoke. From A."
     assert build_context({"smoker": "Yes"}, extra, rules) == "Smokes."
     assert build_context({"smoker": "no", "site": "B_1"}, extra, rules) == "Does not smoke. Site b 1."
-    assert rules_from_table({"only": "{value}."}, base={}) == {"only": FieldRule(template="{value}.")}
 
 
 @pytest.mark.parametrize(

@@ -282,6 +282,7 @@ def test_command_refuses_what_cannot_work(tmp_path, capsys, monkeypatch):
     assert "temperature must be" in says("p.json", "o.json", "--temperature", "-1")
 
 
-def test_there_is_no_flag_for_the_key():
+def test_there_is_no_flag_for_the_key_nor_for_constraints():
     flags = [flag for action in teacher.build_parser()._actions for flag in action.option_strings]
+    assert not {"--constrain", "--server"} & set(flags)
     assert not [flag for flag in flags if "key" in flag or "token" in flag.replace("max-tokens", "")]
