@@ -2,9 +2,10 @@
 
 ``python -m recipe.cello1.export CHECKPOINTS --out MODEL``
 
-CHECKPOINTS is the run's ``trainer.default_local_dir`` (the launchers': ``OUTPUT/grpo``), or one checkpoint below it (``global_step_N/actor``). The sharded
-weights of any world size are merged by ``verl.model_merger``, adapters into the base; the result is loaded and its
-logits are compared with those of the sharded weights; a model card says where it comes from.
+CHECKPOINTS is the run's ``trainer.default_local_dir`` (the launchers': ``OUTPUT/grpo``), or one checkpoint below it
+(``global_step_N/actor``). The sharded weights of any world size are merged by ``verl.model_merger``, adapters into the
+base; the result is loaded and its logits are compared with those of the sharded weights; a model card says where it
+comes from.
 """
 
 from __future__ import annotations
