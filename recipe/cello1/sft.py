@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = Path(__file__).parent / "config"
+_PATHS = ("model", "train", "output")
 # What may change between two starts of one run.
 _FREE = ("output",)
 _FREE_TRAINER = (
@@ -92,12 +93,18 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
             msg = f"--config {name}: {path} does not exist; give a path, or one of {known}"
             raise FileNotFoundError(msg)
         merged = OmegaConf.merge(merged, OmegaConf.load(path))
+    paths, others = {}, []
+    for text in overrides:
+        key, mark, value = text.partition("=")
+        if not mark:
+            msg = f"{text!r} is not of the form key=value"
+            raise ValueError(msg)
+        if key in _PATHS:  # as they are: read as YAML, which the rest is, " #" would begin a comment
+            paths[key] = value
+        else:
+            others.append(text)
     try:
-        for text in overrides:
-            if "=" not in text:
-                msg = f"{text!r} is not of the form key=value"
-                raise ValueError(msg)
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(others), paths)
         settings = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         msg = f"the settings cannot be read: {error}"
@@ -110,7 +117,7 @@ def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
     if unknown := sorted(str(key) for key in settings if key not in known):
         msg = f"unknown settings {unknown}; known are {known}, and those of trl.SFTConfig under trainer"
         raise ValueError(msg)
-    for key in ("model", "train", "output"):
+    for key in _PATHS:
         if settings[key] in ("???", None, ""):
             msg = f"{key} is not set; add {key}=..."
             raise ValueError(msg)

@@ -97,6 +97,11 @@ class TestSettings:
         assert settings["max_steps"] == -1, "the epochs decide"
         assert (trainer["per_device_train_batch_size"], trainer["gradient_accumulation_steps"]) == (6, 16)
 
+    def test_paths_are_taken_as_they_are(self):
+        path = "/lr=1e-6, (é) 'a' #1: {x}"
+        settings = sft.load_settings([f"model={path}", f"train={path}", f"output={path}"])
+        assert [settings[key] for key in ("model", "train", "output")] == [path] * 3
+
     def test_evaluation_goes_with_saving(self):
         settings = sft.load_settings(["model=m", "train=t", "output=o", "trainer.save_steps=20"])
         assert (settings["trainer"]["eval_strategy"], settings["trainer"]["eval_steps"]) == ("steps", 20)
