@@ -12,7 +12,7 @@ from recipe.cello1.files import atomic_write, dumps
 from recipe.cello1.puzzle import Puzzle
 
 FOLDER = ".parts"
-_FORMAT = 2  # raise it when the same settings give other puzzles
+_FORMAT = 3  # raise it when the same settings give other puzzles
 
 
 def part_path(out: Path, name: str) -> Path:
