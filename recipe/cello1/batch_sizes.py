@@ -26,7 +26,8 @@ def check_rows(config: DictConfig, n_rows: int) -> None:
     ValueError
         If there are fewer than one step takes.
     """
-    if n_rows < (batch := _get(config, "data.train_batch_size")):
+    n_passes = _get(config, "data.augmented_epochs") or 1
+    if n_rows * n_passes < (batch := _get(config, "data.train_batch_size")):
         msg = (
             f"there are {n_rows} puzzles to train on, and a step takes data.train_batch_size={batch}; give more, or "
             "lower data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size"
