@@ -26,8 +26,8 @@ def check_rows(config: DictConfig, n_rows: int) -> None:
     ValueError
         If there are fewer than one step takes.
     """
-    n_passes = _get(config, "data.augmented_epochs") or 1
-    if n_rows * n_passes < (batch := _get(config, "data.train_batch_size")):
+    batch = _number(config, "data.train_batch_size")
+    if n_rows * _number(config, "data.augmented_epochs", 1) < batch:
         msg = (
             f"there are {n_rows} puzzles to train on, and a step takes data.train_batch_size={batch}; give more, or "
             "lower data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size"
@@ -51,29 +51,35 @@ def check_batches(config: DictConfig) -> None:
     ValueError
         If they cannot, naming the setting.
     """
-    n_gpus = _get(config, "trainer.nnodes") * _get(config, "trainer.n_gpus_per_node")
-    n_gpus //= _get(config, f"{_ACTOR}.fsdp_config.ulysses_sequence_parallel_size", 1) or 1
-    n = _get(config, f"{_ROLLOUT}.n")
-    mini = _get(config, f"{_ACTOR}.ppo_mini_batch_size") * n
+    # The deprecated place of the setting still counts.
+    ulysses = [f"{_ACTOR}{place}.ulysses_sequence_parallel_size" for place in ("", ".fsdp_config")]
+    per_sequence = max(_number(config, key, 1) for key in ulysses)
+    n_gpus, rest = divmod(_number(config, "trainer.nnodes") * _number(config, "trainer.n_gpus_per_node"), per_sequence)
+    if rest or not n_gpus:
+        msg = f"{ulysses[1]}={per_sequence} does not divide the number of GPUs; choose a divisor"
+        raise ValueError(msg)
+    n = _number(config, f"{_ROLLOUT}.n")
+    mini = _number(config, f"{_ACTOR}.ppo_mini_batch_size") * n
     updates = [(f"{_ACTOR}.ppo_mini_batch_size", mini, f"{_ACTOR}.ppo_micro_batch_size_per_gpu")]
     multiple = math.lcm(n_gpus, mini)
     if _get(config, "algorithm.adv_estimator") == "gae":
-        critic = _get(config, "critic.ppo_mini_batch_size") * n
+        critic = _number(config, "critic.ppo_mini_batch_size") * n
         updates.append(("critic.ppo_mini_batch_size", critic, "critic.fsdp.micro_batch_size_per_gpu"))
         multiple = math.lcm(multiple, critic)
-    dynamic = _get(config, f"{_ACTOR}.use_dynamic_bsz", False)
     for key, size, micro_key in updates:
         if size % n_gpus:
             msg = f"{key} x rollout.n = {size} responses cannot be shared by {n_gpus} GPUs; make it a multiple of that"
             raise ValueError(msg)
-        _check_micro(config, size // n_gpus, micro_key, dynamic)
-    sampled = -(-_get(config, "data.train_batch_size") * n // multiple) * multiple
-    _check_micro(config, sampled // n_gpus, f"{_ROLLOUT}.log_prob_micro_batch_size_per_gpu", dynamic)
+        _check_micro(config, size // n_gpus, micro_key)
+    sampled = -(-_number(config, "data.train_batch_size") * n // multiple) * multiple
+    for role in (_ROLLOUT, "actor_rollout_ref.ref"):
+        _check_micro(config, sampled // n_gpus, f"{role}.log_prob_micro_batch_size_per_gpu")
 
 
-def _check_micro(config: DictConfig, size: int, key: str, dynamic: bool) -> None:
-    micro = _get(config, key)
-    if not dynamic and micro and size % micro:
+def _check_micro(config: DictConfig, size: int, key: str) -> None:
+    if _get(config, f"{_ACTOR}.use_dynamic_bsz") or not _get(config, key):
+        return
+    if size % (micro := _number(config, key)):
         msg = (
             f"{key}={micro} does not divide the {size} responses of each GPU; choose a divisor, or let verl make "
             "micro-batches of like length: +variant=balanced"
@@ -81,7 +87,16 @@ def _check_micro(config: DictConfig, size: int, key: str, dynamic: bool) -> None
         raise ValueError(msg)
 
 
-def _get(config: DictConfig, key: str, default: Any = None) -> Any:
+def _number(config: DictConfig, key: str, default: int | None = None) -> int:
+    value = _get(config, key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        msg = f"{key} must be a positive whole number, got {value!r}"
+        raise ValueError(msg)
+    return value
+
+
+def _get(config: DictConfig, key: str) -> Any:
     from omegaconf import OmegaConf
 
-    return OmegaConf.select(config, key, default=default)
+    return OmegaConf.select(config, key)

@@ -57,7 +57,8 @@ class PuzzleDataset(RLHFDataset):
             read_rl_parquet(path)
         super()._read_files_and_tokenize()
         least = self.config.get("train_batch_size") or 0
-        if self._is_training_data() and len(self.dataframe) * n_passes < least:
+        val = _names(self.config.get("val_files"))
+        if _names(self.original_data_files) != val and len(self.dataframe) * n_passes < least:
             msg = (
                 f"{len(self.dataframe)} puzzles are left to train on (data.max_prompt_length="
                 f"{self.max_prompt_length}), and a step takes data.train_batch_size={least}; give more, or lower it"

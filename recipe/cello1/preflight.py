@@ -155,7 +155,7 @@ def rl_data(path: str, split: str, out: str | Path) -> Path:
     split
         Name of the split, for the converted rows and the name of the file.
     out
-        Folder for the conversion; its prompts have the layout ``system``, which ``data.prompt_layout`` overrules.
+        Folder for the conversion. Items get the layout ``system``, which ``data.prompt_layout`` overrules.
 
     Returns
     -------
@@ -175,7 +175,8 @@ def rl_data(path: str, split: str, out: str | Path) -> Path:
         msg = f"{path} does not exist; correct the path"
         raise FileNotFoundError(msg)
     target = Path(out) / f"{split}.parquet"
-    write_rl_parquet(target, load_puzzles(path, require_gold=True).puzzles, split)
+    found = load_puzzles(path, require_gold=True)
+    write_rl_parquet(target, found.puzzles, split, found.layout, found.variant)
     return target
 
 

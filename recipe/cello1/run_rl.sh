@@ -35,7 +35,7 @@ if [ "$CELLO1_DEVICE" = cpu ]; then
 elif ! "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('flash_attn') is None)"; then
   [ "$algorithm" != ppo ] || fail "PPO on a GPU needs flash-attn, without which verl loads no value model; install it"
   printf 'note: flash-attn is not installed: attention runs as sdpa, which takes more time and memory\n' >&2
-  settings+=("+attention=sdpa")
+  [ "${HARDWARE:-}" = cpu ] || settings+=("+attention=sdpa")
 fi
 
 if [ -n "${MODEL:-}" ]; then

@@ -46,9 +46,7 @@ _FREE_TRAINER = (
     "save_total_limit",
     "dataloader_num_workers",
     "per_device_eval_batch_size",
-    "save_strategy",
     "save_steps",
-    "eval_strategy",
     "eval_steps",
 )
 _CHECKPOINTS = "checkpoints"

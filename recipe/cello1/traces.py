@@ -236,12 +236,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = build_parser().parse_args(argv)
     try:
-        puzzles = load_puzzles(args.data, require_gold=True).puzzles
+        data = load_puzzles(args.data, require_gold=True)
+        puzzles = data.puzzles
         # Longer lists than the puzzles': how common a gene is elsewhere shows beyond the end of the list.
         n_top = 3 * max((len(genes) for puzzle in puzzles for genes in puzzle.cells), default=1)
         columns = {"type_column": args.type_column, "gene_column": args.gene_column, "use_raw": args.use_raw}
         evidence = marker_evidence(*read_cells(args.cells, n_top, **columns))
-        write_puzzles(args.out, add_traces(puzzles, evidence, args.n_genes))
+        write_puzzles(args.out, add_traces(puzzles, evidence, args.n_genes), data.variant)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

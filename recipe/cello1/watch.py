@@ -62,31 +62,61 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _processes_of(attempt: Path) -> list[psutil.Process]:
-    """Find the processes of an attempt: all that inherited the name of its metrics file and are more than a zombie."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # gone, or not ours to look into
-            if process.environ().get(METRICS_VARIABLE) == str(attempt):
-                found.append(process)
-    return found
+class _Processes:
+    """All that a command has started, also what has left its group and its parents.
 
-
-def _stop(process: subprocess.Popen, attempt: Path) -> None:
-    """Take the command down with all it has started.
-
-    Ray's workers are in groups of their own and outlive the command by the seconds in which they miss their node;
-    whoever comes next needs the memory that they hold.
+    A process is known by the name of the metrics file, which it inherits, or because it was seen below the command:
+    those that write a title over their variables, as vLLM's do, are known by the second sign alone.
     """
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    deadline = time.monotonic() + _GRACE_S
-    while process.poll() is None or _processes_of(attempt):
-        if time.monotonic() > deadline:
-            for left in _processes_of(attempt):
+
+    def __init__(self, command: subprocess.Popen, attempt: Path):
+        self._command = command
+        self._mark = str(attempt)
+        self._seen: set[psutil.Process] = set()
+
+    def look(self) -> None:
+        """See what is below the command now."""
+        with suppress(psutil.Error):
+            self._seen.update(psutil.Process(self._command.pid).children(recursive=True))
+
+    def left(self) -> list[psutil.Process]:
+        """Return those that are more than a zombie."""
+        found = set(self._seen)
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):  # gone, or not ours to look into
+                if process.environ().get(METRICS_VARIABLE) == self._mark:
+                    found.add(process)
+        return [process for process in found if _is_running(process)]
+
+    def stop(self) -> None:
+        """Take them all down.
+
+        Ray's workers are in groups of their own and outlive the command by the seconds in which they miss their node;
+        whoever comes next needs the memory that they hold.
+        """
+        with suppress(ProcessLookupError):
+            os.killpg(self._command.pid, signal.SIGTERM)
+        if not self._gone():
+            with suppress(ProcessLookupError):
+                os.killpg(self._command.pid, signal.SIGKILL)
+            for process in self.left():
                 with suppress(psutil.Error):
-                    left.kill()
-        time.sleep(_POLL_S)
+                    process.kill()
+            self._gone()
+
+    def _gone(self) -> bool:
+        deadline = time.monotonic() + _GRACE_S
+        while self._command.poll() is None or self.left():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+
+def _is_running(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def _interrupted(signal_number: int, frame: object) -> None:
@@ -177,11 +207,13 @@ def watch(
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
+    processes = _Processes(process, attempt)
     previous = signal.signal(signal.SIGTERM, _interrupted)
     code = 130
     try:
         while process.poll() is None and parent() == started_by:
             time.sleep(_POLL_S)
+            processes.look()
             bar.update(attempt, log)
         if process.poll() is not None:
             code = process.returncode
@@ -189,7 +221,7 @@ def watch(
         pass
     finally:
         signal.signal(signal.SIGTERM, previous)
-        _stop(process, attempt)
+        processes.stop()
         bar.update(attempt, log)
         bar.close()
     if code:

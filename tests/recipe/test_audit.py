@@ -77,6 +77,8 @@ def test_where_one_side_names_no_donors_contexts_are_compared():
     assert (found.donors.train, found.donors.test, found.donors.shared) == (2, 2, 1)
     assert found.puzzles_with_shared_donors.shared == 1
     assert compare(train, [puzzle([3], "z", "of a male")]).donors.shared == 0
+    nameless = puzzle([4], None, "of a mouse")
+    assert compare([*train, nameless], [puzzle([3], "z", "of a male")]).donors.shared == 0, "of no nameless puzzle"
 
 
 def test_zero_is_a_donor():
@@ -108,11 +110,17 @@ def test_an_id_counts_within_its_data_set():
 
 def test_an_id_of_a_donor_counts_in_every_data_set():
     """A subset with other genes, or in another order: the lists differ, the cell is the same."""
-    train = [puzzle([1, 2], "d1", dataset="x", cell_ids=["AAAC-1", "AAAG-1"])]
-    found = compare(train, [puzzle([3, 4], "d1", dataset="y", cell_ids=["AAAC-1", "AAAT-1"])])
+    names = [f"{barcode}-1-HTA4_1001" for barcode in ("AAACCCAAG", "AAACCCAGT", "AAACCCATT")]
+    train = [puzzle([1, 2], "d1", dataset="x", cell_ids=names[:2])]
+    found = compare(train, [puzzle([3, 4], "d1", dataset="y", cell_ids=names[1:])])
     assert (found.cells.test, found.cells.shared, found.clean_puzzles) == (2, 1, 0)
-    counted = [puzzle([1], "d1", dataset="x", cell_ids=["0"])]
-    assert compare(counted, [puzzle([2], "d1", dataset="y", cell_ids=["0"])]).cells.shared == 0
+    assert compare(train, [puzzle([3, 4], "d2", dataset="y", cell_ids=names[1:])]).cells.shared == 0
+
+
+@pytest.mark.parametrize("name", ["0", "12-1", "cell_12", "AAACCCAAGAACTGAT-1", "AAACCCAAGAACTGAT-1-3", "1.0"])
+def test_barcodes_and_numbers_come_again_in_every_library_of_a_donor(name):
+    train = [puzzle([1], "d1", dataset="x", cell_ids=[name])]
+    assert compare(train, [puzzle([2], "d1", dataset="y", cell_ids=[name])]).cells.shared == 0
 
 
 def test_long_lists_find_a_cell_again_under_another_id():

@@ -53,6 +53,8 @@ def test_fewer_puzzles_than_a_step_takes(data, tokenizer, tmp_path):
         dataset(data, tokenizer, tmp_path, train_batch_size=5, train_files=str(data), val_files="val.parquet")
     assert len(dataset(data, tokenizer, tmp_path, train_batch_size=5, train_files="t", val_files=str(data))) == 4
     assert len(dataset(data, tokenizer, tmp_path, train_batch_size=4, train_files=str(data))) == 4
+    both = {"train_files": str(data), "val_files": str(data)}
+    assert len(dataset(data, tokenizer, tmp_path, train_batch_size=5, **both)) == 4, "these may be to validate on"
     passes = {"augmented_epochs": 2, "seed": 1, "train_files": str(data)}
     assert len(dataset(data, tokenizer, tmp_path, train_batch_size=8, **passes)) == 8
 

@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 
 from recipe.cello1 import preflight
+from recipe.cello1.files import write_items
 from recipe.cello1.preflight import FREE, check_model, compose, main, rl_data
+from recipe.cello1.prompt import messages
+from recipe.cello1.puzzle import Puzzle
 from recipe.cello1.puzzle_files import write_puzzles
+from recipe.cello1.records import rl_row
 from recipe.cello1.rl_parquet import read_rl_parquet, write_rl_parquet
 from tests.recipe.toy_model import toy_puzzles
 
@@ -109,6 +113,10 @@ def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkey
         (["data.train_batch_size=65"], "there are 64 puzzles to train on, and a step takes data.train_batch_size=65"),
         (["trainer.nnodes=6"], "ppo_mini_batch_size x rollout.n = 320 responses cannot be shared by 6 GPUs"),
         (["actor_rollout_ref.rollout.n=3", "trainer.nnodes=64"], "=2 does not divide the 3 responses of each GPU"),
+        (["trainer.nnodes=0"], "trainer.nnodes must be a positive whole number, got 0"),
+        (["data.train_batch_size=abc"], "data.train_batch_size must be a positive whole number, got 'abc'"),
+        (["actor_rollout_ref.actor.ulysses_sequence_parallel_size=3"], "=3 does not divide the number of GPUs"),
+        (["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=7"], "=7 does not divide the 320 responses"),
         (["trainer.device=cuda"], "trainer.n_gpus_per_node=1, and this machine has 0 GPUs; choose another HARDWARE"),
     ],
 )
@@ -164,6 +172,14 @@ def test_puzzle_json_is_converted(tmp_path, suffix):
     target = rl_data(str(source), "val", tmp_path / "out")
     assert target == tmp_path / "out" / "val.parquet"
     assert [row["extra_info"]["prompt_layout"] for row in read_rl_parquet(target)] == ["system"] * 3
+
+
+def test_rl_rows_in_json_stay_what_they_are(tmp_path):
+    puzzle = Puzzle((("ALB",),), ("hepatocyte", "T cell"), ("hepatocyte",))
+    write_items(tmp_path / "rows.jsonl", [rl_row(puzzle, "train", 0, "user", "single")])
+    (row,) = read_rl_parquet(rl_data(str(tmp_path / "rows.jsonl"), "train", tmp_path))
+    assert (row["extra_info"]["prompt_layout"], row["extra_info"]["variant"]) == ("user", "single")
+    assert row["prompt"] == messages(puzzle, "user", "single")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json", "model.safetensors"])

@@ -753,6 +753,8 @@ def test_a_puzzle_that_is_there_several_times_stays_on_one_side(made, tmp_path):
 
 def test_a_subset_with_its_genes_in_another_order_is_noticed(tmp_path, capsys):
     adata = toy_adata(1, n_cells=600, n_donors=6)
+    letters = str.maketrans("0123", "ACGT")
+    adata.obs_names = [f"LIB1_{np.base_repr(i, 4).zfill(8).translate(letters)}-1" for i in range(600)]
     write(adata, tmp_path / "in" / "all.h5ad")
     order = np.random.default_rng(0).permutation(adata.n_vars)
     part = adata[adata.obs["cell_type"].isin([f"type {i}" for i in range(4)]), order[: adata.n_vars // 2]].copy()

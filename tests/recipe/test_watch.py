@@ -93,19 +93,31 @@ def test_command_is_stopped_with_its_starter(tmp_path, monkeypatch):
     assert not pid.exists() or not alive(int(pid.read_text()))
 
 
-@pytest.mark.parametrize(("ending", "grace_s"), [("time.sleep(2)", 60), ("time.sleep(600)", 1)])
-def test_the_end_is_that_of_all_processes(tmp_path, monkeypatch, ending, grace_s):
+@pytest.mark.parametrize("titled", [False, True])
+@pytest.mark.parametrize(("ending", "grace_s"), [("time.sleep(3)", 60), ("time.sleep(600)", 1)])
+def test_the_end_is_that_of_all_processes(tmp_path, monkeypatch, ending, grace_s, titled):
     """One in a session of its own, as Ray's workers are: waited for, and killed where it does not end."""
     monkeypatch.setattr(module, "_GRACE_S", grace_s)
     pid = tmp_path / "pid"
     child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); {ending}"
+    if titled:  # as vLLM's, whose title takes the place of their variables
+        pytest.importorskip("setproctitle")
+        child = f"import setproctitle; setproctitle.setproctitle('x' * 100000); {child}"
     command = f"""
         import os, subprocess, sys, time
         subprocess.Popen([sys.executable, "-c", {child!r}], start_new_session=True)
         while not os.path.exists({str(pid)!r}): time.sleep(0.05)
+        time.sleep(1.5)
     """
     assert watch(python(command), tmp_path / "log", tmp_path / "m") == 0
     assert not alive(int(pid.read_text()))
+
+
+def test_a_command_that_does_not_want_to_end_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_GRACE_S", 1)
+    parents = iter([1] * 4)
+    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
+    assert watch(python(stubborn), tmp_path / "log", tmp_path / "m", parent=lambda: next(parents, 2)) == 130
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.cello1.data.identity import Fingerprint, all_have_donors, all_have_ids, cell_keys, donor_keys
+from recipe.cello1.data.identity import Fingerprint, all_have_ids, cell_keys, donor_keys, nameless_contexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +116,9 @@ def audit(train: Sequence[Fingerprint], test: Sequence[Fingerprint]) -> Audit:
     shared_cells = _joined([cells[hit] for cells, hit in zip(test_cells, hits, strict=True)])
     with_cells = sum(bool(hit.any()) for hit in hits)
 
-    have_donors = all_have_donors(train) and all_have_donors(test)
-    train_donors = _joined([donor_keys(puzzle, have_donors) for puzzle in train])
-    donor_hits = [_inside(donor_keys(puzzle, have_donors), train_donors).any() for puzzle in test]
+    nameless = nameless_contexts([*train, *test])
+    train_donors = _joined([donor_keys(puzzle, nameless) for puzzle in train])
+    donor_hits = [_inside(donor_keys(puzzle, nameless), train_donors).any() for puzzle in test]
     test_donors = {_main_donor(puzzle) for puzzle in test} - {None}
     shared_donors = {_main_donor(puzzle) for puzzle, hit in zip(test, donor_hits, strict=True) if hit}
     shown = {puzzle.shown for puzzle in train}

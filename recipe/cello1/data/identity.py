@@ -1,20 +1,21 @@
 """When two cells, donors or puzzles are the same, so that one can be kept out of the test set.
 
-A *cell* is known by its id within its data set and, where the donor is named, by its id of that donor in any data set;
-ids that only count (0, 1, 2...) are left to the data set. It is known by its list of genes, too, for published puzzles
-have no ids. Short lists coincide by chance, so beside ids a list proves a cell only from ``TELLING_GENES`` genes on, or
-as many as are listed at most where that is less (``--top-genes 25``: every full list does), but never with fewer than
-``LEAST_TELLING``: cells of one type give their first places to the same few dozen genes, and large files have billions
-of pairs of cells. So with ``--top-genes`` below that a cell under two ids is not noticed, which is better than to find
-leaks everywhere. Without ids every list counts, whatever its length. A *donor* is known by the id, the same in every
-data set; where some of the puzzles that are compared lack it, donors are known by their context, too. A *puzzle* is
-known by what it shows.
+A *cell* is known by its id within its data set and, where the id names its library besides a barcode and the donor is
+named, by its id of that donor in any data set; a barcode alone, or a number, comes again in every library. It is known
+by its list of genes, too, for published puzzles have no ids. Short lists coincide by chance, so beside ids a list
+proves a cell only from ``TELLING_GENES`` genes on, or as many as are listed at most where that is less
+(``--top-genes 25``: every full list does), but never with fewer than ``LEAST_TELLING``: cells of one type give their
+first places to the same few dozen genes, and large files have billions of pairs of cells. So with ``--top-genes`` below
+that a cell under two ids is not noticed, which is better than to find leaks everywhere. Without ids every list counts,
+whatever its length. A *donor* is known by the id, the same in every data set; a puzzle that names none is of any donor
+who has its context. A *puzzle* is known by what it shows.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,9 @@ from recipe.cello1.puzzle import Puzzle
 
 TELLING_GENES = 30
 LEAST_TELLING = 15
+_SEPARATOR = re.compile(r"[\W_]+")
+_BARCODE = re.compile(r"[ACGTN]{8,}")
+_LETTER = re.compile(r"[^\W\d_]")
 VALUE_SEPARATOR = " | "  # between the values of a puzzle whose cells differ, for example in tissue
 
 
@@ -126,7 +130,7 @@ def fingerprint_of(puzzle: Puzzle, dataset: str = "", n_top: int = TELLING_GENES
     genes = ["\1".join(cell) for cell in puzzle.cells]
     enough = max(LEAST_TELLING, min(TELLING_GENES, n_top))
     tissues = [part for part in _text(meta.get("tissue")).split(VALUE_SEPARATOR) if part]
-    telling_ids = [str(cell) for cell in ids] if donor and not any(str(cell).isdecimal() for cell in ids) else []
+    telling_ids = [str(cell) for cell in ids] if donor and all(_names_library(str(cell)) for cell in ids) else []
     return Fingerprint(
         puzzle.n_cells,
         hash64("donor", donor) if donor else None,
@@ -140,6 +144,13 @@ def fingerprint_of(puzzle: Puzzle, dataset: str = "", n_top: int = TELLING_GENES
         hash64("puzzle", puzzle.context, *genes, "", *puzzle.candidates),
         hash64("cells", *sorted(genes), "", *sorted(puzzle.candidates)),
     )
+
+
+def _names_library(cell: str) -> bool:
+    """Say whether an id has a barcode and, beside it, a word."""
+    words = _SEPARATOR.split(cell)
+    barcodes = [word for word in words if _BARCODE.fullmatch(word)]
+    return bool(barcodes) and any(_LETTER.search(word) for word in words if word not in barcodes)
 
 
 def _text(value: object) -> str:
@@ -183,8 +194,8 @@ def cell_keys(puzzle: Fingerprint, have_ids: bool) -> np.ndarray:
     return np.concatenate([puzzle.cell_ids, puzzle.donor_cell_ids, genes])
 
 
-def all_have_donors(puzzles: Iterable[Fingerprint]) -> bool:
-    """Say whether every puzzle names its donor, so that contexts need not serve.
+def nameless_contexts(puzzles: Iterable[Fingerprint]) -> frozenset[int]:
+    """List the contexts of the puzzles that name no donor.
 
     Parameters
     ----------
@@ -193,24 +204,24 @@ def all_have_donors(puzzles: Iterable[Fingerprint]) -> bool:
 
     Returns
     -------
-    ``True`` if so.
+    Their hashes.
     """
-    return all(puzzle.donor is not None for puzzle in puzzles)
+    return frozenset(puzzle.context for puzzle in puzzles if puzzle.donor is None and puzzle.context is not None)
 
 
-def donor_keys(puzzle: Fingerprint, have_donors: bool) -> np.ndarray:
+def donor_keys(puzzle: Fingerprint, nameless: Collection[int]) -> np.ndarray:
     """List what the donor of a puzzle is known by.
 
     Parameters
     ----------
     puzzle
         The puzzle.
-    have_donors
-        What :func:`all_have_donors` says of the puzzles that are compared.
+    nameless
+        What :func:`nameless_contexts` says of the puzzles that are compared.
 
     Returns
     -------
-    uint64 keys, none where nothing is known. Two puzzles share a donor if and only if they share a key.
+    uint64 keys, none where nothing is known. Two puzzles may be of one donor if and only if they share a key.
     """
-    known = [puzzle.donor] if have_donors else [puzzle.donor, puzzle.context]
+    known = [puzzle.donor, puzzle.context if puzzle.context in nameless else None]
     return _array([key for key in known if key is not None])

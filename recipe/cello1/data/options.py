@@ -154,7 +154,11 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--raw", action="store_true", help=f"also write {RECORDS}/ (a record for each cell) and train_raw files"
     )
-    group.add_argument("--copy-to", metavar="URL", help="copy the output there through fsspec, e.g. hdfs://host/data")
+    group.add_argument(
+        "--copy-to",
+        metavar="URL",
+        help="if all went well, copy the output there through fsspec (hdfs://host/data), over what was copied before",
+    )
 
     group = parser.add_argument_group("running")
     group.add_argument("--workers", type=int, help="processes (default: one for each file, at most the processors)")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipe.cello1.data.identity import Fingerprint, all_have_donors, all_have_ids, cell_keys, donor_keys
+from recipe.cello1.data.identity import Fingerprint, all_have_ids, cell_keys, donor_keys, nameless_contexts
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.splits import MAX_TEST, Split, group_puzzles, split_puzzles
 from recipe.cello1.prompt import Layout
@@ -140,8 +140,8 @@ def _hold_out(
 
 
 def _donors(puzzles: Sequence[Fingerprint]) -> list[np.ndarray]:
-    have_donors = all_have_donors(puzzles)
-    return [donor_keys(puzzle, have_donors) for puzzle in puzzles]
+    nameless = nameless_contexts(puzzles)
+    return [donor_keys(puzzle, nameless) for puzzle in puzzles]
 
 
 def _keys(puzzles: Sequence[Fingerprint], mode: str) -> list[np.ndarray]:
