@@ -228,6 +228,9 @@ def check_call(words: list[str]):
             return None
         case ["-m", "pytest", "tests", *_]:
             return None
+        case ["-c", code] if "find_spec('flash_attn')" in code:
+            compile(code, "run_rl.sh", "exec")
+            return None
         case ["-m", "accelerate.commands.launch", *argv]:
             from accelerate.commands.launch import launch_command_parser
 

@@ -364,7 +364,7 @@ class TestTraining:
     def test_by_default_a_tenth_of_the_training_can_be_lost(self, model, data, tmp_path):
         more = ["max_steps=10", "eval_fraction=0.2", "trainer.save_total_limit=20"]
         assert sft.main(arguments(model, data, tmp_path / "o", *more)) == 0
-        steps = {int(path.name.rpartition("-")[2]) for path in (tmp_path / "o" / "checkpoints").iterdir()}
+        steps = {int(path.name.rpartition("-")[2]) for path in (tmp_path / "o" / "checkpoints").glob("checkpoint-*")}
         assert steps == set(range(1, 11))
 
     def test_all_weights_are_trained_in_float32_and_kept_as_the_base_has_them(self, model, tokenizer, data, tmp_path):
