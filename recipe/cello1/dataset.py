@@ -57,8 +57,7 @@ class PuzzleDataset(RLHFDataset):
             read_rl_parquet(path)
         super()._read_files_and_tokenize()
         least = self.config.get("train_batch_size") or 0
-        val = _names(self.config.get("val_files"))
-        if _names(self.original_data_files) != val and len(self.dataframe) * n_passes < least:
+        if not self._is_validation_data() and len(self.dataframe) * n_passes < least:
             msg = (
                 f"{len(self.dataframe)} puzzles are left to train on (data.max_prompt_length="
                 f"{self.max_prompt_length}), and a step takes data.train_batch_size={least}; give more, or lower it"
@@ -97,7 +96,7 @@ class PuzzleDataset(RLHFDataset):
                 f"{EPOCHS_KEY} would change the validation, too; set these to null, or validate on other files"
             )
             raise ValueError(msg)
-        if not self._is_training_data():
+        if self._is_validation_data():
             return None, 1
         if self.config.get("shuffle", False):
             key = f"{CURRICULUM_KEY}={curriculum}" if curriculum is not None else f"{EPOCHS_KEY}={n_passes}"
@@ -108,13 +107,9 @@ class PuzzleDataset(RLHFDataset):
             raise ValueError(msg)
         return curriculum, n_passes or 1
 
-    def _is_training_data(self) -> bool:
-        """Tell training from validation data: verl builds both alike, and only the files say which these are."""
-        mine, train, val = (
-            _names(files)
-            for files in (self.original_data_files, self.config.get("train_files"), self.config.get("val_files"))
-        )
-        return mine == train or mine != val
+    def _is_validation_data(self) -> bool:
+        """Tell validation from training data: verl builds both alike, and only the files say which these may be."""
+        return _names(self.original_data_files) == _names(self.config.get("val_files"))
 
     def __len__(self) -> int:
         return len(self.dataframe) * self._n_passes

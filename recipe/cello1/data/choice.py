@@ -44,6 +44,10 @@ class Table:
     notes: tuple[str, ...]
     n_cells: int
 
+    def take(self, rows: np.ndarray) -> tuple[Labels, Labels, Labels | None]:
+        """Return types, donors and batches of some rows."""
+        return self.types.take(rows), self.donors.take(rows), None if self.batches is None else self.batches.take(rows)
+
 
 def read_table(store: Store, settings: Settings, rng: np.random.Generator) -> Table:
     """Read the metadata and draw the pool.
@@ -153,8 +157,7 @@ def draw(
     pool = table.pool
     if without:
         pool = pool[~np.isin(pool, np.fromiter(without, np.int64, len(without)))]
-    types, donors = table.types.take(pool), table.donors.take(pool)
-    batches = None if table.batches is None else table.batches.take(pool)
+    types, donors, batches = table.take(pool)
     if settings.single and not settings.open_ended:
         lonely = _groups_of_one_type(types, donors, batches)
         types = Labels(np.where(lonely, -1, types.codes), types.categories)
@@ -175,9 +178,8 @@ class Peers:
 
     def __init__(self, table: Table, without: Collection[int]) -> None:
         self._pool = table.pool
-        batches = None if table.batches is None else table.batches.take(table.pool)
-        groups = _group_codes(table.donors.take(table.pool), batches)
-        self._kinds = groups * len(table.types.categories) + table.types.codes[table.pool]
+        types, donors, batches = table.take(table.pool)
+        self._kinds = _group_codes(donors, batches) * len(types.categories) + types.codes
         useful = np.flatnonzero(~np.isin(table.pool, np.fromiter(without, np.int64, len(without))))
         useful = useful[np.argsort(self._kinds[useful], kind="stable")]
         self._rows, self._sorted = self._pool[useful], self._kinds[useful]
@@ -267,12 +269,12 @@ def lonely_cells(table: Table, settings: Settings) -> list[str]:
     """
     if not settings.single or settings.open_ended:
         return []
-    pool = table.pool
-    batches = None if table.batches is None else table.batches.take(pool)
-    count = int(_groups_of_one_type(table.types.take(pool), table.donors.take(pool), batches).sum())
+    count = int(_groups_of_one_type(*table.take(table.pool)).sum())
     if not count:
         return []
-    return [f"{count:,} of {len(pool):,} cells make no puzzle: their donor (and batch) has one type only, no choice"]
+    return [
+        f"{count:,} of {len(table.pool):,} cells make no puzzle: their donor (and batch) has one type only, no choice"
+    ]
 
 
 def candidates_of_group(table: Table) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -288,10 +290,8 @@ def candidates_of_group(table: Table) -> dict[tuple[str, str], tuple[str, ...]]:
     Sorted types by donor and batch, with an empty batch where there is none.
     """
     found: dict[tuple[str, str], tuple[str, ...]] = {}
-    keys = _group_codes(
-        table.donors.take(table.pool), None if table.batches is None else table.batches.take(table.pool)
-    )
-    codes = table.types.codes[table.pool]
+    types, donors, batches = table.take(table.pool)
+    keys, codes = _group_codes(donors, batches), types.codes
     n_types = len(table.types.categories)
     pairs = np.unique(np.stack([keys, codes.astype(np.int64)]), axis=1)
     first = {key: row for row, key in zip(table.pool[::-1].tolist(), keys[::-1].tolist(), strict=True)}
