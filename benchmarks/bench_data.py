@@ -41,9 +41,10 @@ from rows import Row, finish, machine, markdown, software
 from tqdm import tqdm
 
 from recipe.cello1.data import vectors
-from recipe.cello1.data.extract import CellReader, Job, process_file
+from recipe.cello1.data.expression.reader import CellReader
+from recipe.cello1.data.expression.store import Store
+from recipe.cello1.data.extract import Job, process_file
 from recipe.cello1.data.settings import Settings
-from recipe.cello1.data.store import Store
 
 N_GENES = 30_000
 NONZEROS = 2_000
@@ -208,7 +209,7 @@ def measure(what: str, path: str, out: str, threads: int) -> int:
     if what == "cells":
         extract_all(Path(path), threads)
     else:
-        from recipe.cello1 import prepare_data
+        from recipe.cello1.data import prepare as prepare_data
 
         # Split by puzzle: the files repeat their cells under other donors.
         arguments = [path, "--out", out, "--quiet", "--workers", "1", "--threads", str(threads), "--split", "puzzle"]

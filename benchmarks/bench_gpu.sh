@@ -9,8 +9,8 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
-# shellcheck source=../recipe/cello1/setup_env.sh
-source recipe/cello1/setup_env.sh train
+# shellcheck source=../recipe/cello1/launch/setup_env.sh
+source recipe/cello1/launch/setup_env.sh train
 [ "$CELLO1_DEVICE" = gpu ] || { echo "error: bench_gpu.sh needs a GPU; none was found" >&2; exit 2; }
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 

@@ -40,9 +40,9 @@ class InstantEngine:
         self.seconds = 0.0
 
     def generate(self, requests, sampling):  # noqa: D102
-        from recipe.cello1.answer import format_answer
-        from recipe.cello1.engine import Completion
-        from recipe.cello1.prompt import parse_user
+        from recipe.cello1.engines.protocol import Completion
+        from recipe.cello1.task.answer import format_answer
+        from recipe.cello1.task.prompt import parse_user
 
         for position, request in enumerate(requests):
             start = time.perf_counter()

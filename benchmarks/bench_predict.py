@@ -4,7 +4,7 @@
 (``--model`` and ``--data`` take others), and answers them in one process
 
 - as published: a transformers text-generation pipeline, one puzzle after the other;
-- with :func:`recipe.cello1.predict.predict` on vLLM, free and constrained, into a prediction file.
+- with :func:`recipe.cello1.inference.predict.predict` on vLLM, free and constrained, into a prediction file.
 
 All of them greedy and with the same limit of tokens, after a first puzzle each that is not timed; engine starts are
 timed apart. Random weights never end a turn, so that free answers have as many tokens everywhere. The constrained ones
@@ -30,15 +30,16 @@ import numpy as np
 from rows import Row, finish, lacking, machine, not_run, software
 from tqdm import tqdm
 
-from recipe.cello1.constrained import Cursor, Vocabulary, mask_logits, matching_for
-from recipe.cello1.engine import Engine, Sampling, start_engine
-from recipe.cello1.predict import predict
-from recipe.cello1.prediction_records import read_predictions
-from recipe.cello1.prompt import messages
-from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.scoring import score_answer
-from recipe.cello1.tiny_model import build_model, build_tokenizer
+from recipe.cello1.cold_start.tiny_model import build_model, build_tokenizer
+from recipe.cello1.engines.constrained import Cursor, Vocabulary, mask_logits, matching_for
+from recipe.cello1.engines.protocol import Engine, Sampling
+from recipe.cello1.engines.start import start_engine
+from recipe.cello1.formats.predictions import read_predictions
+from recipe.cello1.formats.puzzle_files import load_puzzles
+from recipe.cello1.inference.predict import predict
+from recipe.cello1.task.prompt import messages
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.scoring import score_answer
 
 PACKAGES = ("cello1", "torch", "transformers", "vllm")
 TIMES_AS_FAST = 10
@@ -164,7 +165,7 @@ class Watch:
 
     def __init__(self) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        from recipe.cello1.constrained_vllm import MatchingLogitsProcessor
+        from recipe.cello1.engines.constrained.vllm_processor import MatchingLogitsProcessor
 
         self.seconds = 0.0
         for name in ("apply", "update_state"):

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from rows import Row, finish, machine, markdown, median_us, software
 
-from recipe.cello1.answer import format_answer, join_types
-from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.scoring import score_answer
+from recipe.cello1.task.answer import format_answer, join_types
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.scoring import score_answer
 
 N_WORDS = 500
 N_GENES = 50

@@ -36,12 +36,12 @@ from bench_scoring import N_WORDS, make_puzzles, make_response
 from rows import Row, finish, lacking, machine, median_us, not_run, software
 from tqdm import tqdm
 
-from recipe.cello1.answer import join_types
-from recipe.cello1.files import atomic_write
-from recipe.cello1.prompt import render_user
-from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.run_metrics import read_metrics
-from recipe.cello1.scoring import score_answer
+from recipe.cello1.formats.atomic import atomic_write
+from recipe.cello1.rl.run_metrics import read_metrics
+from recipe.cello1.task.answer import join_types
+from recipe.cello1.task.prompt import render_user
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.scoring import score_answer
 
 SHARE = 0.02  # of a step
 PACKAGES = ("cello1", "verl", "torch", "transformers", "datasets", "numpy")
@@ -55,7 +55,7 @@ def build_tokenizer(puzzles: Sequence[Puzzle], path: str | None) -> Any:
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(path)
-    from recipe.cello1.tiny_model import build_tokenizer
+    from recipe.cello1.cold_start.tiny_model import build_tokenizer
 
     return build_tokenizer(puzzles)
 
@@ -65,7 +65,7 @@ def measure_reward(tokenizer: Any, puzzle: Puzzle, repeats: int, shaping: dict[s
     import torch
     from omegaconf import OmegaConf
 
-    from recipe.cello1.reward_manager import PuzzleRewardManager
+    from recipe.cello1.rl.reward_manager import PuzzleRewardManager
     from verl import DataProto
 
     ids = tokenizer(make_response(puzzle), add_special_tokens=False)["input_ids"]
@@ -104,8 +104,8 @@ def measure_dataset(tokenizer: Any, puzzles: Sequence[Puzzle], repeats: int, fol
     """Time one row of the dataset, as written and permuted, in microseconds."""
     from omegaconf import OmegaConf
 
-    from recipe.cello1.dataset import PuzzleDataset
-    from recipe.cello1.rl_parquet import write_rl_parquet
+    from recipe.cello1.formats.rl_parquet import write_rl_parquet
+    from recipe.cello1.rl.dataset import PuzzleDataset
 
     path = folder / "train.parquet"
     write_rl_parquet(path, puzzles, "train")
@@ -167,7 +167,7 @@ def batch(text: str) -> tuple[int, int]:
 
 def run(args: argparse.Namespace) -> tuple[str, list[Row]]:
     """Measure; returns the Markdown, and the rows for :mod:`run_all`."""
-    from recipe.cello1.replay_buffer import mean_metrics
+    from recipe.cello1.rl.replay_buffer import mean_metrics
 
     step = step_seconds(args.metrics) if args.metrics else None
     puzzles = make_puzzles(args.repeats + 1)

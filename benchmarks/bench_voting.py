@@ -1,7 +1,7 @@
 """What several answers to each puzzle are worth: greedy, majority, medoid and consensus side by side.
 
 ``python benchmarks/bench_voting.py --model MODEL --data TEST`` answers the puzzles greedily and with 8 samples each, in
-one start of vLLM, and prints the table of :mod:`recipe.cello1.rules`: the metrics of each rule with 95% intervals, and
+one start of vLLM, and prints the table of :mod:`recipe.cello1.evaluation.voting_rules`: the metrics of each rule with 95% intervals, and
 by how much the consensus is better on the same puzzles. Predictions and evaluation are kept in ``--out``; a second call
 goes on from them.
 """
@@ -13,14 +13,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from recipe.cello1.engine import EngineError, Sampling, start_engine
-from recipe.cello1.evaluate import evaluate
-from recipe.cello1.files import atomic_write, dumps
-from recipe.cello1.predict import predict
-from recipe.cello1.prediction_records import read_predictions
-from recipe.cello1.prompt import LAYOUTS
-from recipe.cello1.puzzle_files import load_puzzles
-from recipe.cello1.report import rules_markdown
+from recipe.cello1.engines.protocol import EngineError, Sampling
+from recipe.cello1.engines.start import start_engine
+from recipe.cello1.evaluation.evaluate import evaluate
+from recipe.cello1.evaluation.report import rules_markdown
+from recipe.cello1.formats.atomic import atomic_write, dumps
+from recipe.cello1.formats.predictions import read_predictions
+from recipe.cello1.formats.puzzle_files import load_puzzles
+from recipe.cello1.inference.predict import predict
+from recipe.cello1.task.prompt import LAYOUTS
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from recipe.cello1.cells import expression, top_genes
-from recipe.cello1.context import build_context
-from recipe.cello1.hf_folder import save_model
-from recipe.cello1.puzzle import Puzzle, sample_puzzles
-from recipe.cello1.rl_parquet import write_rl_parquet
-from recipe.cello1.tiny_model import build_tokenizer
+from recipe.cello1.cold_start.tiny_model import build_tokenizer
+from recipe.cello1.formats.model_folder import save_model
+from recipe.cello1.formats.rl_parquet import write_rl_parquet
+from recipe.cello1.task.context import build_context
+from recipe.cello1.task.genes import expression, top_genes
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.sampling import sample_puzzles
 
 # config.json of Qwen/Qwen2.5-7B-Instruct.
 SHAPE = {

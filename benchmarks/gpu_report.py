@@ -6,8 +6,8 @@ import argparse
 import statistics
 from pathlib import Path
 
-from recipe.cello1.run_metrics import read_metrics
-from recipe.cello1.versions import package_versions
+from recipe.cello1.formats.provenance import package_versions
+from recipe.cello1.rl.run_metrics import read_metrics
 
 N_WARM_UP = 2
 METRICS = (

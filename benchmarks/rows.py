@@ -18,8 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that the benchmarks run from a tree that is not installed
 
-from recipe.cello1.files import atomic_write  # noqa: E402
-from recipe.cello1.versions import package_versions  # noqa: E402
+from recipe.cello1.formats.atomic import atomic_write  # noqa: E402
+from recipe.cello1.formats.provenance import package_versions  # noqa: E402
 
 FAILED = "failed"
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rows import FAILED, ROOT, Row, finish, machine, markdown, read_rows, software
 
-from recipe.cello1.files import atomic_write
+from recipe.cello1.formats.atomic import atomic_write
 
 HERE = Path(__file__).parent
 METRICS = ROOT / "outputs" / "embedded" / "metrics"  # where the main job leaves them

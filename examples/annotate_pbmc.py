@@ -19,8 +19,9 @@ import numpy as np
 import scanpy as sc
 
 import scverse_plugin
-from recipe.cello1.engine import Engine, start_engine
-from recipe.cello1.intervals import wilson
+from recipe.cello1.engines.protocol import Engine
+from recipe.cello1.engines.start import start_engine
+from recipe.cello1.evaluation.intervals import wilson
 
 # As in the puzzles that the embedded model is trained on: 12 genes, up to 5 cells, as many types as cells.
 AS_TRAINED = {"n_top_genes": 12, "puzzle_size": 5, "n_candidates": 5, "max_tokens": 200}

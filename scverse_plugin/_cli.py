@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.engine import LOGITS_PROCESSOR
-from recipe.cello1.files import replacing
-from recipe.cello1.versions import NOT_INSTALLED, package_versions
+from recipe.cello1.engines.protocol import LOGITS_PROCESSOR
+from recipe.cello1.formats.atomic import replacing
+from recipe.cello1.formats.provenance import NOT_INSTALLED, package_versions
 
 LOOPBACK = "127.0.0.1"
 # Options of annotate that are named as the parameters of tl.annotate: kind, and what to say of them.
@@ -214,7 +214,7 @@ def _serve(args: argparse.Namespace) -> int:
     if args.print_only:
         return 0
     if importlib.util.find_spec("vllm") is None:
-        msg = "vLLM is not installed; use an environment made by recipe/cello1/setup_env.sh"
+        msg = "vLLM is not installed; use an environment made by recipe/cello1/launch/setup_env.sh"
         raise RuntimeError(msg)
     # The same Python, whatever is on PATH.
     run = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]

@@ -6,8 +6,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# shellcheck source=recipe/cello1/setup_env.sh
-source recipe/cello1/setup_env.sh train test || exit 1
+# shellcheck source=recipe/cello1/launch/setup_env.sh
+source recipe/cello1/launch/setup_env.sh train test || exit 1
 : "${PYTHON:?is set by setup_env.sh}"
 
 # Two tests at a time, one by one and in their order: what is left at the end is short, and runs beside something else.

@@ -33,7 +33,7 @@ def test_a_share_of_more_than_two_per_cent_is_missed(bench, monkeypatch, tmp_pat
 
 
 def test_the_default_is_the_batch_of_the_embedded_default(bench):
-    from recipe.cello1.preflight import compose
+    from recipe.cello1.launch.preflight import compose
 
     config = compose("cello1_grpo", ["hardware=cpu", "+scale=embedded"])
     batch = (config["data"]["train_batch_size"], config["actor_rollout_ref"]["rollout"]["n"])

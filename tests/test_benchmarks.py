@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.recipe.processes import ROOT, environment
+from tests.helpers.processes import ROOT, environment
 
 FOLDER = ROOT / "benchmarks"
 

@@ -1,27 +1,34 @@
-"""Floor 0, which everything stands on, is covered by its own tests: lines and branches, each module for itself."""
+"""The light modules, which everything stands on, are covered by their own tests: lines and branches, each for itself."""
 
 import json
 import subprocess
 import sys
 
-from tests.recipe.processes import ROOT, environment
-from tests.recipe.test_import_walls import FLOOR_0
+from tests.helpers.processes import ROOT, environment
+from tests.helpers.rooms import LIGHT, test_file
 
 LEAST = 98  # percent
 
 
-def test_floor_0_is_covered_by_its_own_tests(tmp_path):
+def test_light_modules_are_covered_by_their_own_tests(tmp_path):
     def coverage(*arguments: str) -> None:
         command = [sys.executable, "-m", "coverage", *arguments]
         done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     data, report = f"--data-file={tmp_path / 'data'}", tmp_path / "report.json"
-    own = [f"tests/recipe/test_{name}.py" for name in FLOOR_0]
+    own = [test_file(name) for name in LIGHT]
     coverage("run", data, "-m", "pytest", "-q", "-p", "no:cacheprovider", *own)
-    coverage("json", data, "-o", str(report), "--include", ",".join(f"recipe/cello1/{name}.py" for name in FLOOR_0))
+    coverage(
+        "json",
+        data,
+        "-o",
+        str(report),
+        "--include",
+        ",".join(f"recipe/cello1/{name.replace('.', '/')}.py" for name in LIGHT),
+    )
     files = json.loads(report.read_text())["files"]
     covered = {name: found["summary"]["percent_covered"] for name, found in files.items()}
-    assert len(covered) == len(FLOOR_0), covered
+    assert len(covered) == len(LIGHT), covered
     lacking = {name: files[name]["missing_lines"] for name, percent in covered.items() if percent < LEAST}
     assert not lacking

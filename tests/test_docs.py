@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from recipe.cello1.answer import Reason
 from recipe.cello1.data.options import make_parser
-from recipe.cello1.prediction_records import error_record, prediction_record
-from recipe.cello1.records import item_to_puzzle, puzzle_to_item, rl_row
-from recipe.cello1.scoring import score_answer
-from tests.test_packaging import project_files
+from recipe.cello1.formats.items import item_to_puzzle, puzzle_to_item
+from recipe.cello1.formats.predictions import error_record, prediction_record
+from recipe.cello1.formats.rl_rows import rl_row
+from recipe.cello1.task.answer import Reason
+from recipe.cello1.task.scoring import score_answer
+from tests.helpers.project import project_files
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

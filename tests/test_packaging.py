@@ -1,7 +1,6 @@
 """What is installed under which name, at which versions, and that the tree keeps the rules packaging depends on."""
 
 import re
-import runpy
 import subprocess
 import sys
 import zipfile
@@ -10,28 +9,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import setuptools
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from recipe.cello1.environment import REQUIRED_VERL, TRAIN_IMPORTS, required_verl
-
-ROOT = Path(__file__).parents[1]
+from recipe.cello1.launch.environment import REQUIRED_VERL, TRAIN_IMPORTS, required_verl
+from tests.helpers.project import ROOT, project_files, setup_arguments
 
 # Written so that the patterns do not match themselves.
 MACHINE_PATHS = re.compile(
     r"(?<![\w.:/~-])/(?:root/|home/[a-z]|Users/[a-z]|work/|farm/|opt/(?:wheels|pypi)|tmp/(?:dev|bash_jobs))"
 )
-
-
-def setup_arguments() -> dict:
-    """The arguments that setup.py passes to setuptools."""
-    seen = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        patch.setattr(setuptools, "setup", seen.update)
-        runpy.run_path(str(ROOT / "setup.py"))
-    return seen
 
 
 @pytest.fixture
@@ -47,17 +34,6 @@ def extras(metadata) -> dict[str, dict[str, Requirement]]:
         extra: {canonicalize_name(r.name): r for r in requirements if not r.marker or r.marker.evaluate()}
         for extra, requirements in parsed.items()
     }
-
-
-def project_files() -> list[Path]:
-    """Every file of the project that git tracks or would track."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode == 0:
-        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
-    else:  # an unpacked archive
-        paths = [p for p in ROOT.rglob("*") if not {".venv", "outputs", "__pycache__"} & set(p.relative_to(ROOT).parts)]
-    return sorted(path for path in paths if path.is_file())
 
 
 def shell_scripts() -> list[Path]:

@@ -5,9 +5,9 @@ cells whose first gene gives their type away, with an engine in place of vLLM th
 with a Python that only writes down what it is asked to do; each such call must then be one that the real module,
 verl's configuration or accelerate accepts. A command that no function below is for fails.
 
-The two main commands are run in earnest elsewhere: ``run_grpo.sh`` by tests/recipe/test_run_grpo.py, ``tests/run.sh``
+The two main commands are run in earnest elsewhere: ``run_grpo.sh`` by tests/recipe/launch/test_run_grpo.py, ``tests/run.sh``
 by CI (.ci/run). So are the example and the notebook (tests/plugin/test_integration.py) and ``vllm serve``
-(tests/recipe/test_vllm_serve.py).
+(tests/recipe/engines/test_vllm_serve.py).
 """
 
 import ast
@@ -27,22 +27,23 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from recipe.cello1 import prepare_data
-from recipe.cello1.answer import format_answer
-from recipe.cello1.asking import engine_options, sampling_of
 from recipe.cello1.data import options as data_options
-from recipe.cello1.engine import ENGINES, LOGITS_PROCESSOR, Completion, EngineBase, Sampling
-from recipe.cello1.environment import required_verl
-from recipe.cello1.predict import predict
-from recipe.cello1.prompt import instruction, parse_user
-from recipe.cello1.puzzle_files import load_puzzles, write_puzzles
-from recipe.cello1.shaping import read_shaping
+from recipe.cello1.data import prepare as prepare_data
+from recipe.cello1.engines.options import engine_options, sampling_of
+from recipe.cello1.engines.protocol import LOGITS_PROCESSOR, Completion, EngineBase, Sampling
+from recipe.cello1.engines.start import ENGINES
+from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
+from recipe.cello1.inference.predict import predict
+from recipe.cello1.launch.environment import required_verl
+from recipe.cello1.rl.shaping import read_shaping
+from recipe.cello1.task.answer import format_answer
+from recipe.cello1.task.prompt import instruction, parse_user
 from scverse_plugin import _cli
-from tests.plugin.toy import MARKERS, toy
-from tests.readme import READMES, ROOT, Block, Command, blocks, codes, commands, inline_commands, parse, read
-from tests.recipe.test_engine_openai import Server
-from tests.recipe.toy_h5ad import N_GENES, N_TYPES, toy_adata, write
-from tests.test_packaging import setup_arguments
+from tests.helpers.project import setup_arguments
+from tests.helpers.readme import READMES, ROOT, Block, Command, blocks, codes, commands, inline_commands, parse, read
+from tests.helpers.stub_server import Server
+from tests.helpers.toy_adata import MARKERS, toy
+from tests.helpers.toy_h5ad import N_GENES, N_TYPES, toy_adata, write
 
 RECIPE = ROOT / "recipe" / "cello1"
 BLOCKS = [block for readme in READMES for block in blocks(readme)]
@@ -56,8 +57,8 @@ TYPES = {gene: name for name, gene in MARKERS.items()} | {f"GENE{N_GENES - 1 - i
 RECORDER = r"""#!/usr/bin/env bash
 printf '%s\0' "$@" $'\x1e' >>"$CALLS"
 case ${2:-} in
-recipe.cello1.preflight) printf '%s\n' "$6" "$8" ;;
-recipe.cello1.export) mkdir -p "$5" ;;
+recipe.cello1.launch.preflight) printf '%s\n' "$6" "$8" ;;
+recipe.cello1.rl.export) mkdir -p "$5" ;;
 esac
 """
 
@@ -224,7 +225,7 @@ def composed(name: str, *overrides: str):
 def check_call(words: list[str]):
     """Check what a launcher asks Python to run; returns the configuration if that is a training with verl."""
     match words:
-        case [script, "look"] if script.endswith("/recipe/cello1/environment.py"):
+        case [script, "look"] if script.endswith("/recipe/cello1/launch/environment.py"):
             return None
         case ["-m", "pytest", "tests", *_]:
             return None
@@ -290,7 +291,7 @@ def scanpy(command: Command, place: Path, run: bool) -> None:
 
 
 def vllm(command: Command, place: Path, run: bool) -> None:
-    """Started in earnest by tests/recipe/test_vllm_serve.py."""
+    """Started in earnest by tests/recipe/engines/test_vllm_serve.py."""
     assert list(command.words) == ["vllm", "serve", "MODEL", "--logits-processors", LOGITS_PROCESSOR]
     module, _, name = LOGITS_PROCESSOR.partition(":")
     tree = ast.parse(Path(find_spec(module).origin).read_text(encoding="utf-8"))
@@ -298,7 +299,7 @@ def vllm(command: Command, place: Path, run: bool) -> None:
 
 
 def ray(command: Command, place: Path, run: bool) -> None:
-    """Only parsed, by Ray's own command; two nodes are started by tests/recipe/test_multinode.py."""
+    """Only parsed, by Ray's own command; two nodes are started by tests/recipe/launch/test_multinode.py."""
     from ray.scripts.scripts import cli
 
     cli.commands[command.words[1]].make_context("ray", list(command.words[2:]))
@@ -420,7 +421,7 @@ def options_of(parser) -> set[str]:
 
 def test_every_option_named_exists():
     known = {"--no-dora", "--full"} & set(re.findall(r"--[\w-]+", (RECIPE / "run_sft.sh").read_text()))
-    known |= {"--no-enable-chunked-prefill"}  # of vllm serve, as tests/recipe/test_vllm_serve.py starts it
+    known |= {"--no-enable-chunked-prefill"}  # of vllm serve, as tests/recipe/engines/test_vllm_serve.py starts it
     known |= options_of(prepare_data.build_parser(audit=True)) | options_of(_cli.build_parser())
     for name in MODULES:
         known |= options_of(importlib.import_module(f"recipe.cello1.{name}").build_parser())

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from recipe.cello1 import environment
+from recipe.cello1.launch import environment
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = Path("recipe/cello1/setup_env.sh")
+SCRIPT = Path("recipe/cello1/launch/setup_env.sh")
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def tree(tmp_path) -> Path:
     """A copy of what the script needs of the repository."""
     tree = tmp_path / "tree"
     (tree / "recipe" / "cello1").mkdir(parents=True)
-    for name in ("setup.py", SCRIPT, "recipe/cello1/environment.py", "recipe/cello1/REQUIRED_VERL.txt"):
+    for name in ("setup.py", SCRIPT, "recipe/cello1/launch/environment.py", "recipe/cello1/REQUIRED_VERL.txt"):
         shutil.copy(ROOT / name, tree / name)
     return tree
 
@@ -47,7 +47,7 @@ def bash(command: str, tree: Path, **variables: str) -> subprocess.CompletedProc
 
 def put_in_place(tree: Path, env_dir: Path, name: str) -> None:
     """Leave the stamp of a finished set, as the script would."""
-    made_from = [tree / file for file in ("setup.py", SCRIPT, "recipe/cello1/environment.py")]
+    made_from = [tree / file for file in ("setup.py", SCRIPT, "recipe/cello1/launch/environment.py")]
     command = [env_dir / "bin" / "python", "-I", "-S", made_from[2], "fingerprint", *made_from]
     stamp = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     (env_dir / f".cello1-{name}").write_text(stamp)

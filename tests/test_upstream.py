@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.recipe.test_import_walls import FLOOR_0 as WHOLE_FLOOR_0
+from tests.helpers.rooms import LIGHT, test_file
 
 ROOT = Path(__file__).parents[1]
 OURS = {"recipe", "scverse_plugin", "cello1_verl"}
 
 # What is run of tests/recipe: floor 0 and each seam to verl. The rest needs engines, cells or the processes of a run,
 # and knows no more of where the recipe lies than these do.
-FLOOR_0 = [name for name in WHOLE_FLOOR_0 if name not in ("files", "versions")]
-SEAMS = ("reward_manager", "dataset", "replay_buffer", "rl_parquet")
+OF_LIGHT = [name for name in LIGHT if name not in ("formats.atomic", "formats.provenance")]
+SEAMS = ("rl.reward_manager", "rl.dataset", "rl.replay_buffer", "formats.rl_parquet")
 CONFIGS = (  # of the many compositions, one of each kind
     "test_published_settings",
     "test_classes_named_in_the_config_exist",
@@ -51,6 +51,7 @@ def tree(tmp_path_factory) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "recipe" / "cello1", tree / "recipe" / "cello1", ignore=ignore)
     shutil.copytree(ROOT / "tests" / "recipe", tree / "tests" / "recipe", ignore=ignore)
+    shutil.copytree(ROOT / "tests" / "helpers", tree / "tests" / "helpers", ignore=ignore)
     shutil.copy(ROOT / "tests" / "conftest.py", tree / "tests")
     return tree
 
@@ -92,8 +93,8 @@ print(*util.find_spec("recipe").submodule_search_locations)
 
 def test_recipe_passes_its_own_tests(tree, python):
     pytest.importorskip("verl")
-    names = [f"tests/recipe/test_{name}.py" for name in (*FLOOR_0, *SEAMS)]
-    names += [f"tests/recipe/test_configs.py::{name}" for name in CONFIGS]
+    names = [test_file(name) for name in (*OF_LIGHT, *SEAMS)]
+    names += [f"tests/recipe/config/test_configs.py::{name}" for name in CONFIGS]
     options = ["--import-mode=importlib", "-q", "-p", "no:cacheprovider", "-m", "not integration"]
     result = run(python, tree, "-m", "pytest", *options, *names)
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]

@@ -1,3 +1,3 @@
 #!/usr/bin/env bash
-# PPO training of a Cell-o1 model, with a critic; run_rl.sh names the variables and what it does.
-exec bash "$(dirname "${BASH_SOURCE[0]}")/run_rl.sh" ppo "$@"
+# PPO training of a Cell-o1 model, with a critic; launch/run_rl.sh names the variables and what it does.
+exec bash "$(dirname "${BASH_SOURCE[0]}")/launch/run_rl.sh" ppo "$@"

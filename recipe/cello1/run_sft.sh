@@ -30,8 +30,8 @@ done
 [ -n "${MODEL:-}" ] || fail "MODEL is not set; give the folder or Hub id of the model to start from"
 [ -n "${TRAIN_DATA:-}" ] || fail "TRAIN_DATA is not set; give puzzle JSON with traces"
 
-# shellcheck source=setup_env.sh
-source "$here/setup_env.sh" train
+# shellcheck source=launch/setup_env.sh
+source "$here/launch/setup_env.sh" train
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
 OUTPUT=${OUTPUT:-$root/outputs/sft}
 if [ "$CELLO1_DEVICE" = gpu ]; then
@@ -48,4 +48,4 @@ if [ "$NUM_GPUS" -gt 1 ]; then
   command+=(accelerate.commands.launch --num_processes "$NUM_GPUS" --main_process_port 0 --mixed_precision "$precision"
     --config_file "$here/config/accelerate/fsdp2.yaml" -m)
 fi
-exec "${command[@]}" recipe.cello1.sft "model=$MODEL" "train=$TRAIN_DATA" "output=$OUTPUT" "seed=${SEED:-1}" "${settings[@]}"
+exec "${command[@]}" recipe.cello1.cold_start.sft "model=$MODEL" "train=$TRAIN_DATA" "output=$OUTPUT" "seed=${SEED:-1}" "${settings[@]}"

@@ -14,8 +14,8 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib import pyplot as plt
 
-from recipe.cello1.files import atomic_write
-from recipe.cello1.prompt import parse_user
+from recipe.cello1.formats.atomic import atomic_write
+from recipe.cello1.task.prompt import parse_user
 from scverse_plugin import pl
 from scverse_plugin._report._genes import Mention, mentions
 from scverse_plugin.adata import _store

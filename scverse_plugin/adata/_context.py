@@ -8,8 +8,15 @@ from typing import Any
 import pandas as pd
 from anndata import AnnData
 
-from recipe.cello1.answer import text_fault
-from recipe.cello1.context import CONTEXT_FIELDS, FIELD_RULES, FieldRule, build_context, clean_value, rules_from_table
+from recipe.cello1.task.answer import text_fault
+from recipe.cello1.task.context import (
+    CONTEXT_FIELDS,
+    FIELD_RULES,
+    FieldRule,
+    build_context,
+    clean_value,
+    rules_from_table,
+)
 from scverse_plugin.adata._groups import obs_names
 
 

@@ -10,10 +10,16 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
-from recipe.cello1.cells import expression, top_genes
-from recipe.cello1.data.gene_filters import GeneTable, compile_patterns, gene_table, share_of_ensembl_ids
-from recipe.cello1.data.settings import RANKS
-from recipe.cello1.data.store import BadFileError
+from recipe.cello1.task.genes import (
+    RANKS,
+    GeneNameError,
+    GeneTable,
+    compile_patterns,
+    expression,
+    gene_table,
+    share_of_ensembl_ids,
+    top_genes,
+)
 
 BLOCK = 2048  # rows read at once
 _DENSE_BLOCK = 1 << 24  # values looked at at once
@@ -91,7 +97,7 @@ def open_expression(
     try:
         compile_patterns(exclude_genes)
         table = gene_table(names, exclude_genes)
-    except BadFileError as error:
+    except GeneNameError as error:
         msg = f"{where}.var: {error.reason}; check gene_symbols, mask_var and exclude_genes"
         raise ValueError(msg) from None
     except ValueError as error:

@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from recipe.cello1.answer import Reason, parse_answer
-from recipe.cello1.prompt import Variant, messages
-from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.task.answer import Reason, parse_answer
+from recipe.cello1.task.prompt import Variant, messages
+from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin.method._ask import Reply
 from scverse_plugin.method._plan import Draft
 from scverse_plugin.method._tally import Calls, CellChecks, PositionBias, Tally, names_twice

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from recipe.cello1.answer import check_types
+from recipe.cello1.task.answer import check_types
 
 CellTypes: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | pd.Series | str
 

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from recipe.cello1.engine import Engine, EngineError, Failure, Request, Sampling
-from recipe.cello1.files import append_jsonl, dumps, read_items
-from recipe.cello1.prompt import Layout, Variant, messages
-from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.engines.protocol import Engine, EngineError, Failure, Request, Sampling
+from recipe.cello1.formats.atomic import append_jsonl, dumps, read_items
+from recipe.cello1.task.prompt import Layout, Variant, messages
+from recipe.cello1.task.puzzle import Puzzle
 
 ON_ERROR = ("raise", "skip")
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from recipe.cello1.engine import ENGINES, Engine, start_engine
-from recipe.cello1.hf_folder import is_hub_name
-from recipe.cello1.versions import package_versions
+from recipe.cello1.engines.protocol import Engine
+from recipe.cello1.engines.start import ENGINES, start_engine
+from recipe.cello1.formats.model_folder import is_hub_name
+from recipe.cello1.formats.provenance import package_versions
 
 _LIMIT = {"vllm": "max_num_seqs", "openai": "concurrency", "transformers": "batch_size"}
 _PROTOCOL = ("name", "model", "fingerprint", "constraint", "generate", "close")
@@ -31,7 +32,7 @@ def opened(
     Parameters
     ----------
     engine
-        Name, or an object with the methods of :class:`recipe.cello1.engine.Engine`.
+        Name, or an object with the methods of :class:`recipe.cello1.engines.protocol.Engine`.
     model
         Folder, or name of the model on the server.
     base_url
@@ -93,7 +94,7 @@ def check_engine(
         if lacking := [name for name in _PROTOCOL if not hasattr(engine, name)]:
             msg = (
                 f"engine: {type(engine).__name__} has no {', '.join(lacking)}; give one of {', '.join(ENGINES)}, "
-                "or an object like recipe.cello1.engine.Engine"
+                "or an object like recipe.cello1.engines.protocol.Engine"
             )
             raise ValueError(msg)
         if model is not None or base_url is not None or options:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recipe.cello1.puzzle import Puzzle
+from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin.method._ask import Reply
 from scverse_plugin.method._plan import (
     Draft,

@@ -1,6 +1,6 @@
 """Answers to votes, votes to labels.
 
-The rules are those of :mod:`recipe.cello1.voting`: it reads the answers, counts them and finds the assignment. Here is
+The rules are those of :mod:`recipe.cello1.task.voting`: it reads the answers, counts them and finds the assignment. Here is
 what an annotation adds: a vote counts against how often unit and type have met, and nothing becomes a label that the
 votes do not carry.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import chi2_contingency
 
-from recipe.cello1.voting import assign, read_answers, vote_entropy, vote_matrix
+from recipe.cello1.task.voting import assign, read_answers, vote_entropy, vote_matrix
 from scverse_plugin.method._plan import Draft
 
 SMOOTHING = 0.5  # meetings added to each pair: a type met once must not beat one met ten times

@@ -10,8 +10,8 @@ import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
-from recipe.cello1.engine import Engine, Sampling
-from recipe.cello1.prompt import Layout, Variant, messages
+from recipe.cello1.engines.protocol import Engine, Sampling
+from recipe.cello1.task.prompt import Layout, Variant, messages
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._types import CellTypes
 from scverse_plugin.method._ask import Cache, Reply, ask, completion_seeds
@@ -145,7 +145,7 @@ def annotate(
         Folder of the model, or its name on the server.
     engine
         ``"vllm"`` (in this process), ``"openai"`` (a server with an OpenAI-compatible API, its key in the environment
-        variable ``OPENAI_API_KEY``), ``"transformers"``, or an object like :class:`recipe.cello1.engine.Engine`.
+        variable ``OPENAI_API_KEY``), ``"transformers"``, or an object like :class:`recipe.cello1.engines.protocol.Engine`.
     base_url
         Address of the server, ``http://127.0.0.1:8000/v1`` for example.
     engine_options
@@ -212,7 +212,7 @@ def annotate(
         If a parameter or the data cannot be used; the message names the parameter, what came, and the remedy.
     FileNotFoundError
         If there is no such model folder.
-    recipe.cello1.engine.EngineError
+    recipe.cello1.engines.protocol.EngineError
         If the engine cannot be started or, with ``on_error="raise"``, fails on a puzzle.
 
     Examples

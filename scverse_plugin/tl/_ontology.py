@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
-from recipe.cello1.ontology import load_ontology
+from recipe.cello1.task.ontology import load_ontology
 from scverse_plugin.adata import _store
 
 UNKNOWN = "unknown"  # what CELLxGENE's schema writes for cells without a type
@@ -17,7 +17,7 @@ def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> 
     """Look up the Cell Ontology id of each label.
 
     A label gets an id only if it is the label or a synonym of one term, in the common form of
-    :func:`recipe.cello1.ontology.normalise`; nothing is guessed. The log says where the term is called otherwise.
+    :func:`recipe.cello1.task.ontology.normalise`; nothing is guessed. The log says where the term is called otherwise.
 
     Parameters
     ----------

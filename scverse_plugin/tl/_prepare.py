@@ -11,9 +11,9 @@ import numpy as np
 from anndata import AnnData
 from scanpy import logging as logg
 
-from recipe.cello1.prompt import check_layout
-from recipe.cello1.puzzle import Puzzle
-from recipe.cello1.versions import package_versions
+from recipe.cello1.formats.provenance import package_versions
+from recipe.cello1.task.prompt import check_layout
+from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._context import ContextWriter
 from scverse_plugin.adata._groups import CELL_CHOICES, make_units, read_groups, read_samples

@@ -16,12 +16,12 @@ import scanpy as sc
 import scipy.sparse as sp
 
 import scverse_plugin
-from recipe.cello1.answer import format_answer
-from recipe.cello1.engine import EngineError, Failure
+from recipe.cello1.engines.protocol import EngineError, Failure
+from recipe.cello1.task.answer import format_answer
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
-from tests.plugin.toy import TYPES, FakeEngine, by_marker, toy
-from tests.recipe.stub_server import Server
+from tests.helpers.stub_server import Server
+from tests.helpers.toy_adata import TYPES, FakeEngine, by_marker, toy
 
 annotate = scverse_plugin.tl.annotate
 

@@ -6,9 +6,9 @@ import pytest
 import scipy.sparse as sp
 
 import scverse_plugin
-from recipe.cello1.engine import EngineError
+from recipe.cello1.engines.protocol import EngineError
 from scverse_plugin.method import _engines
-from tests.plugin.toy import TYPES, FakeEngine, toy
+from tests.helpers.toy_adata import TYPES, FakeEngine, toy
 
 annotate = scverse_plugin.tl.annotate
 
@@ -196,7 +196,7 @@ def test_unreachable_server():
 
 
 def test_unknown_model_on_a_server():
-    from tests.recipe.stub_server import Server
+    from tests.helpers.stub_server import Server
 
     with Server() as server:
         options = {"engine": "openai", "model": "other", "base_url": server.url}
@@ -249,7 +249,7 @@ def test_vllm_that_is_not_installed_names_the_set_up(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "vllm", None)
     refuse(
-        r"vLLM cannot be imported.*environment made by recipe/cello1/setup_env.sh",
+        r"vLLM cannot be imported.*environment made by recipe/cello1/launch/setup_env.sh",
         error=EngineError,
         engine="vllm",
         model=str(tmp_path),

@@ -8,8 +8,8 @@ import anndata as ad
 import pytest
 
 from scverse_plugin import _cli
-from tests.plugin.toy import TYPES, toy
-from tests.recipe.stub_server import Server
+from tests.helpers.stub_server import Server
+from tests.helpers.toy_adata import TYPES, toy
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def file(tmp_path):
 
 
 def solved(body, n):
-    from recipe.cello1.prompt import parse_user
-    from tests.plugin.toy import by_marker
+    from recipe.cello1.task.prompt import parse_user
+    from tests.helpers.toy_adata import by_marker
 
     return by_marker(parse_user(body["messages"][-1]["content"]))
 
@@ -94,7 +94,7 @@ def test_serve_line_is_on_loopback_and_constrains(version, flags, tmp_path, caps
     assert capsys.readouterr().out.split() == [
         *("VLLM_NO_USAGE_STATS=1", "vllm", "serve", str(tmp_path), "--host", "127.0.0.1", "--port", "8123"),
         *("--served-model-name", str(tmp_path)),
-        *("--logits-processors", "recipe.cello1.constrained_vllm:MatchingLogitsProcessor"),
+        *("--logits-processors", "recipe.cello1.engines.constrained.vllm_processor:MatchingLogitsProcessor"),
         *flags,
         *("--max-model-len", "512"),
     ]
@@ -114,7 +114,9 @@ def test_serve_runs_vllm_and_names_the_extra_without_it(tmp_path, monkeypatch, c
     assert f"stub ['serve', '{tmp_path}', '--host', '127.0.0.1'" in capfd.readouterr().out
     monkeypatch.setattr(_cli.importlib.util, "find_spec", lambda name: None)
     assert _cli.main(["serve", str(tmp_path)]) == 1
-    assert "vLLM is not installed; use an environment made by recipe/cello1/setup_env.sh" in capfd.readouterr().err
+    assert (
+        "vLLM is not installed; use an environment made by recipe/cello1/launch/setup_env.sh" in capfd.readouterr().err
+    )
 
 
 def test_reachable_through_scanpy(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.cello1.answer import join_types
+from recipe.cello1.task.answer import join_types
 from scverse_plugin.method import _plan, _solve, _tally
 from scverse_plugin.method._ask import Reply
 from scverse_plugin.method._engines import public_address

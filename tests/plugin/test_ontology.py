@@ -3,7 +3,7 @@ import pytest
 
 import scverse_plugin
 from scverse_plugin.tl import _ontology
-from tests.plugin.toy import FakeEngine, by_marker, toy
+from tests.helpers.toy_adata import FakeEngine, by_marker, toy
 
 TYPES = ["B cell", "NK cell", "T/NK cell", "monocyte"]
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 import scverse_plugin
 from scverse_plugin._report._genes import mentions
-from tests.plugin.toy import TYPES, FakeEngine, toy
+from tests.helpers.toy_adata import TYPES, FakeEngine, toy
 
 PLOTS = {
     "votes": lambda adata, **kw: scverse_plugin.pl.votes(adata, **kw),

@@ -9,7 +9,7 @@ import scanpy as sc
 
 import scverse_plugin
 from scverse_plugin import _namespace, _register
-from tests.plugin.toy import TYPES, FakeEngine, toy
+from tests.helpers.toy_adata import TYPES, FakeEngine, toy
 
 
 def test_scanpy_has_the_function_and_registering_again_changes_nothing():

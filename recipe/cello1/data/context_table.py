@@ -2,7 +2,7 @@
 
 ::
 
-    fields:                       # a column, and what its values become; forms as in recipe.cello1.context.FieldRule
+    fields:                       # a column, and what its values become; forms as in recipe.cello1.task.context.FieldRule
       treatment: "The patient received {value}."
     datasets:                     # which columns the files of a folder have; "*" stands for every folder
       my_study: [treatment, ever_smoker]
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.context import DATASET_FIELDS, FIELD_RULES, FieldRule, build_context, rules_from_table
+from recipe.cello1.task.context import DATASET_FIELDS, FIELD_RULES, FieldRule, build_context, rules_from_table
 
 EVERY_FOLDER = "*"
 

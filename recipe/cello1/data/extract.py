@@ -6,15 +6,17 @@ import hashlib
 import os
 import traceback
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipe.cello1.context import CONTEXT_FIELDS
-from recipe.cello1.data.choice import (
+from recipe.cello1.data.expression.reader import CellReader, Progress
+from recipe.cello1.data.expression.store import BadFileError, Labels, Store
+from recipe.cello1.data.fingerprints import VALUE_SEPARATOR
+from recipe.cello1.data.pool import (
     Peers,
     Table,
     candidates_of_group,
@@ -24,18 +26,13 @@ from recipe.cello1.data.choice import (
     shortfall,
     wanted_puzzles,
 )
-from recipe.cello1.data.gene_filters import gene_table, share_of_ensembl_ids
-from recipe.cello1.data.identity import VALUE_SEPARATOR
-from recipe.cello1.data.matrix import Block, map_blocks, open_matrix
-from recipe.cello1.data.outputs import JsonListWriter
-from recipe.cello1.data.selection import SPOILED, column_sums, top_symbols
 from recipe.cello1.data.settings import Settings
-from recipe.cello1.data.store import BadFileError, Labels, Store
-from recipe.cello1.puzzle import Puzzle, PuzzleIndex
+from recipe.cello1.formats.atomic import JsonListWriter
+from recipe.cello1.task.context import CONTEXT_FIELDS
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.sampling import PuzzleIndex
 
 _ENDS = 1 << 20  # bytes at either end of a file that its fingerprint covers
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +155,7 @@ def _process(store: Store, job: Job, progress: Progress, known: dict[str, Any]) 
     settings = job.settings
     rng = settings.rng("file", job.name)
     table = read_table(store, settings, rng)
-    reader = CellReader(store, settings, job.threads, progress)
+    reader = CellReader(store, settings.gene_lists, job.threads, progress)
     table, few = _without_poor_cells(table, reader, settings)
     notes = [*table.notes, *few]
     if not len(table.pool):
@@ -174,102 +171,6 @@ def _process(store: Store, job: Job, progress: Progress, known: dict[str, Any]) 
     puzzles = _puzzles(store, job, table, chosen, genes, ids)
     n_records = _write_records(store, job, table, reader) if job.records else 0
     return FileResult(job.name, puzzles, tuple(notes), table.n_cells, len(table.pool), n_records, fingerprint=known)
-
-
-class CellReader:
-    """Reads the listed genes of cells.
-
-    Parameters
-    ----------
-    store
-        The file.
-    settings
-        What is wanted.
-    threads
-        Threads to read with.
-    progress
-        Told the number of cells each time some were read.
-
-    Raises
-    ------
-    BadFileError
-        If matrix or gene names cannot be used.
-    """
-
-    def __init__(self, store: Store, settings: Settings, threads: int = 1, progress: Progress | None = None) -> None:
-        self.settings = settings
-        self.threads = threads
-        self.progress = progress or (lambda count: None)
-        names = store.gene_names(settings.gene_column, raw=settings.use_raw)
-        self.matrix = open_matrix(store.matrix(layer=settings.layer, use_raw=settings.use_raw), store.file)
-        if self.matrix.shape != (store.n_obs, len(names)):
-            raise BadFileError(
-                f"its matrix is {self.matrix.shape[0]:,} x {self.matrix.shape[1]:,} for {store.n_obs:,} cells and "
-                f"{len(names):,} genes",
-                "write it with anndata, as cells x genes",
-            )
-        self.genes = gene_table(names, settings.exclude_genes)
-        self._names = np.array(self.genes.names, dtype=object)
-        self.weights = self._specificity() if settings.rank_by == "specificity" else None
-
-    @property
-    def notes(self) -> list[str]:
-        """What is to be said of the genes."""
-        found = []
-        if self.genes.n_unnamed:
-            found.append(f"{self.genes.n_unnamed:,} genes without a name left out")
-        if count := int(self.genes.repeated.sum()):
-            found.append(f"{count:,} gene names stand for several columns: each counts once, with its largest value")
-        if share_of_ensembl_ids(self.genes.names) > 0.5:
-            found.append("most gene names are Ensembl ids: if there are symbols, name their column with --gene-column")
-        return found
-
-    def _specificity(self) -> np.ndarray:
-        """Weigh each gene by how little it is expressed in the file.
-
-        A value is divided by the gene's mean over all cells plus the mean over all cells and genes. The latter keeps
-        genes that hardly any cell has from leading every list.
-        """
-        n_cells, n_genes = self.matrix.shape
-
-        def sums(block: Block) -> tuple[np.ndarray, int]:
-            self.progress(len(block.rows))
-            return column_sums(block, n_genes)
-
-        if found := self.matrix.column_sums():
-            total, counted = found
-            self.progress(n_cells)
-        else:
-            total, counted = np.zeros(n_genes), 0
-            for part, cells in map_blocks(self.matrix, sums, None, self.threads):
-                total += part
-                counted += cells
-        mean = total / max(1, counted)
-        overall = mean.mean()
-        return 1 / (mean + overall) if overall > 0 else np.ones(n_genes)
-
-    def read(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, tuple[str, ...] | None]]:
-        """Read cells.
-
-        Parameters
-        ----------
-        rows
-            int64, sorted and distinct; ``None`` for all.
-
-        Yields
-        ------
-        Row and listed genes, in the order of the rows; ``None`` for a cell with NaN or infinity.
-        """
-
-        def top(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            return block.rows, *top_symbols(block, self.genes, self.settings.n_top, self.weights)
-
-        for found, ids, counts in map_blocks(self.matrix, top, rows, self.threads):
-            self.progress(len(found))
-            # The last entry of the names is never listed: ids are -1 only beyond the count.
-            names = self._names[ids].tolist()
-            for row, genes, count in zip(found.tolist(), names, counts.tolist(), strict=True):
-                yield row, None if count == SPOILED else tuple(genes[:count])
 
 
 def _without_poor_cells(table: Table, reader: CellReader, settings: Settings) -> tuple[Table, list[str]]:

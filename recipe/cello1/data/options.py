@@ -1,4 +1,4 @@
-"""The options of ``python -m recipe.cello1.prepare_data``, and what they come to."""
+"""The options of ``python -m recipe.cello1.data.prepare``, and what they come to."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from recipe.cello1.data.context_table import load_context_table
-from recipe.cello1.data.gene_filters import GENE_SETS
-from recipe.cello1.data.settings import RANKS, Settings
-from recipe.cello1.data.sides import SPLIT_MODES, Plan
-from recipe.cello1.prompt import LAYOUTS
+from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.split import SPLIT_MODES, Plan
+from recipe.cello1.task.genes import GENE_SETS, RANKS
+from recipe.cello1.task.prompt import LAYOUTS
 
 RECORDS = "cells"  # folder of the cell records
 _FOR_EXPRESSION = (
@@ -65,7 +65,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     default, plan = Settings(), Plan()
     summary, _, rest = about.partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.prepare_data",
+        prog="python -m recipe.cello1.data.prepare",
         description=summary,
         epilog=rest.replace("``", ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -294,7 +294,7 @@ def make_audit_parser() -> argparse.ArgumentParser:
     The parser.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.prepare_data audit",
+        prog="python -m recipe.cello1.data.prepare audit",
         description="Say what two puzzle files share: cells, donors, puzzles, and the same cells in another order.",
     )
     parser.add_argument("train", help="puzzle file (JSON, JSONL, or parquet, RL data too)")

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.data.context_table import ContextTable
-from recipe.cello1.data.gene_filters import compile_patterns
-from recipe.cello1.prompt import VARIANTS, Variant
-
-RANKS = ("expression", "specificity")
+from recipe.cello1.data.expression.reader import GeneLists
+from recipe.cello1.task.genes import RANKS, compile_patterns
+from recipe.cello1.task.prompt import VARIANTS, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class Settings:
     seed
         Seed of everything drawn.
     variant
-        Task variant, a key of ``recipe.cello1.prompt.VARIANTS``.
+        Task variant, a key of ``recipe.cello1.task.prompt.VARIANTS``.
     sizes
         Numbers of cells in a puzzle; ``(1,)`` for the single-cell variants.
     per_size
@@ -109,6 +108,11 @@ class Settings:
     def open_ended(self) -> bool:
         """Whether no candidates are given."""
         return self.variant.endswith("open")
+
+    @property
+    def gene_lists(self) -> GeneLists:
+        """What decides the gene list of a cell."""
+        return GeneLists(**{item.name: getattr(self, item.name) for item in fields(GeneLists)})
 
     def excluded_types(self, names: Iterable[str]) -> list[str]:
         """Find the types that are to be left out.

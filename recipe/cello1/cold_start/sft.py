@@ -1,0 +1,520 @@
+"""Cold start: supervised fine-tuning on puzzles with traces, with TRL and PEFT.
+
+``python -m recipe.cello1.cold_start.sft model=MODEL train=DATA output=DIR [--config NAME] [key=value ...]``
+
+Settings come from ``config/cello1_sft.yaml`` (the published ones), then from the files named with ``--config`` (a
+path, or a name in ``config/sft``), then from the command line (``trainer.learning_rate=1e-4``, ``lora=null``). On
+several GPUs start it with ``accelerate launch -m recipe.cello1.cold_start.sft ...``.
+
+Files in the output folder: ``checkpoints``, ``log.jsonl`` (one line for each logging step), ``settings.json``, and at
+the end ``model``: the trained model, adapters merged into the base, of the checkpoint with the best evaluation loss
+(the last one where there is no evaluation).
+
+Only the response and the end of turn after it are trained on. Prompt and completion go to TRL as text, not as messages:
+TRL 0.27 with transformers 5 takes the length of a rendered chat for 2 and trains on nearly the whole prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe.cello1.cold_start.sft_data import end_of_turn, load_examples, prompt_completion, split_evaluation
+from recipe.cello1.formats.atomic import append_jsonl, read_items, sha256, write_items
+from recipe.cello1.formats.model_folder import check_model_path, save_model
+from recipe.cello1.formats.provenance import check_same_run, write_run
+from recipe.cello1.task.prompt import check_layout
+from recipe.cello1.task.puzzle import Puzzle
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG = Path(__file__).parents[1] / "config"
+_PATHS = ("model", "train", "output")
+# What may change between two starts of one run.
+_FREE = ("output",)
+_FREE_TRAINER = (
+    "report_to",
+    "logging_steps",
+    "save_total_limit",
+    "dataloader_num_workers",
+    "per_device_eval_batch_size",
+    "save_steps",
+    "eval_steps",
+)
+_CHECKPOINTS = "checkpoints"
+_STATE = "trainer_state.json"
+_SETTINGS = "settings.json"
+_LOG = "log.jsonl"
+
+
+# -------------------------------------------------------------------------------------------------------- settings
+
+
+def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the settings.
+
+    Parameters
+    ----------
+    overrides
+        ``key=value``, dots for nested keys.
+    configs
+        Files to lay over the published settings: a path, or a name in ``config/sft``.
+
+    Returns
+    -------
+    Plain nested dict.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file does not exist.
+    ValueError
+        If a key is unknown, a required one is missing, or a value is unusable.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    base = OmegaConf.load(CONFIG / "cello1_sft.yaml")
+    merged = base
+    for name in configs:
+        path = Path(name) if Path(name).suffix in (".yaml", ".yml") else CONFIG / "sft" / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(file.stem for file in (CONFIG / "sft").glob("*.yaml")))
+            msg = f"--config {name}: {path} does not exist; give a path, or one of {known}"
+            raise FileNotFoundError(msg)
+        merged = OmegaConf.merge(merged, OmegaConf.load(path))
+    paths, others = {}, []
+    for text in overrides:
+        key, mark, value = text.partition("=")
+        if not mark:
+            msg = f"{text!r} is not of the form key=value"
+            raise ValueError(msg)
+        if key in _PATHS:  # as they are: read as YAML, which the rest is, " #" would begin a comment
+            paths[key] = value
+        else:
+            others.append(text)
+    try:
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(others), paths)
+        settings = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        msg = f"the settings cannot be read: {error}"
+        raise ValueError(msg) from None
+    _check_settings(settings, list(base.keys()))
+    return settings
+
+
+def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
+    if unknown := sorted(str(key) for key in settings if key not in known):
+        msg = f"unknown settings {unknown}; known are {known}, and those of trl.SFTConfig under trainer"
+        raise ValueError(msg)
+    for key in _PATHS:
+        if settings[key] in ("???", None, ""):
+            msg = f"{key} is not set; add {key}=..."
+            raise ValueError(msg)
+    check_layout(settings["prompt_layout"])
+    fraction = settings["eval_fraction"]
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
+        msg = f"eval_fraction must be at least 0 and less than 1, got {fraction!r}"
+        raise ValueError(msg)
+    if settings["overlong"] not in ("error", "drop"):
+        msg = f"overlong must be error or drop, got {settings['overlong']!r}"
+        raise ValueError(msg)
+    for key in ("max_length", "seed"):
+        if isinstance(settings[key], bool) or not isinstance(settings[key], int) or settings[key] < 0:
+            msg = f"{key} must be a number that is not negative, got {settings[key]!r}"
+            raise ValueError(msg)
+
+
+# ---------------------------------------------------------------------------------------------------------- resume
+
+
+def find_checkpoint(folder: str | Path) -> Path | None:
+    """Find the latest checkpoint to go on from, and remove later ones, which a kill left incomplete.
+
+    Parameters
+    ----------
+    folder
+        Folder with ``checkpoint-N`` folders.
+
+    Returns
+    -------
+    The checkpoint; ``None`` if there is none.
+    """
+    found = []
+    for path in Path(folder).glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdecimal():
+            found.append((int(number), path))
+    for step, path in sorted(found, reverse=True):
+        if _is_whole(path, step):
+            return path
+        shutil.rmtree(path)
+    return None
+
+
+def _is_whole(checkpoint: Path, step: int) -> bool:
+    """Whether the state, which the trainer writes last, is there and complete, and training can go on from it.
+
+    From a checkpoint of the last step the trainer goes on with one more, unless that step ends an epoch.
+    """
+    try:
+        state = json.loads((checkpoint / _STATE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return False
+    ended = step == state.get("max_steps") and float(state.get("epoch", 0)) % 1
+    return state.get("global_step") == step and not ended
+
+
+def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what must not change between two starts of one run: settings, the data's hash, the number of processes."""
+    fixed = {key: value for key, value in settings.items() if key not in _FREE}
+    fixed["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in _FREE_TRAINER}
+    fixed["train_sha256"] = sha256(settings["train"])
+    # With another number of processes an update would be over another number of puzzles.
+    fixed["num_processes"] = int(os.environ.get("WORLD_SIZE", 1))
+    return fixed
+
+
+# -------------------------------------------------------------------------------------------------------- training
+
+
+def train(settings: Mapping[str, Any]) -> Path:
+    """Train, or go on training, and write the model.
+
+    Parameters
+    ----------
+    settings
+        What :func:`load_settings` returned.
+
+    Returns
+    -------
+    Folder of the trained model in Hugging Face format.
+
+    Raises
+    ------
+    FileNotFoundError
+        If model or data do not exist.
+    ValueError
+        If data or settings are unusable, or the output folder belongs to a run with other settings.
+    """
+    output = Path(settings["output"])
+    target = output / "model"
+    if not Path(settings["train"]).is_file():
+        msg = f"train={settings['train']} does not exist; give CellPuzzles JSON with traces, or parquet of such items"
+        raise FileNotFoundError(msg)
+    check_model_path(settings["model"])
+    fixed = _fixed(settings)
+    # A start that came to nothing, for want of memory for example, binds nobody.
+    if target.is_dir() or any((output / _CHECKPOINTS).glob("checkpoint-*")):
+        check_same_run(output / _SETTINGS, fixed, output)
+    if target.is_dir():
+        return target
+
+    puzzles = load_examples(
+        settings["train"],
+        settings["prompt_layout"],
+        settings["variant"],
+        require_reasoning=settings["require_reasoning"],
+    )
+    trainer = make_trainer(settings, puzzles)
+    write_run(output / _SETTINGS, fixed)
+    # The first process clears away what a kill left, before the others look.
+    with trainer.accelerator.main_process_first():
+        checkpoint = find_checkpoint(output / _CHECKPOINTS)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    trainer.accelerator.wait_for_everyone()
+    # Where the weights are sharded, all processes have to take part in gathering them; the first one gets them.
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+    if trainer.is_world_process_zero():
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        if settings["lora"]:
+            if weights is not None:  # PEFT cannot merge what is sharded
+                model = _unsharded(settings, weights)
+            model, weights = model.merge_and_unload(), None
+        model.config.use_cache = True
+        stored = _stored_dtype(settings)
+        if weights is not None:
+            weights = {name: weight.to(stored) for name, weight in weights.items()}
+        save_model(target, model.to(stored), trainer.processing_class, weights)
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()  # a process group that is left behind may keep a process from ending
+    return target
+
+
+def _unsharded(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Any:
+    """Return the base model with its adapters, holding the weights."""
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings))
+    model = get_peft_model(base, _lora(settings["lora"]))
+    model.load_state_dict(weights)
+    return model
+
+
+def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
+    """Build the TRL trainer for puzzles.
+
+    Parameters
+    ----------
+    settings
+        What :func:`load_settings` returned.
+    puzzles
+        Puzzles with answers.
+
+    Returns
+    -------
+    A ``trl.SFTTrainer``, ready to train.
+
+    Raises
+    ------
+    ValueError
+        If an item is too long, or ``trainer`` holds an unknown setting.
+    """
+    import torch
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+    from transformers import logging as hf_logging
+    from trl import SFTConfig, SFTTrainer
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    disable_progress_bar()
+    logging.getLogger("trl").setLevel(logging.ERROR)
+
+    own = settings["trainer"] or {}
+    known = set(SFTConfig.__dataclass_fields__)
+    taken = {"output_dir", "seed", "data_seed", "max_steps", "max_length", "completion_only_loss", "packing"}
+    if bad := sorted(key for key in own if key not in known or key in taken):
+        msg = f"trainer: {bad} cannot be set there; it takes the other fields of trl.SFTConfig"
+        raise ValueError(msg)
+    train_rows, eval_rows = split_evaluation(len(puzzles), settings["eval_fraction"], settings["seed"])
+    evaluate = bool(eval_rows) and own.get("eval_strategy", "no") != "no"
+    # Evaluation and saving must go together, or the best checkpoint may be one that was not saved.
+    best = evaluate and own.get("eval_strategy") == own.get("save_strategy", "steps")
+    config = SFTConfig(
+        **{
+            "disable_tqdm": True,
+            "dataloader_pin_memory": torch.cuda.is_available(),
+            "report_to": "wandb" if os.environ.get("WANDB_API_KEY") else "none",  # log.jsonl is written anyway
+            "load_best_model_at_end": best,
+            "metric_for_best_model": "eval_loss" if best else None,
+            "greater_is_better": False if best else None,
+            **own,
+            "eval_strategy": own.get("eval_strategy", "no") if evaluate else "no",
+            "output_dir": str(Path(settings["output"]) / _CHECKPOINTS),
+            "seed": settings["seed"],
+            "data_seed": settings["seed"],
+            "max_steps": settings["max_steps"],
+            "max_length": None,  # nothing is cut; the length is checked below
+            "gradient_accumulation_steps": _accumulation(own),
+            "completion_only_loss": True,
+        }
+    )
+    _shard_without_gpus()
+    set_seed(settings["seed"])  # the trainer's own: adapters are initialised and dropout is drawn from it
+
+    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
+    end = end_of_turn(tokenizer)
+    tokenizer.eos_token = end  # the trainer puts the end-of-sequence token behind completions that lack it
+    rows = [prompt_completion(p, tokenizer, end, settings["prompt_layout"], settings["variant"]) for p in puzzles]
+    train_data, eval_data = (Dataset.from_list([rows[i] for i in chosen]) for chosen in (train_rows, eval_rows))
+    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings))
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=train_data,
+        eval_dataset=eval_data if evaluate else None,
+        peft_config=_lora(settings["lora"]),
+        callbacks=[_progress(Path(settings["output"]))],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train_dataset = _fit(trainer.train_dataset, train_rows, settings)
+    if evaluate:
+        trainer.eval_dataset = _fit(trainer.eval_dataset, eval_rows, settings)
+    _check_masks(trainer.train_dataset)
+    return trainer
+
+
+def _dtype(settings: Mapping[str, Any]) -> torch.dtype:
+    """Return the number format of the weights in training: in bfloat16 most of a small step would be rounded away."""
+    import torch
+
+    return getattr(torch, settings["dtype"] or ("bfloat16" if settings["lora"] else "float32"))
+
+
+def _stored_dtype(settings: Mapping[str, Any]) -> torch.dtype:
+    """Return the number format of the trained model: that of the base model, unless one was asked for."""
+    import torch
+    from transformers import AutoConfig
+
+    if settings["dtype"]:
+        return getattr(torch, settings["dtype"])
+    return AutoConfig.from_pretrained(settings["model"]).dtype or torch.float32
+
+
+def _accumulation(own: Mapping[str, Any]) -> int:
+    """Return how many batches each process adds up, so that an update is over as many puzzles whatever their number."""
+    total, processes = int(own.get("gradient_accumulation_steps", 1)), int(os.environ.get("WORLD_SIZE", 1))
+    if total % processes:
+        msg = (
+            f"trainer.gradient_accumulation_steps={total} counts the batches of all processes together, and cannot be "
+            f"shared by {processes}; make it a multiple of that, or use another number of processes (NUM_GPUS)"
+        )
+        raise ValueError(msg)
+    return total // processes
+
+
+def _use_one_gpu() -> None:
+    """Hide all GPUs but one from a process that is alone: the trainer would take them all, with a batch for each."""
+    import torch
+
+    if "WORLD_SIZE" not in os.environ and torch.cuda.device_count() > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
+
+
+def _shard_without_gpus() -> None:
+    """Let accelerate shard a model over processes without GPUs: by itself it takes up FSDP on accelerators only."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if sharded and PartialState().distributed_type == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def _fit(data: Any, positions: Sequence[int], settings: Mapping[str, Any]) -> Any:
+    """Return the tokenised items that are not too long, or refuse them all."""
+    limit = settings["max_length"]
+    lengths = [len(ids) for ids in data["input_ids"]]
+    long = [i for i, length in enumerate(lengths) if length > limit]
+    if not long:
+        return data
+    found = f"{len(long)} of {len(lengths)} items are longer than max_length={limit} tokens"
+    if settings["overlong"] == "error":
+        msg = (
+            f"{found} (item {positions[long[0]]} has {lengths[long[0]]}, the longest {max(lengths)}); "
+            "raise max_length, or set overlong=drop to leave them out"
+        )
+        raise ValueError(msg)
+    if len(long) == len(lengths):
+        msg = f"{found}: none is left; raise max_length"
+        raise ValueError(msg)
+    print(f"left out: {found}", file=sys.stderr)
+    return data.select([i for i, length in enumerate(lengths) if length <= limit])
+
+
+def _check_masks(data: Any) -> None:
+    """Check that the trainer's masks leave the prompt out and go to the end of the item."""
+    for index, mask in enumerate(data["completion_mask"]):
+        if not mask or mask[0] != 0 or mask[-1] != 1 or sorted(mask) != list(mask):
+            msg = f"the trainer's mask of item {index} does not begin after the prompt; is this TRL 0.27?"
+            raise RuntimeError(msg)
+
+
+def _lora(settings: Mapping[str, Any] | None) -> Any:
+    """Return PEFT's configuration, or ``None`` to train all weights."""
+    if not settings:
+        return None
+    from peft import LoraConfig
+
+    if unknown := sorted(key for key in settings if key not in LoraConfig.__dataclass_fields__):
+        msg = f"lora: {unknown} are no settings of peft.LoraConfig"
+        raise ValueError(msg)
+    return LoraConfig(task_type="CAUSAL_LM", **settings)
+
+
+def _progress(output: Path) -> Any:
+    """Return a callback that shows a progress bar and writes the log."""
+    from tqdm import tqdm
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        bar: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if not state.is_world_process_zero:
+                return
+            # After a kill the log may be ahead of the checkpoint.
+            log = output / _LOG
+            if log.is_file():
+                lines = read_items(log, drop_partial_tail=True)
+                write_items(log, [line for line in lines if line["step"] <= state.global_step])
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="SFT", unit="step")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.bar is not None:
+                self.bar.update(state.global_step - self.bar.n)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if self.bar is not None and logs:
+                append_jsonl(output / _LOG, {"step": state.global_step, **logs})
+                if "loss" in logs:
+                    self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if self.bar is not None:
+                self.bar.close()
+
+    return Progress()
+
+
+# ------------------------------------------------------------------------------------------------------------ main
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    summary = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.cold_start.sft", description=summary)
+    parser.add_argument(
+        "--config", action="append", default=[], metavar="NAME", help="settings to lay over the published ones"
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="model=, train= and output= are required")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments, by default those of the process.
+
+    Returns
+    -------
+    Exit code.
+    """
+    args = build_parser().parse_intermixed_args(argv)
+    _use_one_gpu()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("WANDB_PROJECT", "cello1")  # as in config/cello1_base.yaml
+    try:
+        settings = load_settings(args.settings, args.config)
+        done = (Path(settings["output"]) / "model").is_dir()
+        target = train(settings)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{'already trained' if done else 'trained model'}: {target}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,424 @@
+"""Traces for the cold start from a teacher: ask it, keep what is right (rejection sampling).
+
+    python -m recipe.cello1.cold_start.teacher_traces --data puzzles.json --out sft.json --base-url URL --model NAME --tries 8
+
+Asks any server with an OpenAI-compatible chat API for each puzzle, up to ``--tries`` times with seeds of their own,
+and keeps the first response that scores 1.0 and holds reasoning. The key comes from ``OPENAI_API_KEY`` alone.
+
+Files: ``OUT``, the accepted puzzles with their traces in the order of the data, for :mod:`recipe.cello1.cold_start.sft`;
+``OUT`` with ``.tries.jsonl``, every response as it comes in; ``OUT`` with ``.report.json``, the acceptance by number of
+cells. Started again, the command goes on from the responses it has; with more ``--tries`` it asks again for what was
+rejected. A failure of the machinery is no response: it uses up no try, and is asked again next time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from recipe.cello1.engines.options import add_sampling, add_server, engine_options, sampling_of
+from recipe.cello1.engines.protocol import Completion, Engine, EngineError, Failure, Request, Sampling, sample_seed
+from recipe.cello1.engines.start import start_engine
+from recipe.cello1.formats.atomic import append_jsonl, atomic_write, dumps, read_items
+from recipe.cello1.formats.items import REASONING_KEY, puzzle_to_item
+from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
+from recipe.cello1.task.answer import Reason, parse_answer
+from recipe.cello1.task.prompt import Layout, Variant, check_layout, messages
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.scoring import score_answer
+
+TEACHER_KEY = "teacher"  # of the accepted items: the name of the model
+NO_REASONING = "no_reasoning"
+WRONG = "wrong"
+_TEMPERATURE = 0.7
+_MAX_TOKENS = 8192  # teachers reason at length
+_RUN_KEY = "run"  # the first line of the journal
+
+
+@dataclass(slots=True)
+class _State:
+    """What is known of one puzzle."""
+
+    tries: int = 0
+    accepted: str | None = None  # the reasoning
+    failed: str = ""
+    reasons: list[str] = field(default_factory=list)
+    tokens: int = 0
+    cut: int = 0
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        self.tries += 1
+        self.failed = ""
+        self.tokens += entry["tokens"]
+        self.cut += entry["finish_reason"] == "length"
+        if entry["accepted"]:
+            self.accepted = parse_answer(entry["text"]).reasoning
+        else:
+            self.reasons.append(entry["reason"])
+
+
+def judge(text: str, puzzle: Puzzle) -> tuple[bool, str, float]:
+    """Decide on a response.
+
+    Parameters
+    ----------
+    text
+        The response.
+    puzzle
+        The puzzle with its answer.
+
+    Returns
+    -------
+    Whether it is accepted, why not (``wrong``, ``no_reasoning`` or a reason of the parser), and its score.
+    """
+    score = score_answer(text, puzzle.answer or ())
+    if score.score < 1:
+        return False, str(score.reason) if score.reason != Reason.OK else WRONG, score.score
+    if not parse_answer(text).reasoning.strip():
+        return False, NO_REASONING, score.score
+    return True, "", score.score
+
+
+def ask_teacher(
+    engine: Engine,
+    puzzles: Sequence[Puzzle],
+    journal: str | Path,
+    *,
+    tries: int = 4,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    layout: Layout = "system",
+    variant: Variant = "batch",
+    progress: bool = True,
+) -> tuple[list[Puzzle], dict[str, Any]]:
+    """Collect traces, going on from what the journal holds.
+
+    Parameters
+    ----------
+    engine
+        The teacher.
+    puzzles
+        Puzzles with answers. Traces they have are replaced.
+    journal
+        ``.jsonl`` file of all responses.
+    tries
+        Most responses to ask for each puzzle.
+    sampling
+        How to sample; temperature 0.7 by default.
+    seed
+        Seed of the run; each response has its own, made of this, its puzzle and its number.
+    layout
+        Prompt layout.
+    variant
+        Task variant.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    The puzzles with an accepted trace as ``meta["reasoning"]``, in their order, and the report (see :func:`report`).
+
+    Raises
+    ------
+    ValueError
+        If a puzzle has no answer, ``tries`` is not positive, several greedy responses are asked for, or the journal is
+        of another teacher, setting or data set.
+    """
+    sampling = sampling or Sampling(temperature=_TEMPERATURE)
+    if not puzzles:
+        msg = "puzzles is empty; there is nothing to ask"
+        raise ValueError(msg)
+    if lacking := [index for index, puzzle in enumerate(puzzles) if puzzle.answer is None]:
+        msg = f"puzzle {lacking[0]} has no answer, so that no response to it can be judged; give data with gold answers"
+        raise ValueError(msg)
+    if tries < 1:
+        msg = f"tries must be at least 1, got {tries}"
+        raise ValueError(msg)
+    if tries > 1 and sampling.temperature == 0:
+        msg = f"tries is {tries}, but at temperature 0 all responses are the same; set a temperature, 0.7 for example"
+        raise ValueError(msg)
+    run = {
+        "engine": engine.name,
+        "model": engine.model,
+        "fingerprint": engine.fingerprint,
+        "sampling": sampling.as_dict() | {"seed": seed},
+        "prompt_layout": check_layout(layout),
+        "variant": variant,
+    }
+    asked = [_without_trace(puzzle) for puzzle in puzzles]
+    digests = [_digest(puzzle, variant) for puzzle in asked]
+    states = _resume(Path(journal), run, digests)
+
+    accepted, failed = sum(state.accepted is not None for state in states), 0
+    bar = tqdm(total=len(asked), desc="teacher", unit="puzzle", disable=not progress, dynamic_ncols=True)
+    with bar:
+        bar.update(sum(_is_done(state, tries) for state in states))
+        while todo := [i for i, state in enumerate(states) if not _is_done(state, tries) and not state.failed]:
+            # One response of each puzzle at a time: most of them need no second one.
+            for position, result in engine.generate(_requests(asked, states, todo, run), sampling):
+                index = todo[position]
+                state = states[index]
+                entry = _entry(result, asked[index], index, state.tries, digests[index])
+                append_jsonl(journal, entry)
+                if isinstance(result, Failure):
+                    state.failed = result.error
+                else:
+                    state.add(entry)
+                bar.update(_is_done(state, tries))
+                accepted += state.accepted is not None
+                failed += bool(state.failed)
+                bar.set_postfix(accepted=accepted, failed=failed, refresh=False)
+    kept = [
+        replace(puzzle, meta={**puzzle.meta, REASONING_KEY: state.accepted, TEACHER_KEY: engine.model})
+        for puzzle, state in zip(asked, states, strict=True)
+        if state.accepted is not None
+    ]
+    return kept, report(asked, states, run, tries)
+
+
+def _without_trace(puzzle: Puzzle) -> Puzzle:
+    return replace(puzzle, meta={k: v for k, v in puzzle.meta.items() if k not in (REASONING_KEY, TEACHER_KEY)})
+
+
+def _digest(puzzle: Puzzle, variant: Variant) -> str:
+    return hashlib.sha256(dumps(puzzle_to_item(puzzle, variant)).encode()).hexdigest()[:12]
+
+
+def _is_done(state: _State, tries: int) -> bool:
+    return state.accepted is not None or state.tries >= tries
+
+
+def _requests(
+    puzzles: Sequence[Puzzle], states: Sequence[_State], todo: Sequence[int], run: Mapping[str, Any]
+) -> Iterator[Request]:
+    for index in todo:
+        own_seed = sample_seed(run["sampling"]["seed"], index, states[index].tries)
+        sampled = run["sampling"]["temperature"] > 0
+        yield Request(messages(puzzles[index], run["prompt_layout"], run["variant"]), own_seed if sampled else None)
+
+
+def _entry(result: Completion | Failure, puzzle: Puzzle, index: int, number: int, digest: str) -> dict[str, Any]:
+    common = {"index": index, "try": number, "item": digest}
+    if isinstance(result, Failure):
+        return {**common, "error": result.error}
+    accepted, reason, score = judge(result.text, puzzle)
+    return {
+        **common,
+        "accepted": accepted,
+        "reason": reason,
+        "score": score,
+        "finish_reason": result.finish_reason,
+        "tokens": result.tokens,
+        "text": result.text,
+    }
+
+
+def _resume(journal: Path, run: Mapping[str, Any], digests: Sequence[str]) -> list[_State]:
+    """Read the journal, or begin it."""
+    states = [_State() for _ in digests]
+    entries = read_items(journal, drop_partial_tail=True) if journal.exists() else []
+    if not entries:
+        journal.unlink(missing_ok=True)
+        append_jsonl(journal, {_RUN_KEY: run})
+        return states
+    first, *entries = entries
+    found = first.get(_RUN_KEY) if isinstance(first, Mapping) else None
+    if not isinstance(found, Mapping):
+        msg = f"{journal} is not a journal of a teacher; give another --out, or remove it"
+        raise ValueError(msg)
+    if differ := [key for key in run if found.get(key) != run[key]]:
+        key = differ[0]
+        msg = (
+            f"{journal}: made with {key} {found.get(key)!r}, this run has {run[key]!r}; "
+            "give another --out, or remove it to start anew"
+        )
+        raise ValueError(msg)
+    for line, entry in enumerate(entries, start=2):
+        index = entry["index"]
+        if index >= len(states):  # of a run over more of the data
+            continue
+        if entry["item"] != digests[index]:
+            msg = f"{journal}, line {line}: item {index} is not the one of these data; give another --out, or remove it"
+            raise ValueError(msg)
+        if "error" not in entry:
+            states[index].add(entry)
+    return states
+
+
+# ---------------------------------------------------------------------------------------------------------- report
+
+
+def report(puzzles: Sequence[Puzzle], states: Sequence[_State], run: Mapping[str, Any], tries: int) -> dict[str, Any]:
+    """Count what was accepted, by number of cells.
+
+    Parameters
+    ----------
+    puzzles
+        The puzzles.
+    states
+        What is known of each.
+    run
+        Settings of the run.
+    tries
+        Most responses for each puzzle.
+
+    Returns
+    -------
+    ``run``, ``tries``, ``complete`` (no puzzle failed), ``errors`` (how often each occurred), and ``total`` and
+    ``by_n_cells`` with: ``puzzles``, ``accepted``, ``rejected`` (all tries used up), ``failed`` (by the machinery, to
+    be asked again; neither accepted nor rejected), ``accepted_share`` (of accepted and rejected; ``None`` without any),
+    ``responses``, ``response_share`` (accepted of all responses), ``cut`` (responses at the length limit),
+    ``mean_tokens`` (of a response), and ``reasons`` of the rejected responses.
+    """
+    sizes = sorted({puzzle.n_cells for puzzle in puzzles})
+    pairs = list(zip(puzzles, states, strict=True))
+    by_size = {str(n): _counts([state for puzzle, state in pairs if puzzle.n_cells == n]) for n in sizes}
+    total = _counts(states)
+    return {
+        "run": dict(run),
+        "tries": tries,
+        "complete": total["failed"] == 0,
+        "errors": dict(Counter(state.failed for state in states if state.failed).most_common()),
+        "total": total,
+        "by_n_cells": by_size,
+    }
+
+
+def _counts(states: Sequence[_State]) -> dict[str, Any]:
+    accepted = sum(state.accepted is not None for state in states)
+    failed = sum(bool(state.failed) for state in states)
+    responses = sum(state.tries for state in states)
+    decided = len(states) - failed
+    return {
+        "puzzles": len(states),
+        "accepted": accepted,
+        "rejected": decided - accepted,
+        "failed": failed,
+        "accepted_share": accepted / decided if decided else None,
+        "responses": responses,
+        "response_share": accepted / responses if responses else None,
+        "cut": sum(state.cut for state in states),
+        "mean_tokens": sum(state.tokens for state in states) / responses if responses else None,
+        "reasons": dict(Counter(reason for state in states for reason in state.reasons).most_common()),
+    }
+
+
+def report_table(found: Mapping[str, Any]) -> str:
+    """Write a report as a Markdown table.
+
+    Parameters
+    ----------
+    found
+        What :func:`report` returned.
+
+    Returns
+    -------
+    One line for each number of cells, and one for all.
+    """
+
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1%}"
+
+    lines = [
+        "| cells | puzzles | accepted | rejected | failed | accepted of decided | responses | accepted of responses |",
+        "| --: | --: | --: | --: | --: | --: | --: | --: |",
+    ]
+    for name, row in [*found["by_n_cells"].items(), ("all", found["total"])]:
+        lines.append(
+            f"| {name} | {row['puzzles']} | {row['accepted']} | {row['rejected']} | {row['failed']} "
+            f"| {share(row['accepted_share'])} | {row['responses']} | {share(row['response_share'])} |"
+        )
+    return "\n".join(lines)
+
+
+# --------------------------------------------------------------------------------------------------------- command
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe.cello1.cold_start.teacher_traces",
+        description="Collect traces from a teacher, keeping those with the right answer; resumes what was interrupted.",
+        epilog="The key of the server comes from the environment variable OPENAI_API_KEY.",
+    )
+    parser.add_argument("--data", required=True, type=Path, help="puzzles with answers: .json, .jsonl or .parquet")
+    parser.add_argument("--out", required=True, type=Path, help="the accepted puzzles with traces: .json or .jsonl")
+    parser.add_argument("--tries", type=int, default=4, help="most responses for each puzzle (default %(default)s)")
+    parser.add_argument("--limit", type=int, help="ask only for the first LIMIT puzzles")
+    add_sampling(parser, temperature=_TEMPERATURE, max_tokens=_MAX_TOKENS)
+    add_server(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments, ``sys.argv`` by default.
+
+    Returns
+    -------
+    0 if every puzzle is decided and some trace was accepted, 1 if requests failed or nothing was accepted, 2 if the run
+    could not start or had to stop.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        if args.out.suffix not in (".json", ".jsonl"):
+            msg = f"--out: {args.out} must end in .json or .jsonl"
+            raise ValueError(msg)
+        if args.out.resolve() == args.data.resolve():
+            msg = f"--out is the file of the data, {args.data}; give another one"
+            raise ValueError(msg)
+        if args.limit is not None and args.limit < 1:
+            msg = f"--limit must be at least 1, got {args.limit}"
+            raise ValueError(msg)
+        sampling, options = sampling_of(args), engine_options(args)
+        data = load_puzzles(args.data, args.variant, args.prompt_layout)
+        with start_engine(args.engine, args.model, **options) as engine:
+            kept, found = ask_teacher(
+                engine,
+                data.puzzles[: args.limit],
+                args.out.with_suffix(".tries.jsonl"),
+                tries=args.tries,
+                sampling=sampling,
+                seed=args.seed,
+                layout=data.layout,
+                variant=data.variant,
+            )
+        atomic_write(args.out.with_suffix(".report.json"), dumps(found, indent=1) + "\n")
+        if kept:
+            write_puzzles(args.out, kept, data.variant)
+    except (ValueError, OSError, EngineError) as error:
+        print(f"teacher: {error}", file=sys.stderr)
+        return 2
+    print(report_table(found))
+    if not kept:
+        common = max(found["total"]["reasons"].items(), key=lambda entry: entry[1], default=("no response", 0))[0]
+        print(f"teacher: nothing was accepted (most often: {common}); {args.out} is not written", file=sys.stderr)
+    if not found["complete"]:
+        worst = next(iter(found["errors"]))
+        print(
+            f"teacher: {found['total']['failed']} puzzles failed, most often with: {worst}; "
+            "the same command asks for them again",
+            file=sys.stderr,
+        )
+    return 0 if kept and found["complete"] else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,140 @@
+"""Cells of a stored matrix with their listed genes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from recipe.cello1.data.expression.matrix import Block, map_blocks, open_matrix
+from recipe.cello1.data.expression.selection import SPOILED, column_sums, top_symbols
+from recipe.cello1.data.expression.store import BadFileError, Store
+from recipe.cello1.task.genes import GeneNameError, gene_table, share_of_ensembl_ids
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneLists:
+    """Which genes of a cell are listed, and from which matrix of the file.
+
+    Attributes
+    ----------
+    n_top
+        Genes listed for each cell, at most.
+    gene_column
+        Column of ``var`` with the gene symbols, or ``"index"``.
+    layer, use_raw
+        Which matrix is read.
+    exclude_genes
+        Patterns of symbols to leave out, see :func:`recipe.cello1.task.genes.compile_patterns`.
+    rank_by
+        One of :data:`recipe.cello1.task.genes.RANKS`.
+    """
+
+    n_top: int = 50
+    gene_column: str = "feature_name"
+    layer: str | None = None
+    use_raw: bool = False
+    exclude_genes: tuple[str, ...] = ()
+    rank_by: str = "expression"
+
+
+class CellReader:
+    """Reads the listed genes of cells.
+
+    Parameters
+    ----------
+    store
+        The file.
+    lists
+        Which genes are listed.
+    threads
+        Threads to read with.
+    progress
+        Told the number of cells each time some were read.
+
+    Raises
+    ------
+    BadFileError
+        If matrix or gene names cannot be used.
+    """
+
+    def __init__(self, store: Store, lists: GeneLists, threads: int = 1, progress: Progress | None = None) -> None:
+        self.lists = lists
+        self.threads = threads
+        self.progress = progress or (lambda count: None)
+        names = store.gene_names(lists.gene_column, raw=lists.use_raw)
+        self.matrix = open_matrix(store.matrix(layer=lists.layer, use_raw=lists.use_raw), store.file)
+        if self.matrix.shape != (store.n_obs, len(names)):
+            raise BadFileError(
+                f"its matrix is {self.matrix.shape[0]:,} x {self.matrix.shape[1]:,} for {store.n_obs:,} cells and "
+                f"{len(names):,} genes",
+                "write it with anndata, as cells x genes",
+            )
+        try:
+            self.genes = gene_table(names, lists.exclude_genes)
+        except GeneNameError as error:
+            raise BadFileError(error.reason, error.remedy) from None
+        self._names = np.array(self.genes.names, dtype=object)
+        self.weights = self._specificity() if lists.rank_by == "specificity" else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of the genes."""
+        found = []
+        if self.genes.n_unnamed:
+            found.append(f"{self.genes.n_unnamed:,} genes without a name left out")
+        if count := int(self.genes.repeated.sum()):
+            found.append(f"{count:,} gene names stand for several columns: each counts once, with its largest value")
+        if share_of_ensembl_ids(self.genes.names) > 0.5:
+            found.append("most gene names are Ensembl ids: if there are symbols, name their column with --gene-column")
+        return found
+
+    def _specificity(self) -> np.ndarray:
+        """Weigh each gene by how little it is expressed in the file.
+
+        A value is divided by the gene's mean over all cells plus the mean over all cells and genes. The latter keeps
+        genes that hardly any cell has from leading every list.
+        """
+        n_cells, n_genes = self.matrix.shape
+
+        def sums(block: Block) -> tuple[np.ndarray, int]:
+            self.progress(len(block.rows))
+            return column_sums(block, n_genes)
+
+        if found := self.matrix.column_sums():
+            total, counted = found
+            self.progress(n_cells)
+        else:
+            total, counted = np.zeros(n_genes), 0
+            for part, cells in map_blocks(self.matrix, sums, None, self.threads):
+                total += part
+                counted += cells
+        mean = total / max(1, counted)
+        overall = mean.mean()
+        return 1 / (mean + overall) if overall > 0 else np.ones(n_genes)
+
+    def read(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, tuple[str, ...] | None]]:
+        """Read cells.
+
+        Parameters
+        ----------
+        rows
+            int64, sorted and distinct; ``None`` for all.
+
+        Yields
+        ------
+        Row and listed genes, in the order of the rows; ``None`` for a cell with NaN or infinity.
+        """
+
+        def top(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            return block.rows, *top_symbols(block, self.genes, self.lists.n_top, self.weights)
+
+        for found, ids, counts in map_blocks(self.matrix, top, rows, self.threads):
+            self.progress(len(found))
+            # The last entry of the names is never listed: ids are -1 only beyond the count.
+            names = self._names[ids].tolist()
+            for row, genes, count in zip(found.tolist(), names, counts.tolist(), strict=True):
+                yield row, None if count == SPOILED else tuple(genes[:count])

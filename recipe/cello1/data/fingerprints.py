@@ -1,0 +1,227 @@
+"""When two cells, donors or puzzles are the same, so that one can be kept out of the test set.
+
+A *cell* is known by its id within its data set and, where the id names its library besides a barcode and the donor is
+named, by its id of that donor in any data set; a barcode alone, or a number, comes again in every library. It is known
+by its list of genes, too, for published puzzles have no ids. Short lists coincide by chance, so beside ids a list
+proves a cell only from ``TELLING_GENES`` genes on, or as many as are listed at most where that is less
+(``--top-genes 25``: every full list does), but never with fewer than ``LEAST_TELLING``: cells of one type give their
+first places to the same few dozen genes, and large files have billions of pairs of cells. So with ``--top-genes`` below
+that a cell under two ids is not noticed, which is better than to find leaks everywhere. Without ids every list counts,
+whatever its length. A *donor* is known by the id, the same in every data set; a puzzle that names none is of any donor
+who has its context. A *puzzle* is known by what it shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recipe.cello1.task.puzzle import Puzzle
+
+TELLING_GENES = 30
+LEAST_TELLING = 15
+_SEPARATOR = re.compile(r"[\W_]+")
+_BARCODE = re.compile(r"[ACGTN]{8,}")
+_LETTER = re.compile(r"[^\W\d_]")
+VALUE_SEPARATOR = " | "  # between the values of a puzzle whose cells differ, for example in tissue
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What tells a puzzle and its parts from others; small, so that those of a large data set fit into memory.
+
+    Attributes
+    ----------
+    n_cells
+        Number of cells.
+    donor, context
+        The donor's id and the context, hashed; ``None`` where there is none.
+    dataset
+        The data set, hashed; ``None`` if unknown.
+    tissues
+        Its tissues, hashed, uint64.
+    cell_ids
+        Its cells by id in the data set, uint64; empty where they have none.
+    donor_cell_ids
+        Its cells by id of the donor, uint64; empty where there is no donor, or an id tells nothing.
+    cell_genes
+        Its cells by genes, uint64.
+    telling
+        For each cell, whether its genes prove it to be the same.
+    shown
+        The puzzle as it is shown.
+    cells_shown
+        The same without regard to context and order of cells.
+    """
+
+    n_cells: int
+    donor: int | None
+    context: int | None
+    dataset: int | None
+    tissues: np.ndarray
+    cell_ids: np.ndarray
+    donor_cell_ids: np.ndarray
+    cell_genes: np.ndarray
+    telling: np.ndarray
+    shown: int
+    cells_shown: int
+
+
+def hash64(*parts: str) -> int:
+    """Hash some texts.
+
+    Parameters
+    ----------
+    *parts
+        Texts; none of them may hold NUL.
+
+    Returns
+    -------
+    64 bits: among ten million texts two agree by chance with a probability of 3e-6.
+    """
+    digest = hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def fingerprints_of(puzzles: Sequence[Puzzle], dataset: str = "") -> list[Fingerprint]:
+    """Take the fingerprints of the puzzles of one source; its longest list tells how many genes are listed at most.
+
+    Parameters
+    ----------
+    puzzles
+        The puzzles.
+    dataset
+        The data set of those that do not say.
+
+    Returns
+    -------
+    The fingerprints.
+    """
+    n_top = max((len(cell) for puzzle in puzzles for cell in puzzle.cells), default=TELLING_GENES)
+    return [fingerprint_of(puzzle, dataset, n_top) for puzzle in puzzles]
+
+
+def fingerprint_of(puzzle: Puzzle, dataset: str = "", n_top: int = TELLING_GENES) -> Fingerprint:
+    """Take the fingerprint of a puzzle.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle.
+    dataset
+        The data set of a puzzle that does not say.
+    n_top
+        How many genes are listed at most.
+
+    Returns
+    -------
+    The fingerprint.
+    """
+    meta = puzzle.meta
+    donor = _text(meta.get("donor_id"))
+    name = _text(meta.get("dataset")) or dataset
+    ids = meta.get("cell_ids") or ()
+    if len(ids) != puzzle.n_cells:
+        ids = ()
+    genes = ["\1".join(cell) for cell in puzzle.cells]
+    enough = max(LEAST_TELLING, min(TELLING_GENES, n_top))
+    tissues = [part for part in _text(meta.get("tissue")).split(VALUE_SEPARATOR) if part]
+    telling_ids = [str(cell) for cell in ids] if donor and all(_names_library(str(cell)) for cell in ids) else []
+    return Fingerprint(
+        puzzle.n_cells,
+        hash64("donor", donor) if donor else None,
+        hash64("context", puzzle.context) if puzzle.context else None,
+        hash64("dataset", name) if name else None,
+        _array([hash64("tissue", part) for part in tissues]),
+        _array([hash64("id", name, str(cell)) for cell in ids]),
+        _array([hash64("donor's id", donor, cell) for cell in telling_ids]),
+        _array([hash64("genes", text) for text in genes]),
+        np.array([len(cell) >= enough for cell in puzzle.cells]),
+        hash64("puzzle", puzzle.context, *genes, "", *puzzle.candidates),
+        hash64("cells", *sorted(genes), "", *sorted(puzzle.candidates)),
+    )
+
+
+def _names_library(cell: str) -> bool:
+    """Say whether an id has a barcode and, beside it, a word."""
+    words = _SEPARATOR.split(cell)
+    barcodes = [word for word in words if _BARCODE.fullmatch(word)]
+    return bool(barcodes) and any(_LETTER.search(word) for word in words if word not in barcodes)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _array(values: Sequence[int]) -> np.ndarray:
+    return np.array(values, dtype=np.uint64)
+
+
+def all_have_ids(puzzles: Iterable[Fingerprint]) -> bool:
+    """Say whether every cell has an id, so that short lists of genes need not serve.
+
+    Parameters
+    ----------
+    puzzles
+        The puzzles that are to be compared.
+
+    Returns
+    -------
+    ``True`` if so.
+    """
+    return all(len(puzzle.cell_ids) == puzzle.n_cells for puzzle in puzzles)
+
+
+def cell_keys(puzzle: Fingerprint, have_ids: bool) -> np.ndarray:
+    """List what the cells of a puzzle are known by.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle.
+    have_ids
+        What :func:`all_have_ids` says of the puzzles that are compared.
+
+    Returns
+    -------
+    uint64 keys. Two puzzles share a cell if and only if they share a key.
+    """
+    genes = puzzle.cell_genes[puzzle.telling] if have_ids else puzzle.cell_genes
+    return np.concatenate([puzzle.cell_ids, puzzle.donor_cell_ids, genes])
+
+
+def nameless_contexts(puzzles: Iterable[Fingerprint]) -> frozenset[int]:
+    """List the contexts of the puzzles that name no donor.
+
+    Parameters
+    ----------
+    puzzles
+        The puzzles that are to be compared.
+
+    Returns
+    -------
+    Their hashes.
+    """
+    return frozenset(puzzle.context for puzzle in puzzles if puzzle.donor is None and puzzle.context is not None)
+
+
+def donor_keys(puzzle: Fingerprint, nameless: Collection[int]) -> np.ndarray:
+    """List what the donor of a puzzle is known by.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle.
+    nameless
+        What :func:`nameless_contexts` says of the puzzles that are compared.
+
+    Returns
+    -------
+    uint64 keys, none where nothing is known. Two puzzles may be of one donor if and only if they share a key.
+    """
+    known = [puzzle.donor, puzzle.context if puzzle.context in nameless else None]
+    return _array([key for key in known if key is not None])

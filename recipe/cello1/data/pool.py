@@ -1,0 +1,320 @@
+"""Which cells make puzzles: decided from the metadata alone, before any expression is read.
+
+Cells of one donor (and batch, where there is one), each of another type, from at most ``max_cells`` of a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from recipe.cello1.data.expression.store import BadFileError, Labels, Store
+from recipe.cello1.data.settings import Settings
+from recipe.cello1.task.answer import type_fault
+from recipe.cello1.task.sampling import PuzzleIndex, sample_puzzles
+
+SUSPENSION = "suspension_type"
+ANY_SUSPENSION = "any"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The metadata of a file that puzzles are made from.
+
+    Attributes
+    ----------
+    types, donors
+        Of every cell.
+    batches
+        The same; ``None`` where the file has none.
+    pool
+        int64, sorted: rows that may be drawn from.
+    notes
+        What was left out and why.
+    n_cells
+        Cells in the file.
+    """
+
+    types: Labels
+    donors: Labels
+    batches: Labels | None
+    pool: np.ndarray
+    notes: tuple[str, ...]
+    n_cells: int
+
+    def take(self, rows: np.ndarray) -> tuple[Labels, Labels, Labels | None]:
+        """Return types, donors and batches of some rows."""
+        return self.types.take(rows), self.donors.take(rows), None if self.batches is None else self.batches.take(rows)
+
+
+def read_table(store: Store, settings: Settings, rng: np.random.Generator) -> Table:
+    """Read the metadata and draw the pool.
+
+    Parameters
+    ----------
+    store
+        The file.
+    settings
+        What is wanted.
+    rng
+        Random generator of the file.
+
+    Returns
+    -------
+    The table. Its pool is empty when the file has no cell that is wanted.
+
+    Raises
+    ------
+    BadFileError
+        If a column is missing or holds something that cannot be used.
+    """
+    columns = store.columns("obs")
+    notes = []
+    usable = np.ones(store.n_obs, dtype=bool)
+
+    def leave_out(bad: np.ndarray, why: str) -> None:
+        count = int((bad & usable).sum())
+        if count:
+            notes.append(f"{count:,} of {store.n_obs:,} cells left out: {why}")
+        usable[bad] = False
+
+    if settings.suspension != ANY_SUSPENSION:
+        kinds = _column(store, columns, SUSPENSION, "take all cells with --suspension any")
+        leave_out(_is_not(kinds, settings.suspension), f"their {SUSPENSION} is not {settings.suspension!r}")
+    types = _column(store, columns, settings.type_column, "name the column of the cell types with --type-column")
+    leave_out(types.codes < 0, f"{settings.type_column} names no type")
+    dropped = settings.excluded_types(types.categories)
+    if dropped:
+        codes = [types.categories.index(name) for name in dropped]
+        leave_out(np.isin(types.codes, codes), f"--exclude-types fits {', '.join(map(repr, dropped))}")
+    _check_types(types, usable)
+    donors = _column(store, columns, settings.donor_column, "name the column of the donors with --donor-column")
+    if not (donors.codes >= 0).any():
+        raise BadFileError(f"{settings.donor_column} names no donor", "fill it, or name another with --donor-column")
+    leave_out(donors.codes < 0, f"{settings.donor_column} names no donor")
+    batches = store.labels(settings.batch_column) if settings.batch_column in columns else None
+
+    pool = np.flatnonzero(usable)
+    if settings.max_cells and len(pool) > settings.max_cells:
+        pool = np.sort(rng.choice(pool, settings.max_cells, replace=False))
+    return Table(types, donors, batches, pool, tuple(notes), store.n_obs)
+
+
+def _column(store: Store, columns: Collection[str], name: str, remedy: str) -> Labels:
+    if name not in columns:
+        raise BadFileError(f"obs has no column {name!r}", f"{remedy}; it has {sorted(columns)}")
+    return store.labels(name)
+
+
+def _is_not(labels: Labels, value: str) -> np.ndarray:
+    codes = [i for i, name in enumerate(labels.categories) if name == value]
+    return ~np.isin(labels.codes, codes)
+
+
+def _check_types(types: Labels, usable: np.ndarray) -> None:
+    remedy = "rename it in the file, or leave its cells out with --exclude-types"
+    present = np.unique(types.codes[usable])
+    seen: dict[str, str] = {}
+    for name in [types.categories[code] for code in present.tolist() if code >= 0]:
+        if fault := type_fault(name):
+            raise BadFileError(f"the cell type {name!r} {fault}", remedy)
+        other = seen.setdefault(name.lower(), name)
+        if other != name:
+            raise BadFileError(f"the cell types {other!r} and {name!r} differ in case only", remedy)
+
+
+def draw(
+    table: Table,
+    settings: Settings,
+    rng: np.random.Generator,
+    without: Collection[int],
+    sizes: Iterable[int],
+    wanted: int,
+) -> list[PuzzleIndex]:
+    """Draw puzzles from the pool.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    settings
+        What is wanted.
+    rng
+        Random generator of the file.
+    without
+        Rows of the pool that turned out to be of no use.
+    sizes
+        Numbers of cells in a puzzle.
+    wanted
+        How many puzzles of each size.
+
+    Returns
+    -------
+    Puzzles, whose rows are those of the file.
+    """
+    pool = table.pool
+    if without:
+        pool = pool[~np.isin(pool, np.fromiter(without, np.int64, len(without)))]
+    types, donors, batches = table.take(pool)
+    if settings.single and not settings.open_ended:
+        lonely = _groups_of_one_type(types, donors, batches)
+        types = Labels(np.where(lonely, -1, types.codes), types.categories)
+    drawn = sample_puzzles(types, donors, sizes=sizes, n_per_size=wanted, rng=rng, batches=batches)
+    return [replace(puzzle, rows=tuple(pool[list(puzzle.rows)].tolist())) for puzzle in drawn]
+
+
+class Peers:
+    """The cells of a pool that may stand for each other: those of one donor (and batch) and type.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    without
+        Rows of the pool that are of no use.
+    """
+
+    def __init__(self, table: Table, without: Collection[int]) -> None:
+        self._pool = table.pool
+        types, donors, batches = table.take(table.pool)
+        self._kinds = _group_codes(donors, batches) * len(types.categories) + types.codes
+        useful = np.flatnonzero(~np.isin(table.pool, np.fromiter(without, np.int64, len(without))))
+        useful = useful[np.argsort(self._kinds[useful], kind="stable")]
+        self._rows, self._sorted = self._pool[useful], self._kinds[useful]
+
+    def draw(self, row: int, count: int, rng: np.random.Generator) -> list[int]:
+        """Draw cells that may stand for another.
+
+        Parameters
+        ----------
+        row
+            The other cell, of the pool, of use or not.
+        count
+            How many at most.
+        rng
+            Random generator.
+
+        Returns
+        -------
+        Rows in random order, none twice; empty if there are none.
+        """
+        kind = self._kinds[np.searchsorted(self._pool, row)]
+        first, last = np.searchsorted(self._sorted, [kind, kind + 1])
+        return self._rows[first + rng.choice(last - first, min(count, last - first), replace=False)].tolist()
+
+
+def wanted_puzzles(table: Table, settings: Settings) -> int:
+    """Say how many puzzles of each size are wanted: ``per_size``, or one for each cell where that is 0.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    settings
+        What is wanted.
+
+    Returns
+    -------
+    The number, at least 1.
+    """
+    return settings.per_size or max(1, len(table.pool))
+
+
+def shortfall(table: Table, settings: Settings, found: Mapping[int, int], any_useless: bool) -> list[str]:
+    """Say where there are fewer puzzles than wanted.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    settings
+        What was wanted.
+    found
+        Number of puzzles of each size.
+    any_useless
+        Whether cells of the pool turned out to be of no use.
+
+    Returns
+    -------
+    Notes, at most one.
+    """
+    least = max(1, settings.per_size)
+    short = {size: found.get(size, 0) for size in settings.sizes if found.get(size, 0) < least}
+    if not short:
+        return []
+    what = ", ".join(f"N={size}: {count}" for size, count in short.items())
+    among = " among the cells that are left" if any_useless else ""
+    few = f"fewer than {least} puzzles" if least > 1 else "no puzzle"
+    return [
+        f"{few} ({what}): no donor (and batch) has more sets of that many cells of "
+        f"different types{among}; --sizes and --max-cells decide"
+    ]
+
+
+def lonely_cells(table: Table, settings: Settings) -> list[str]:
+    """Say how many cells make no single-cell puzzle, since their donor has no other type to choose from.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+    settings
+        What was wanted.
+
+    Returns
+    -------
+    Notes, at most one.
+    """
+    if not settings.single or settings.open_ended:
+        return []
+    count = int(_groups_of_one_type(*table.take(table.pool)).sum())
+    if not count:
+        return []
+    return [
+        f"{count:,} of {len(table.pool):,} cells make no puzzle: their donor (and batch) has one type only, no choice"
+    ]
+
+
+def candidates_of_group(table: Table) -> dict[tuple[str, str], tuple[str, ...]]:
+    """List the types of each donor and batch in the pool: the candidates of single-cell puzzles.
+
+    Parameters
+    ----------
+    table
+        The metadata.
+
+    Returns
+    -------
+    Sorted types by donor and batch, with an empty batch where there is none.
+    """
+    found: dict[tuple[str, str], tuple[str, ...]] = {}
+    types, donors, batches = table.take(table.pool)
+    keys, codes = _group_codes(donors, batches), types.codes
+    n_types = len(table.types.categories)
+    pairs = np.unique(np.stack([keys, codes.astype(np.int64)]), axis=1)
+    first = {key: row for row, key in zip(table.pool[::-1].tolist(), keys[::-1].tolist(), strict=True)}
+    members: dict[int, list[str]] = {}
+    for key, code in pairs.T.tolist():
+        if 0 <= code < n_types:
+            members.setdefault(key, []).append(table.types.categories[code])
+    for key, names in members.items():
+        row = first[key]
+        batch = table.batches.value(row) if table.batches is not None else ""
+        found[table.donors.value(row), batch] = tuple(sorted(names))
+    return found
+
+
+def _group_codes(donors: Labels, batches: Labels | None) -> np.ndarray:
+    codes = donors.codes.astype(np.int64)
+    if batches is None:
+        return codes
+    return codes * (len(batches.categories) + 1) + batches.codes + 1
+
+
+def _groups_of_one_type(types: Labels, donors: Labels, batches: Labels | None) -> np.ndarray:
+    """Find the cells whose donor (and batch) has one type only: naming it would be no question."""
+    keys, inverse = np.unique(_group_codes(donors, batches), return_inverse=True)
+    pairs = np.unique(np.stack([inverse, types.codes.astype(np.int64)]), axis=1)
+    return np.bincount(pairs[0], minlength=len(keys))[inverse] < 2

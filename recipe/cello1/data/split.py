@@ -1,0 +1,377 @@
+"""Train and test sets: nothing on both sides, and the test set stratified by the number of cells.
+
+Plain arrays in, plain arrays out. Puzzles that share a key (a donor, a data set, a tissue, a cell) form a group, and so
+do groups that are joined by a chain of puzzles; a group goes to one side as a whole.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.csgraph import connected_components
+
+from recipe.cello1.data.fingerprints import Fingerprint, all_have_ids, cell_keys, donor_keys, nameless_contexts
+from recipe.cello1.data.settings import Settings
+from recipe.cello1.task.prompt import Layout
+
+MAX_TEST = 1100
+MIN_PER_STRATUM = 5
+SMALL_SHARE = 0.1
+LARGE_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Positions of the puzzles of each side, ascending.
+
+    Attributes
+    ----------
+    train, test
+        The two sides.
+    left_out
+        Puzzles of test groups beyond the quota: of use for testing, never for training.
+    n_groups
+        How many groups there are.
+    quotas
+        Test puzzles wanted of each stratum.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    left_out: np.ndarray
+    n_groups: int
+    quotas: Mapping[int, int]
+
+
+def quotas_of(
+    counts: Mapping[int, int], max_test: int = MAX_TEST, min_per_stratum: int | None = None
+) -> dict[int, int]:
+    """Say how many test puzzles to take of each stratum.
+
+    The published rule: of a set no larger than ``max_test`` 10% of each stratum, at least 1; of a larger one
+    ``max_test`` in all, ``min_per_stratum`` of each stratum and the rest in proportion. The published rule would leave
+    a set of 1,101 puzzles one for training; here no more than a fifth of a large set is taken, and one puzzle of a
+    stratum always stays for training.
+
+    Parameters
+    ----------
+    counts
+        Puzzles of each stratum.
+    max_test
+        Test puzzles at most.
+    min_per_stratum
+        Test puzzles of each stratum at least, as far as there are so many; ``None`` is the published 5 of a set larger
+        than ``max_test``, and 1 of others.
+
+    Returns
+    -------
+    Number for each stratum.
+    """
+    total = sum(counts.values())
+    most = {key: max(0, count - 1) for key, count in counts.items()}
+    if total <= max_test:
+        least = 1 if min_per_stratum is None else min_per_stratum
+        return {key: min(most[key], max(least, int(SMALL_SHARE * count))) for key, count in counts.items()}
+    least = MIN_PER_STRATUM if min_per_stratum is None else min_per_stratum
+    quotas = {key: min(least, most[key]) for key in counts}
+    target = min(max_test, int(LARGE_SHARE * total))
+    rest, spare = total - sum(quotas.values()), target - sum(quotas.values())
+    if spare > 0:
+        quotas = {key: min(most[key], quotas[key] + (counts[key] - quotas[key]) * spare // rest) for key in counts}
+    elif spare < 0:
+        quotas = {key: min(most[key], max(1, quotas[key] * target // sum(quotas.values()))) for key in counts}
+    return quotas
+
+
+def group_puzzles(keys: Sequence[np.ndarray]) -> np.ndarray:
+    """Find the groups of puzzles that must stay together.
+
+    Parameters
+    ----------
+    keys
+        For each puzzle its keys, uint64. A puzzle without any is a group of its own.
+
+    Returns
+    -------
+    int64, the group of each puzzle, numbered in the order of their first puzzles.
+    """
+    n = len(keys)
+    if n == 0:
+        return np.empty(0, dtype=np.int64)
+    owner = np.repeat(np.arange(n, dtype=np.int32), [len(own) for own in keys])
+    distinct, codes = np.unique(np.concatenate([np.empty(0, np.uint64), *keys]), return_inverse=True)
+    graph = sp.coo_array(
+        (np.ones(len(owner), dtype=np.int8), (owner, (n + codes).astype(np.int32))),
+        shape=(n + len(distinct), n + len(distinct)),
+    )
+    _, labels = connected_components(graph, directed=False)
+    _, first, groups = np.unique(labels[:n], return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[groups]
+
+
+def split_puzzles(
+    strata: Sequence[int] | np.ndarray,
+    keys: Sequence[np.ndarray],
+    *,
+    rng: np.random.Generator,
+    max_test: int = MAX_TEST,
+    min_per_stratum: int | None = None,
+) -> Split:
+    """Choose the test puzzles.
+
+    Groups are tried in random order. A group is taken if at least half of its puzzles fit the quotas; if quotas are
+    then still open, so are groups of which less fits, the best fitting first, as long as half of the puzzles stay for
+    training. Puzzles of a taken group beyond the quotas are left out.
+
+    Parameters
+    ----------
+    strata
+        Stratum of each puzzle: its number of cells.
+    keys
+        What must not be on both sides, as for :func:`group_puzzles`.
+    rng
+        Random generator.
+    max_test, min_per_stratum
+        As for :func:`quotas_of`.
+
+    Returns
+    -------
+    The split.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two puzzles, all form one group, or no group can be spared.
+    """
+    strata = np.asarray(strata, dtype=np.int64)
+    n = len(strata)
+    if n < 2:
+        msg = f"{n} puzzles cannot be split into train and test; make more, or choose another split"
+        raise ValueError(msg)
+    if max_test < 1:
+        msg = f"the test set must have at least one puzzle, got a limit of {max_test}"
+        raise ValueError(msg)
+    quotas = quotas_of(Counter(strata.tolist()), max_test, min_per_stratum)
+    groups = group_puzzles(keys)
+    n_groups = int(groups.max()) + 1
+    if n_groups == 1:
+        msg = (
+            "all puzzles belong together (they are linked by what must not be on both sides), so that none can be "
+            "held out; add files, or split by something smaller: --split puzzle always works, but leaks"
+        )
+        raise ValueError(msg)
+    taken = _take_groups(strata, groups, n_groups, quotas, rng)
+    side = np.zeros(n, dtype=np.int8)
+    for stratum in sorted(quotas):
+        inside = np.flatnonzero(taken[groups] & (strata == stratum))
+        chosen = rng.permutation(inside)[: quotas[stratum]]
+        side[inside] = 2
+        side[chosen] = 1
+    if not (side == 1).any():
+        msg = "no group of puzzles is small enough to be held out; add files, or split by something smaller"
+        raise ValueError(msg)
+    parts = [np.flatnonzero(side == value) for value in (0, 1, 2)]
+    return Split(parts[0], parts[1], parts[2], n_groups, quotas)
+
+
+def _take_groups(
+    strata: np.ndarray, groups: np.ndarray, n_groups: int, quotas: Mapping[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """Choose the groups of the test set: a bool for each."""
+    names, codes = np.unique(strata, return_inverse=True)
+    need = np.array([quotas[name] for name in names.tolist()])
+    table = np.zeros((n_groups, len(names)), dtype=np.int64)
+    np.add.at(table, (groups, codes), 1)
+    sizes = table.sum(axis=1)
+    taken = np.zeros(n_groups, dtype=bool)
+    training = len(strata)
+
+    def fit(group: int) -> int:
+        return int(np.minimum(table[group], need).sum())
+
+    order = rng.permutation(n_groups)
+    for group in order.tolist():
+        if not need.any():
+            return taken
+        if 2 * fit(group) >= sizes[group] and sizes[group] < training:
+            taken[group] = True
+            need = np.maximum(need - table[group], 0)
+            training -= int(sizes[group])
+    while need.any():
+        gains = {g: fit(g) for g in order.tolist() if not taken[g] and 2 * (training - sizes[g]) >= len(strata)}
+        useful = {group: gain for group, gain in gains.items() if gain}
+        if not useful:
+            return taken
+        best = max(useful, key=lambda group: useful[group] / sizes[group])
+        taken[best] = True
+        need = np.maximum(need - table[best], 0)
+        training -= int(sizes[best])
+    return taken
+
+
+LEFT_OUT = "left_out"
+
+
+SPLIT_MODES = ("donor", "dataset", "tissue", "puzzle", "given")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How the data set is put together.
+
+    Attributes
+    ----------
+    split
+        One of ``SPLIT_MODES``.
+    max_test, min_per_size
+        Test puzzles at most, and of each number of cells at least; for ``None`` see
+        :func:`recipe.cello1.data.split.quotas_of`.
+    val_size
+        Validation puzzles taken from the training side, 0 for none.
+    drop_overlap
+        Whether test puzzles that share a cell with training are left out.
+    layout
+        Prompt layout of the RL rows.
+    raw
+        Whether to write the training puzzles in the published raw form, too.
+    """
+
+    split: str = "donor"
+    max_test: int = MAX_TEST
+    min_per_size: int | None = None
+    val_size: int = 0
+    drop_overlap: bool = False
+    layout: Layout = "system"
+    raw: bool = False
+
+
+def decide_sides(
+    names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]], settings: Settings, plan: Plan
+) -> tuple[list[np.ndarray], list[str]]:
+    """Decide the side of each puzzle.
+
+    Parameters
+    ----------
+    names
+        Name of each source, and the side that it gives its puzzles (empty if it leaves that open).
+    known
+        The puzzles of each source.
+    settings
+        How the puzzles were made; its seed serves here, too.
+    plan
+        How they are put together.
+
+    Returns
+    -------
+    For each source an array of names of sides, and notes on the split.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be split as wanted.
+    """
+    notes: list[str] = []
+    flat = [puzzle for own in known for puzzle in own]
+    if plan.split == "given":
+        side = _given_sides(names, known)
+    else:
+        side = np.full(len(flat), "train", dtype=object)
+        found, notes = _hold_out(flat, plan.split, settings.rng("split"), plan.max_test, plan.min_per_size)
+        side[found.test], side[found.left_out] = "test", LEFT_OUT
+        notes += _notes_on(found, "test")
+    if plan.drop_overlap:
+        notes += _drop_overlap(flat, side)
+    if plan.val_size:
+        rows = np.flatnonzero(side == "train")
+        own = [flat[row] for row in rows.tolist()]
+        mode = "puzzle" if plan.split == "given" else plan.split
+        found, more = _hold_out(own, mode, settings.rng("val"), plan.val_size, 1)
+        notes += [f"validation set: {note}" for note in more] + _notes_on(found, "validation")
+        side[rows[found.test]], side[rows[found.left_out]] = "val", LEFT_OUT
+    return np.split(side, np.cumsum([len(own) for own in known])[:-1]), notes
+
+
+def _notes_on(found: Split, name: str) -> list[str]:
+    """Say where a set that is held out is smaller than wanted, and what it costs."""
+    notes, wanted = [], sum(found.quotas.values())
+    if len(found.test) < wanted:
+        notes.append(
+            f"the {name} set has {len(found.test):,} of the {wanted:,} puzzles wanted: its groups are too large"
+        )
+    if len(found.left_out):
+        notes.append(
+            f"{len(found.left_out):,} puzzles of the {name} groups are more than the {name} set takes: they are in "
+            f"{LEFT_OUT}.json, and must not be trained on"
+        )
+    return notes
+
+
+def _given_sides(names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]]) -> np.ndarray:
+    nameless = [name for name, side in names if not side]
+    if nameless:
+        msg = (
+            f"--split given: the name of {nameless[0]!r} does not say train, test, val or reasoning; rename it, or "
+            "choose another --split"
+        )
+        raise ValueError(msg)
+    return np.array([side for (_, side), own in zip(names, known, strict=True) for _ in own], dtype=object)
+
+
+def _hold_out(
+    puzzles: Sequence[Fingerprint], mode: str, rng: np.random.Generator, max_test: int, least: int | None
+) -> tuple[Split, list[str]]:
+    """Choose the test puzzles. Donors stay on one side in every mode but ``puzzle``, if that can be."""
+    strata = [puzzle.n_cells for puzzle in puzzles]
+    if mode == "puzzle":  # the same puzzle may be there several times
+        shown = [np.array([puzzle.cells_shown], dtype=np.uint64) for puzzle in puzzles]
+        return split_puzzles(strata, shown, rng=rng, max_test=max_test, min_per_stratum=least), []
+    keys, notes = _keys(puzzles, mode), []
+    if mode != "donor":
+        donors = _donors(puzzles)
+        strict = [np.concatenate(pair) for pair in zip(keys, donors, strict=True)]
+        if len(np.unique(group_puzzles(strict))) > 1:
+            keys = strict
+        else:
+            notes.append(
+                f"every {mode} is linked to every other by donors that both have: donors may be in train and in test"
+            )
+    return split_puzzles(strata, keys, rng=rng, max_test=max_test, min_per_stratum=least), notes
+
+
+def _donors(puzzles: Sequence[Fingerprint]) -> list[np.ndarray]:
+    nameless = nameless_contexts(puzzles)
+    return [donor_keys(puzzle, nameless) for puzzle in puzzles]
+
+
+def _keys(puzzles: Sequence[Fingerprint], mode: str) -> list[np.ndarray]:
+    """List what must not be on both sides: donors, data sets or tissues, and cells in any case."""
+    have_ids = all_have_ids(puzzles)
+    if mode == "donor":
+        found = _donors(puzzles)
+    elif mode == "dataset":
+        found = [np.array([] if p.dataset is None else [p.dataset], dtype=np.uint64) for p in puzzles]
+    else:
+        found = [puzzle.tissues for puzzle in puzzles]
+    if missing := sum(len(own) == 0 for own in found):
+        msg = f"--split {mode}: {missing:,} of {len(found):,} puzzles do not say their {mode}; choose another --split"
+        raise ValueError(msg)
+    return [np.concatenate([own, cell_keys(puzzle, have_ids)]) for own, puzzle in zip(found, puzzles, strict=True)]
+
+
+def _drop_overlap(flat: Sequence[Fingerprint], side: np.ndarray) -> list[str]:
+    """Take test puzzles that share a cell with any other side out of the test set; changes ``side``."""
+    have_ids = all_have_ids(flat)
+    others = [cell_keys(flat[row], have_ids) for row in np.flatnonzero(~np.isin(side, ["test", LEFT_OUT])).tolist()]
+    known = np.unique(np.concatenate([np.empty(0, np.uint64), *others]))
+    rows = [
+        row for row in np.flatnonzero(side == "test").tolist() if np.isin(cell_keys(flat[row], have_ids), known).any()
+    ]
+    side[rows] = LEFT_OUT
+    if not (side == "test").any():
+        msg = "--drop-overlap leaves no test puzzles: every one shares a cell with training; choose another --split"
+        raise ValueError(msg)
+    return [f"{len(rows):,} test puzzles that share a cell with training are left out"] if rows else []

@@ -1,0 +1,169 @@
+"""Command-line options of everything that asks a model: which engine, how to ask and how to sample."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from recipe.cello1.engines.protocol import Sampling
+from recipe.cello1.engines.start import ENGINES
+from recipe.cello1.task.prompt import LAYOUTS, VARIANTS
+
+_LORA = ("--lora", str, "folder of a LoRA adapter")
+_DTYPE = ("--dtype", str, "number format; default: the model's own, float32 on CPUs without bfloat16")
+_MAX_LEN = ("--max-model-len", int, "longest prompt and answer together, in tokens")
+# Options of each engine, under the names its class has for them; bool is a switch.
+_ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
+    "vllm": (
+        _MAX_LEN,
+        ("--tensor-parallel-size", int, "GPUs that share each layer"),
+        ("--max-num-seqs", int, "most answers in work at a time"),
+        ("--gpu-memory-utilization", float, "share of the GPU's memory to use"),
+        _DTYPE,
+        _LORA,
+    ),
+    "openai": (
+        ("--base-url", str, "address of the API (default: OPENAI_BASE_URL); the key comes from OPENAI_API_KEY"),
+        ("--concurrency", int, "requests under way at a time (default 32)"),
+        ("--timeout", float, "seconds to wait for one answer (default 1200)"),
+        ("--retries", int, "how often to try again (default 6)"),
+        ("--longest-wait", float, "most seconds to wait when the server asks for it (default 600)"),
+        ("--server", str, "vllm, other or auto: decides how --constrain is asked for (default auto: asks the server)"),
+        ("--think-opened", bool, "the server's chat template ends with <think>, which its answers then lack"),
+    ),
+    "transformers": (_MAX_LEN, _DTYPE, _LORA, ("--batch-size", int, "answers made together (default 16)")),
+}
+
+
+def add_sampling(
+    parser: argparse.ArgumentParser, *, temperature: float = 0.0, max_tokens: int = 2048
+) -> argparse._ArgumentGroup:
+    """Add the options of prompt and sampling that go with any use of a model.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    temperature, max_tokens
+        Defaults.
+
+    Returns
+    -------
+    The group of these options, for more of them.
+    """
+    group = parser.add_argument_group("prompt and sampling")
+    group.add_argument("--prompt-layout", choices=LAYOUTS, help="default: the one that RL data names, else system")
+    group.add_argument("--variant", choices=sorted(VARIANTS), help="default: the one that RL data names, else batch")
+    group.add_argument("--temperature", type=float, default=temperature, help="default %(default)s; 0 is greedy")
+    group.add_argument("--top-p", type=float, default=1.0)
+    group.add_argument("--max-tokens", type=int, default=max_tokens, help="longest answer (default %(default)s)")
+    group.add_argument("--seed", type=int, default=0)
+    return group
+
+
+def add_asking(parser: argparse.ArgumentParser, *, samples: int = 1, temperature: float = 0.0) -> None:
+    """Add the options of prompt and sampling, with those for predictions.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    samples, temperature
+        Defaults.
+    """
+    group = add_sampling(parser, temperature=temperature)
+    group.add_argument("--samples", type=int, default=samples, help="answers for each puzzle (default %(default)s)")
+    group.add_argument("--logprobs", action="store_true", help="record the log-probability of each answer")
+    group.add_argument("--constrain", action="store_true", help="only legal one-to-one matchings can be answered")
+    group.add_argument("--reasoning-budget", type=int, help="with --constrain: most tokens of reasoning")
+
+
+def add_engines(parser: argparse.ArgumentParser) -> None:
+    """Add model, engine and the options of every engine.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    """
+    parser.add_argument("--model", "--llm_name", required=True, help="model folder or name")
+    parser.add_argument("--engine", default="vllm", choices=sorted(ENGINES))
+    parser.add_argument("--num-engines", type=int, default=1, help="engines side by side, as Ray actors (default 1)")
+    _add_flags(parser, *_ENGINE_FLAGS)
+
+
+def add_server(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a model on a server, which answers freely.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    """
+    parser.add_argument("--model", required=True, help="name of the model on the server")
+    _add_flags(parser, "openai", without=("--server",))  # it only decides how answers are constrained
+    parser.set_defaults(engine="openai", constrain=False, logprobs=False, reasoning_budget=None)
+
+
+def _add_flags(parser: argparse.ArgumentParser, *engines: str, without: Sequence[str] = ()) -> None:
+    known = set(without)
+    for engine in engines:
+        group = parser.add_argument_group(f"engine {engine}")
+        for flag, kind, text in _ENGINE_FLAGS[engine]:
+            if flag not in known:  # shared by several engines: shown with the first
+                known.add(flag)
+                how: dict[str, Any] = {"action": "store_true", "default": None} if kind is bool else {"type": kind}
+                group.add_argument(flag, help=text, **how)
+
+
+def sampling_of(args: argparse.Namespace) -> Sampling:
+    """Collect the options of sampling.
+
+    Parameters
+    ----------
+    args
+        Parsed arguments.
+
+    Returns
+    -------
+    How to sample.
+
+    Raises
+    ------
+    ValueError
+        If a value is out of range.
+    """
+    if args.reasoning_budget is not None and not args.constrain:
+        msg = "--reasoning-budget needs --constrain"
+        raise ValueError(msg)
+    return Sampling(args.temperature, args.top_p, args.max_tokens, args.logprobs, args.reasoning_budget)
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Collect the options of the engine.
+
+    Parameters
+    ----------
+    args
+        Parsed arguments.
+
+    Returns
+    -------
+    Keyword arguments of :func:`recipe.cello1.engines.start.start_engine`.
+
+    Raises
+    ------
+    ValueError
+        If an option of another engine was given.
+    """
+    own = {flag for flag, *_ in _ENGINE_FLAGS[args.engine]}
+    options: dict[str, Any] = {"constrained": True} if args.constrain else {}
+    for flag in dict.fromkeys(flag for flags in _ENGINE_FLAGS.values() for flag, *_ in flags):
+        name = flag[2:].replace("-", "_")
+        if (value := getattr(args, name, None)) is not None:
+            if flag not in own:
+                msg = f"{flag} does not apply to the engine {args.engine}"
+                raise ValueError(msg)
+            options[name] = value
+    return options

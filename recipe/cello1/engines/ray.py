@@ -1,0 +1,220 @@
+"""Several engines side by side, on one machine or a Ray cluster, that share the work.
+
+Each engine lives in an actor of its own. It takes a share of what is left whenever it has done its last one: half of
+what would be its even share, so that the first shares are large (which batches well) and the last ones small (so that
+all end together), whatever their speeds. Answers stream back one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from queue import SimpleQueue
+from typing import Any
+
+from recipe.cello1.engines.protocol import Completion, EngineBase, EngineError, Failure, Request, Sampling
+from recipe.cello1.formats.provenance import worker_variables
+
+_LEAST_SHARE = 8
+_LARGEST_SHARE = 1024
+
+Result = tuple[int, Completion | Failure]
+
+
+class _Worker:
+    """One engine, in its actor."""
+
+    def __init__(self, start: Callable[[], EngineBase]) -> None:
+        self._engine = start()
+
+    def facts(self) -> tuple[str, str]:
+        """Return fingerprint and constraint of the engine; the first call also waits for its start."""
+        return self._engine.fingerprint, self._engine.constraint
+
+    def run(self, requests: list[Request], sampling: Sampling) -> Iterator[Result]:
+        """Answer some requests."""
+        yield from self._engine.generate(requests, sampling)
+
+
+class RayEngines(EngineBase):
+    """Several engines of the same kind as Ray actors; see :func:`recipe.cello1.engines.start.start_engines`.
+
+    A Ray cluster that ``RAY_ADDRESS`` names, or that this process is already part of, is used; else one is started here
+    and stopped on closing. On GPUs each engine gets as many as its tensor parallelism needs, on CPUs its part of the
+    cores.
+
+    Parameters
+    ----------
+    engine
+        Kind of engine.
+    model
+        Model folder or name; a folder must be there on every machine of the cluster.
+    number
+        How many engines.
+    start
+        What starts one of them, in its actor.
+    **options
+        Options of each engine.
+
+    Raises
+    ------
+    EngineError
+        If Ray is not installed, has too few GPUs, or an engine cannot be started.
+    """
+
+    def __init__(self, engine: str, model: str, number: int, start: Callable[[], EngineBase], **options: Any) -> None:
+        self.name = engine
+        self.model = model
+        self._actors: list[Any] = []
+        self._started_ray = False
+        try:
+            import ray
+        except ImportError as error:
+            msg = f"Ray cannot be imported ({error}); install ray, or use one engine"
+            raise EngineError(msg) from error
+        self._ray = ray
+        if not ray.is_initialized():
+            self._start_ray()
+        try:
+            self.fingerprint, self.constraint = self._start(start, number, _gpus(engine, options))
+        except BaseException:
+            self.close()
+            raise
+
+    def _start_ray(self) -> None:
+        """Join or start a cluster; twice, since Ray gives a busy machine no more than half a minute to start."""
+        for last in (False, True):
+            try:
+                self._ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+            except Exception as error:  # Ray raises all kinds, and leaves processes behind
+                self._ray.shutdown()
+                if last:
+                    msg = f"Ray cannot be started: {_say(error)}"
+                    raise EngineError(msg) from error
+            else:
+                self._started_ray = True
+                return
+
+    def _start(self, start: Callable[[], EngineBase], number: int, gpus: int) -> tuple[str, str]:
+        ray = self._ray
+        total = ray.cluster_resources()
+        needed = gpus if total.get("GPU", 0) else 0
+        if needed * number > total.get("GPU", 0):
+            msg = f"{number} engines need {needed * number} GPUs, Ray has {total.get('GPU', 0):.0f}; use fewer engines"
+            raise EngineError(msg)
+        # num_cpus=0: engines on the CPU share its cores whatever Ray counts; each is told its part of them.
+        threads = max(1, (os.cpu_count() or 1) // number)
+        environment = {} if needed else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+        environment |= worker_variables()
+        remote = ray.remote(_Worker).options(num_gpus=needed, num_cpus=0, runtime_env={"env_vars": environment})
+        self._actors = [remote.remote(start) for _ in range(number)]
+        try:
+            facts = ray.get([actor.facts.remote() for actor in self._actors])
+        except ray.exceptions.RayError as error:
+            msg = f"an engine cannot be started: {_say(error)}"
+            raise EngineError(msg) from None
+        return facts[0]
+
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
+        """Answer requests, as :meth:`recipe.cello1.engines.protocol.Engine.generate` says; not once it is closed."""
+        if not self._actors:
+            msg = "the engines are closed; start others"
+            raise EngineError(msg)
+        work = _Work(list(requests), len(self._actors))
+        results: SimpleQueue[Result | None] = SimpleQueue()
+        threads = [
+            threading.Thread(target=self._serve, args=(actor, work, sampling, results), daemon=True)
+            for actor in self._actors
+        ]
+        for thread in threads:
+            thread.start()
+        running = len(threads)
+        try:
+            while running:
+                found = results.get()
+                if found is None:
+                    running -= 1
+                else:
+                    yield found
+            # Only if every engine has died is there anything left.
+            for position in work.rest():
+                yield position, Failure("all engines have died; see Ray's logs")
+        finally:
+            work.stop()
+
+    def _serve(self, actor: Any, work: _Work, sampling: Sampling, results: SimpleQueue[Result | None]) -> None:
+        """Feed one engine until nothing is left."""
+        try:
+            while share := work.take():
+                waiting = [position for position, _ in share]
+                try:
+                    stream = actor.run.options(num_returns="streaming").remote([r for _, r in share], sampling)
+                    for reference in stream:
+                        offset, result = self._ray.get(reference)
+                        position = share[offset][0]
+                        waiting.remove(position)
+                        results.put((position, result))
+                        if work.stopped:
+                            return
+                except self._ray.exceptions.RayActorError as error:  # dead: its work fails, the others go on
+                    for position in waiting:
+                        results.put((position, Failure(f"an engine has died: {_say(error)}")))
+                    return
+                except Exception as error:  # raised in the actor
+                    for position in waiting:
+                        results.put((position, Failure(_say(error))))
+        finally:
+            results.put(None)
+
+    def close(self) -> None:
+        """Stop the engines, and Ray if it was started here."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
+        if self._started_ray:
+            self._started_ray = False
+            self._ray.shutdown()
+
+
+class _Work:
+    """What is left to do, handed out in shares."""
+
+    def __init__(self, requests: list[Request], engines: int) -> None:
+        self._requests = requests
+        self._engines = engines
+        self._next = 0
+        self._lock = threading.Lock()
+        self.stopped = False
+
+    def take(self) -> list[tuple[int, Request]]:
+        """Return the next share; empty if there is none."""
+        with self._lock:
+            left = len(self._requests) - self._next
+            if self.stopped or not left:
+                return []
+            size = min(left, _LARGEST_SHARE, max(_LEAST_SHARE, -(-left // (2 * self._engines))))
+            start = self._next
+            self._next += size
+            return [(position, self._requests[position]) for position in range(start, start + size)]
+
+    def rest(self) -> range:
+        """Return what nobody has taken."""
+        return range(self._next, len(self._requests))
+
+    def stop(self) -> None:
+        """Hand out nothing more."""
+        self.stopped = True
+
+
+def _gpus(engine: str, options: dict[str, Any]) -> int:
+    if engine == "openai" or options.get("device") == "cpu":
+        return 0
+    return int(options.get("tensor_parallel_size") or 1)
+
+
+def _say(error: BaseException) -> str:
+    """Put the last line of an error into one line: Ray's messages hold whole tracebacks."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
+    return f"{type(cause).__name__}: {lines[-1]}"

@@ -1,0 +1,84 @@
+"""Which engines there are, and how one or several are started."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from recipe.cello1.engines.protocol import EngineBase
+from recipe.cello1.engines.ray import RayEngines
+
+# Module and class of each engine. They are imported only when started: each needs its own packages.
+ENGINES = {
+    "vllm": ("recipe.cello1.engines.vllm", "VllmEngine"),
+    "openai": ("recipe.cello1.engines.openai", "OpenAIEngine"),
+    "transformers": ("recipe.cello1.engines.transformers", "TransformersEngine"),
+}
+
+
+def start_engine(name: str, model: str | Path, **options: Any) -> EngineBase:
+    """Start an engine.
+
+    Parameters
+    ----------
+    name
+        A key of ``ENGINES``.
+    model
+        Folder of the model, or its name on the Hugging Face hub or server.
+    **options
+        Options of the engine, see its class.
+
+    Returns
+    -------
+    The engine; close it after use (``with start_engine(...) as engine:``).
+
+    Raises
+    ------
+    ValueError
+        If there is no such engine.
+    FileNotFoundError
+        If ``model`` is a path and nothing is there.
+    EngineError
+        If the engine cannot be started, its packages are missing for example.
+    """
+    if name not in ENGINES:
+        msg = f"engine must be one of {', '.join(ENGINES)}, got {name!r}"
+        raise ValueError(msg)
+    module, cls = ENGINES[name]
+    return getattr(import_module(module), cls)(str(model), **options)
+
+
+def start_engines(name: str, model: str | Path, number: int = 1, **options: Any) -> EngineBase:
+    """Start one engine, or several of the same kind side by side as Ray actors.
+
+    Parameters
+    ----------
+    name, model, **options
+        As for :func:`start_engine`.
+    number
+        How many.
+
+    Returns
+    -------
+    An engine that stands for all of them; close it after use.
+
+    Raises
+    ------
+    ValueError
+        If there is no such engine, or ``number`` is not positive.
+    FileNotFoundError
+        If ``model`` is a path and nothing is there.
+    EngineError
+        If an engine cannot be started.
+    """
+    if number < 1:
+        msg = f"number of engines must be at least 1, got {number}"
+        raise ValueError(msg)
+    if number == 1:
+        return start_engine(name, model, **options)
+    if name not in ENGINES:
+        msg = f"engine must be one of {', '.join(ENGINES)}, got {name!r}"
+        raise ValueError(msg)
+    return RayEngines(name, str(model), number, partial(start_engine, name, str(model), **options), **options)

@@ -1,0 +1,207 @@
+"""Open-ended answers, which name types freely: scored by what the names mean, not by how they are spelled."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recipe.cello1.engines.protocol import Engine, Failure, Request, Sampling
+from recipe.cello1.evaluation.intervals import estimate
+from recipe.cello1.evaluation.scores import Scored, per_puzzle
+from recipe.cello1.task.answer import THINK_CLOSE
+from recipe.cello1.task.ontology import CellOntology, Relation, normalise
+
+NO_ANSWER = "no answer"
+_MOST_NAMES = 20  # unknown names listed
+
+
+def by_ontology(answers: Sequence[Scored], ontology: CellOntology, *, seed: int = 0) -> dict[str, Any]:
+    """Relate each answered type to the gold of its cell by the Cell Ontology.
+
+    Parameters
+    ----------
+    answers
+        Scored answers, at least one.
+    ontology
+        The ontology.
+    seed
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    ``version``; ``relations`` (relation, or ``"no answer"`` for cells of malformed answers -> estimate of the share of
+    cells, over puzzles); ``distance`` (estimate over the puzzles with a cell of which both terms are known, or
+    ``None``); ``unknown`` (the most frequent names the ontology has not -> count).
+    """
+    unknown: Counter[str] = Counter()
+    distances: list[float] = []
+    verdicts: list[list[str | None]] = []
+    for group in per_puzzle(answers).values():
+        row: list[str | None] = []
+        apart: list[int] = []
+        for pair in _pairs(group):
+            if pair is None:
+                row.append(NO_ANSWER)
+                continue
+            match = ontology.compare(*pair)
+            row.append(str(match.relation))
+            unknown.update(name for name, term in zip(pair, (match.answer, match.gold), strict=True) if not term)
+            if match.distance is not None:
+                apart.append(match.distance)
+        verdicts.append(row)
+        if apart:
+            distances.append(float(np.mean(apart)))
+    return {
+        "version": ontology.version,
+        "relations": _shares(verdicts, (*map(str, Relation), NO_ANSWER), seed),
+        "distance": estimate(np.array(distances), seed=seed).as_dict() if distances else None,
+        "unknown": dict(unknown.most_common(_MOST_NAMES)),
+    }
+
+
+def by_judge(answers: Sequence[Scored], engine: Engine, *, seed: int = 0) -> dict[str, Any]:
+    """Have a language model relate each answered type to the gold of its cell.
+
+    Parameters
+    ----------
+    answers
+        Scored answers, at least one.
+    engine
+        The judge.
+    seed
+        Seed of the bootstrap.
+
+    Returns
+    -------
+    ``model``; ``relations`` as :func:`by_ontology`, over the cells that were judged; ``n_judged`` and ``n_failed``
+    (cells); ``failures`` (reason -> pairs of names).
+    """
+    rows = [_pairs(group) for group in per_puzzle(answers).values()]
+    said = ask_judge(engine, [pair for row in rows for pair in row if pair is not None])
+    verdicts = [[NO_ANSWER if pair is None else said.found.get(pair) for pair in row] for row in rows]
+    cells = [verdict for row in verdicts for verdict in row]
+    return {
+        "model": engine.model,
+        "relations": _shares(verdicts, (*VERDICTS, NO_ANSWER), seed),
+        "n_judged": sum(verdict is not None for verdict in cells),
+        "n_failed": sum(verdict is None for verdict in cells),
+        "failures": dict(Counter(said.failures.values()).most_common()),
+    }
+
+
+def _pairs(group: Sequence[Scored]) -> list[Pair | None]:
+    """Return answered and gold name of each cell in each answer to a puzzle; ``None`` where none was answered."""
+    pairs: list[Pair | None] = []
+    for answer in group:
+        named = answer.score.items
+        if len(named) == len(answer.gold):  # a type named twice is no fault of an open-ended answer
+            pairs += zip(named, answer.gold, strict=True)
+        else:
+            pairs += [None] * len(answer.gold)
+    return pairs
+
+
+def _shares(rows: Sequence[Sequence[str | None]], names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Estimate the share of each verdict; cells without one are left out."""
+    judged = [[verdict for verdict in row if verdict is not None] for row in rows]
+    judged = [row for row in judged if row]
+    if not judged:
+        return {}
+    return {
+        name: estimate(np.array([row.count(name) / len(row) for row in judged]), seed=seed).as_dict() for name in names
+    }
+
+
+VERDICTS = tuple(str(relation) for relation in Relation if relation is not Relation.UNKNOWN)
+
+
+SYSTEM = """You compare names of cell types. You are given the right name of a cell and the name that was answered.
+Reply with one word:
+equivalent - both names mean the same cell type
+broader - the answered type includes the right one, and more
+narrower - the answered type is a subtype of the right one
+lineage - neither includes the other, but both are close relatives of the same lineage
+different - anything else"""
+
+
+# Reasoning models think before the word.
+SAMPLING = Sampling(max_tokens=4096)
+
+
+Pair = tuple[str, str]  # answered, gold
+
+
+class Verdicts(NamedTuple):
+    """What the judge said.
+
+    Attributes
+    ----------
+    found
+        Pair -> one of ``VERDICTS``.
+    failures
+        Pair -> why there is no verdict.
+    """
+
+    found: dict[Pair, str]
+    failures: dict[Pair, str]
+
+
+def ask_judge(engine: Engine, pairs: Iterable[Pair]) -> Verdicts:
+    """Have pairs of names judged.
+
+    Parameters
+    ----------
+    engine
+        The judge.
+    pairs
+        Answered name and gold name; repeated ones are asked once, equal ones not at all.
+
+    Returns
+    -------
+    The verdicts and failures.
+    """
+    verdicts = Verdicts({}, {})
+    asked: list[Pair] = []
+    for pair in dict.fromkeys(pairs):
+        if normalise(pair[0]) == normalise(pair[1]):
+            verdicts.found[pair] = str(Relation.EQUIVALENT)
+        else:
+            asked.append(pair)
+    for position, result in engine.generate(map(_request, asked), SAMPLING):
+        pair = asked[position]
+        if isinstance(result, Failure):
+            verdicts.failures[pair] = result.error
+        elif verdict := read_verdict(result.text):
+            verdicts.found[pair] = verdict
+        else:
+            verdicts.failures[pair] = "the judge's reply is none of the words asked for"
+    return verdicts
+
+
+def _request(pair: Pair) -> Request:
+    # One line each: what a model answered must not look like a part of the question.
+    answered, gold = (" ".join(name.split())[:200] for name in pair)
+    question = f"Right name: {gold}\nAnswered name: {answered}"
+    return Request([{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}])
+
+
+def read_verdict(reply: str) -> str:
+    """Read the judge's reply.
+
+    Parameters
+    ----------
+    reply
+        What it said.
+
+    Returns
+    -------
+    The verdict; empty if the last line (after the reasoning) names none, or several.
+    """
+    lines = reply.rpartition(THINK_CLOSE)[2].strip().splitlines()
+    words = set(re.findall(r"[a-z]+", lines[-1].lower())) if lines else set()
+    named = [verdict for verdict in VERDICTS if verdict in words]
+    return named[0] if len(named) == 1 else ""

@@ -1,0 +1,170 @@
+"""Puzzle items and RL rows as plain dicts.
+
+Layouts (all of them the field's own, so that published files load here and ours load there):
+
+- *Puzzle item*: ``{system_msg, user_msg, assistant_msg}``; files that say ``question`` and ``answer`` are read too.
+  The gold stands in ``assistant_msg`` as ``A | B`` or as a full trace with think and answer tags.
+- *RL row*: the dict of one row of verl's parquet schema.
+
+Their files are in :mod:`recipe.cello1.formats.puzzle_files`, predictions in :mod:`recipe.cello1.formats.predictions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from recipe.cello1.task.answer import TAGS, format_answer, join_types, parse_answer, split_types
+from recipe.cello1.task.prompt import Variant, instruction, parse_user, render_user
+from recipe.cello1.task.puzzle import Puzzle
+
+USER_KEYS = ("user_msg", "question")
+GOLD_KEYS = ("assistant_msg", "answer")
+SYSTEM_KEY = "system_msg"
+REASONING_KEY = "reasoning"
+
+ITEM_KEYS = (SYSTEM_KEY, *USER_KEYS, *GOLD_KEYS)
+
+
+# ---------------------------------------------------------------------------------------------------- puzzle items
+
+
+def puzzle_to_item(puzzle: Puzzle, variant: Variant = "batch") -> dict[str, Any]:
+    """Make the JSON item of a puzzle.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle. With ``meta["reasoning"]`` the item holds the whole trace, else only the types.
+    variant
+        Task variant.
+
+    Returns
+    -------
+    ``system_msg``, ``user_msg``, ``assistant_msg`` (absent without an answer), then the rest of ``meta``.
+
+    Raises
+    ------
+    ValueError
+        If ``meta`` uses one of the item's own keys, or the variant does not fit the puzzle.
+    """
+    item: dict[str, Any] = {SYSTEM_KEY: instruction(variant), "user_msg": render_user(puzzle, variant)}
+    meta = dict(puzzle.meta)
+    if puzzle.answer is not None:
+        reasoning = meta.pop(REASONING_KEY, None)
+        text = join_types(puzzle.answer) if reasoning is None else format_answer(puzzle.answer, reasoning)
+        item["assistant_msg"] = text
+    if clash := [key for key in meta if key in ITEM_KEYS]:
+        msg = f"meta must not hold the keys {clash}, which are the item's own; rename them"
+        raise ValueError(msg)
+    return {**item, **meta}
+
+
+def item_to_puzzle(
+    item: Mapping[str, Any], index: int = 0, variant: Variant = "batch", *, require_gold: bool = True
+) -> Puzzle:
+    """Read a JSON item.
+
+    Parameters
+    ----------
+    item
+        The item. Keys that are not the item's own go to ``meta``, the reasoning of a full trace to
+        ``meta["reasoning"]``.
+    index
+        Position of the item in its file, for messages.
+    variant
+        Task variant.
+    require_gold
+        Whether an item without gold is an error.
+
+    Returns
+    -------
+    The puzzle.
+
+    Raises
+    ------
+    ValueError
+        If a key is missing or holds something unusable, naming the key and the item.
+    """
+    where = f"item {index}"
+    if not isinstance(item, Mapping):
+        msg = f"{where} must be an object with the key 'user_msg', got {type(item).__name__}"
+        raise ValueError(msg)
+    user_key = _one_key(item, USER_KEYS, where)
+    if SYSTEM_KEY in item and item[SYSTEM_KEY] != instruction(variant):
+        msg = (
+            f"{where}, key '{SYSTEM_KEY}': not the instruction of the variant {variant!r}; "
+            "choose another variant, or remove the key to use the standard instruction"
+        )
+        raise ValueError(msg)
+    meta = {key: value for key, value in item.items() if key not in ITEM_KEYS}
+    answer = None
+    if require_gold or any(key in item for key in GOLD_KEYS):
+        gold_key = _one_key(item, GOLD_KEYS, where)
+        answer, reasoning = read_gold(item[gold_key], f"{where}, key '{gold_key}'")
+        if reasoning is not None:
+            meta[REASONING_KEY] = reasoning
+    key = user_key
+    try:
+        puzzle = parse_user(item[user_key], variant)
+        key = gold_key if answer is not None else user_key
+        return Puzzle(puzzle.cells, puzzle.candidates, answer, puzzle.context, meta)
+    except ValueError as error:
+        msg = f"{where}, key '{key}': {error}"
+        raise ValueError(msg) from None
+
+
+def _one_key(item: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
+    """Return which of ``keys`` the item has; two of them must agree."""
+    present = [key for key in keys if key in item]
+    if not present:
+        msg = f"{where} has neither '{keys[0]}' nor '{keys[1]}'; its keys are {sorted(map(str, item))}"
+        raise ValueError(msg)
+    for key in present:
+        if not isinstance(item[key], str):
+            msg = f"{where}, key '{key}': must be a str, got {type(item[key]).__name__}"
+            raise ValueError(msg)
+    if len(present) > 1 and not _agree(item[keys[0]], item[keys[1]]):
+        msg = f"{where}: the keys '{keys[0]}' and '{keys[1]}' differ; keep the one that is right"
+        raise ValueError(msg)
+    return present[0]
+
+
+def _agree(text: str, other: str) -> bool:
+    """Whether two texts are equal, or a trace and the answer it ends with."""
+    return text == other or (parse_answer(text).ok and parse_answer(text).items == split_types(other))
+
+
+def read_gold(text: str, where: str) -> tuple[tuple[str, ...], str | None]:
+    """Read the gold of an item.
+
+    Parameters
+    ----------
+    text
+        ``A | B``, or a full trace.
+    where
+        How to name it in messages.
+
+    Returns
+    -------
+    Types in cell order, and the reasoning (``None`` for types only).
+
+    Raises
+    ------
+    ValueError
+        If it is empty or a malformed trace.
+    """
+    if not any(tag in text for tag in TAGS):
+        types = split_types(text)
+        if not types:
+            msg = f"{where}: is empty; give the types in cell order"
+            raise ValueError(msg)
+        return types, None
+    parsed = parse_answer(text)
+    if not parsed.ok:
+        msg = f"{where}: the trace is malformed ({parsed.reason}); write it as recipe.cello1.task.answer.format_answer does"
+        raise ValueError(msg)
+    return parsed.items, parsed.reasoning
+
+
+# --------------------------------------------------------------------------------------------------------- RL rows

@@ -1,0 +1,154 @@
+"""Model folders in Hugging Face format: looked at before they are loaded, and written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe.cello1.formats.atomic import sha256
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_WEIGHTS = (".safetensors", ".bin")
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_SAMPLES = 64  # places of a file of weights that are read
+_SAMPLE_BYTES = 1 << 16
+
+
+def is_hub_name(model: str) -> bool:
+    """Tell names on the Hugging Face hub from paths, by their form alone.
+
+    Parameters
+    ----------
+    model
+        What may be either.
+
+    Returns
+    -------
+    Whether it has the form ``owner/name``.
+    """
+    return _HUB_NAME.fullmatch(model) is not None
+
+
+def check_model_path(model: str) -> None:
+    """Check that what looks like the path of a model folder is one.
+
+    Parameters
+    ----------
+    model
+        Path, or name on the Hugging Face hub (``owner/name``), which is not looked up.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it looks like a path and is none, or the folder holds no ``config.json``.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
+            raise FileNotFoundError(msg)
+    elif not is_hub_name(model):
+        msg = f"model: {model} does not exist; give a model folder, or a name on the Hugging Face hub (owner/name)"
+        raise FileNotFoundError(msg)
+
+
+def model_fingerprint(model: str | Path) -> str:
+    """Tell models apart without reading all their weights.
+
+    Parameters
+    ----------
+    model
+        Folder, or name on the Hugging Face hub.
+
+    Returns
+    -------
+    Hexadecimal SHA-256 over configuration, tokenizer and weights, of which each file is read in 64 places; empty for a
+    name, which is not looked up.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.suffix in (*_WEIGHTS, ".json", ".jinja")):
+        content = _sampled(file) if file.suffix in _WEIGHTS else sha256(file)
+        digest.update(f"{file.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _sampled(file: Path) -> str:
+    size = file.stat().st_size
+    if size <= _SAMPLES * _SAMPLE_BYTES:
+        return sha256(file)
+    digest = hashlib.sha256(str(size).encode())
+    with open(file, "rb") as weights:
+        for number in range(_SAMPLES):
+            weights.seek(number * (size - _SAMPLE_BYTES) // (_SAMPLES - 1))
+            digest.update(weights.read(_SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def save_folder(target: str | Path, write: Callable[[Path], None]) -> None:
+    """Write a folder whole or not at all.
+
+    Parameters
+    ----------
+    target
+        The folder; one that is there is replaced. What an earlier, killed call left beside it is removed, so only one
+        process may write it at a time.
+    write
+        Called with the path of an empty folder to fill.
+    """
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+    name = uuid.uuid4().hex
+    new, old = (target.with_name(f".{target.name}.{name}-{kind}.part") for kind in ("new", "old"))
+    try:
+        new.mkdir()
+        write(new)
+        if target.exists():
+            os.replace(target, old)
+        os.replace(new, target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_model(
+    target: str | Path, model: Any, tokenizer: PreTrainedTokenizerBase, weights: Mapping[str, Any] | None = None
+) -> None:
+    """Write a model and its tokenizer as a Hugging Face folder, atomically.
+
+    Parameters
+    ----------
+    target
+        The folder.
+    model
+        The model.
+    tokenizer
+        Its tokenizer. The chat template goes into ``tokenizer_config.json``, where every reader looks for it.
+    weights
+        Weights of the model, where they are not in ``model`` itself.
+    """
+    from transformers.utils import logging as hf_logging
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()  # a bar for writing one file
+    try:
+        save_folder(target, write)
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()

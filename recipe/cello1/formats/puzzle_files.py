@@ -1,0 +1,204 @@
+"""Files of puzzles: JSON, JSONL or parquet, of puzzle items or of RL rows; what is written are JSON items."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipe.cello1.formats.atomic import read_items, write_items
+from recipe.cello1.formats.items import ITEM_KEYS, item_to_puzzle, puzzle_to_item
+from recipe.cello1.formats.rl_rows import puzzle_from_rl_row
+from recipe.cello1.task.prompt import Layout, Variant
+from recipe.cello1.task.puzzle import Puzzle
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class PuzzleFile:
+    """What a file holds.
+
+    Attributes
+    ----------
+    puzzles
+        The puzzles.
+    variant, layout
+        Task variant and prompt layout: those written in the rows, else those asked for, else ``batch`` and ``system``.
+    """
+
+    puzzles: list[Puzzle]
+    variant: Variant
+    layout: Layout
+
+
+def read_rows(path: str | Path) -> list[Any]:
+    """Read the items or rows of a file, unchecked.
+
+    Parameters
+    ----------
+    path
+        A ``.json`` list, ``.jsonl``, or ``.parquet``.
+
+    Returns
+    -------
+    One entry each, at least one.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it cannot be read, has another suffix, or holds nothing.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        msg = f"{path} must end in .json, .jsonl or .parquet"
+        raise ValueError(msg)
+    if not path.is_file():
+        msg = f"{path} does not exist; give a file of puzzle items or RL data"
+        raise FileNotFoundError(msg)
+    if path.suffix == ".parquet":
+        from recipe.cello1.formats.rl_parquet import read_table
+
+        rows = [without_gaps(row) for row in read_table(path).to_pylist()]
+    else:
+        rows = [without_gaps(row, ITEM_KEYS) if isinstance(row, Mapping) else row for row in read_items(path)]
+    if not rows:
+        msg = f"{path} holds no items"
+        raise ValueError(msg)
+    return rows
+
+
+def without_gaps(row: Mapping[str, Any], keys: Collection[str] | None = None) -> dict[str, Any]:
+    """Leave out what a row lacks: tables have a column for every key of any row, and ``None`` there.
+
+    Parameters
+    ----------
+    row
+        A row of a table.
+    keys
+        The keys whose ``None`` says that there is nothing; by default all.
+
+    Returns
+    -------
+    What it has.
+    """
+    return {key: value for key, value in row.items() if value is not None or (keys is not None and key not in keys)}
+
+
+def is_rl_row(row: Any) -> bool:
+    """Tell RL rows from puzzle items.
+
+    Parameters
+    ----------
+    row
+        An entry of a file.
+
+    Returns
+    -------
+    Whether it is an RL row.
+    """
+    return isinstance(row, Mapping) and ("reward_model" in row or "data_source" in row)
+
+
+def puzzle_of(row: Any, index: int = 0, variant: Variant | None = None, *, require_gold: bool = True) -> Puzzle:
+    """Make the puzzle of an item or RL row.
+
+    Parameters
+    ----------
+    row
+        The item or row.
+    index
+        Its position, for messages.
+    variant
+        Task variant; by default the one written in an RL row, else ``"batch"``.
+    require_gold
+        Whether an item without gold is an error; RL rows always have it.
+
+    Returns
+    -------
+    The puzzle.
+
+    Raises
+    ------
+    ValueError
+        If it is unusable.
+    """
+    if is_rl_row(row):
+        return puzzle_from_rl_row(row, index, variant)
+    return item_to_puzzle(row, index, variant or "batch", require_gold=require_gold)
+
+
+def load_puzzles(
+    path: str | Path, variant: Variant | None = None, layout: Layout | None = None, *, require_gold: bool = False
+) -> PuzzleFile:
+    """Read puzzles, with or without gold, and how they are to be asked.
+
+    Parameters
+    ----------
+    path
+        As for :func:`read_rows`.
+    variant, layout
+        Task variant and prompt layout, if decided elsewhere.
+    require_gold
+        As for :func:`puzzle_of`.
+
+    Returns
+    -------
+    Puzzles, variant and layout.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If anything in it is unusable, its rows disagree, or they contradict ``variant`` or ``layout``.
+    """
+    rows = read_rows(path)
+    try:
+        found: Variant = _agreed(rows, "variant", variant) or "batch"
+        asked: Layout = _agreed(rows, "prompt_layout", layout) or "system"
+        puzzles = [puzzle_of(row, index, found, require_gold=require_gold) for index, row in enumerate(rows)]
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from None
+    return PuzzleFile(puzzles, found, asked)
+
+
+def _agreed(rows: list[Any], key: str, asked: Any) -> Any:
+    """Return what the rows say, or ``asked`` where they are silent."""
+    first: dict[Any, int] = {}
+    for index, row in enumerate(rows):
+        extra = row.get("extra_info") if is_rl_row(row) else None
+        if isinstance(extra, Mapping) and (value := extra.get(key)):
+            first.setdefault(value, index)
+    if len(first) > 1:
+        said = " and ".join(f"{value!r} (row {index})" for value, index in first.items())
+        msg = f"column 'extra_info': its rows have {key} {said}; split them into a file each"
+        raise ValueError(msg)
+    if asked and first and asked not in first:
+        msg = f"its rows have {key} {next(iter(first))!r}, and {asked!r} is asked for; ask for what they have"
+        raise ValueError(msg)
+    return next(iter(first), asked)
+
+
+def write_puzzles(path: str | Path, puzzles: Iterable[Puzzle], variant: Variant = "batch") -> None:
+    """Write puzzles as a ``.json`` list or ``.jsonl``, atomically.
+
+    Parameters
+    ----------
+    path
+        Target file.
+    puzzles
+        What to write.
+    variant
+        Task variant.
+
+    Raises
+    ------
+    ValueError
+        If the suffix is neither, or a puzzle cannot be written.
+    """
+    write_items(path, [puzzle_to_item(puzzle, variant) for puzzle in puzzles])

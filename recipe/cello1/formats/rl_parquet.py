@@ -1,0 +1,145 @@
+"""RL data on disk: puzzles in verl's parquet schema. The rows themselves are those of :mod:`recipe.cello1.formats.items`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recipe.cello1.formats.atomic import replacing
+from recipe.cello1.formats.rl_rows import check_rl_row, puzzle_from_rl_row, rl_row
+from recipe.cello1.task.prompt import Layout, Variant
+from recipe.cello1.task.puzzle import Puzzle
+
+REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+_BATCH = 1000  # rows that lie in memory at once
+
+
+def write_rl_parquet(
+    path: str | Path, puzzles: Iterable[Puzzle], split: str, layout: Layout = "system", variant: Variant = "batch"
+) -> int:
+    """Write puzzles as RL data. The same puzzles give the same bytes.
+
+    Parameters
+    ----------
+    path
+        The parquet file; replaced whole or not at all.
+    puzzles
+        Puzzles with an answer; they are taken one by one, so that a generator of any length will do.
+    split
+        Name of the split, written into each row.
+    layout
+        Prompt layout, written into each row.
+    variant
+        Task variant, written into each row.
+
+    Returns
+    -------
+    Number of rows.
+
+    Raises
+    ------
+    ValueError
+        If there are no puzzles, or one has no answer.
+    """
+    rows = (rl_row(puzzle, split, index, layout, variant) for index, puzzle in enumerate(puzzles))
+    batch = list(islice(rows, _BATCH))
+    if not batch:
+        msg = f"no puzzles to write to {path}; an RL data set needs at least one"
+        raise ValueError(msg)
+    schema = pa.Table.from_pylist(batch).schema
+    count = 0
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while batch:
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+            count += len(batch)
+            batch = list(islice(rows, _BATCH))
+    return count
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """Read a parquet file.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    All of it.
+
+    Raises
+    ------
+    ValueError
+        If it is not parquet, or cut.
+    """
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        msg = f"{path} is not a readable parquet file: {error}"
+        raise ValueError(msg) from None
+
+
+def n_rows(path: str | Path) -> int:
+    """Count the rows of a parquet file, without reading them.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    Their number.
+    """
+    return pq.read_metadata(path).num_rows
+
+
+def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:
+    """Read RL data and check every row of it.
+
+    Parameters
+    ----------
+    path
+        The parquet file, ours or one made by the published scripts.
+
+    Returns
+    -------
+    The rows as plain dicts.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not parquet, has no rows, lacks a column, or a row cannot be trained on, naming the column and the row.
+    """
+    path = Path(path)
+    if not path.is_file():
+        msg = f"{path} does not exist; make it with `python -m recipe.cello1.data.prepare`, or correct the path"
+        raise FileNotFoundError(msg)
+    table = read_table(path)
+    if missing := [name for name in REQUIRED_COLUMNS if name not in table.column_names]:
+        msg = (
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "
+            "Make it with `python -m recipe.cello1.data.prepare`"
+        )
+        raise ValueError(msg)
+    if table.num_rows == 0:
+        msg = f"{path} has no rows; there is nothing to train on"
+        raise ValueError(msg)
+    rows = table.to_pylist()
+    for index, row in enumerate(rows):
+        try:
+            check_rl_row(row, index)
+            if (row.get("extra_info") or {}).get("question"):
+                puzzle_from_rl_row(row, index)
+        except ValueError as error:
+            msg = f"{path}: {error}"
+            raise ValueError(msg) from None
+    return rows

@@ -1,0 +1,151 @@
+"""Rows of verl's parquet schema as plain dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from recipe.cello1.formats.items import item_to_puzzle
+from recipe.cello1.task.answer import join_types, split_types
+from recipe.cello1.task.prompt import Layout, Variant, chat, render_user
+from recipe.cello1.task.puzzle import Puzzle
+
+DATA_SOURCE = "cell_data"  # the published reward refuses any other
+
+
+ABILITY = "cell_type_annotation"
+
+
+META_KEYS = ("donor_id", "dataset", "tissue", "disease")
+
+
+def rl_row(
+    puzzle: Puzzle, split: str, index: int, layout: Layout = "system", variant: Variant = "batch"
+) -> dict[str, Any]:
+    """Make one row of the RL data.
+
+    Parameters
+    ----------
+    puzzle
+        A puzzle with an answer.
+    split
+        Name of the split, ``"train"`` for example.
+    index
+        Position of the row in its split.
+    layout
+        Prompt layout; written into the row as ``extra_info["prompt_layout"]``.
+    variant
+        Task variant; written as ``extra_info["variant"]``.
+
+    Returns
+    -------
+    ``data_source``, ``prompt``, ``ability``, ``reward_model``, ``extra_info``. The keys and the kinds of
+    their values are the same for every puzzle, so that the rows make one table.
+
+    Raises
+    ------
+    ValueError
+        If the puzzle has no answer, or the variant or layout is unusable.
+    """
+    if puzzle.answer is None:
+        msg = f"puzzle {index} of split {split!r} has no answer; RL data needs one for every puzzle"
+        raise ValueError(msg)
+    question = render_user(puzzle, variant)
+    answer = join_types(puzzle.answer)
+    return {
+        "data_source": DATA_SOURCE,
+        "prompt": chat(question, layout, variant),
+        "ability": ABILITY,
+        "reward_model": {"style": "rule", "ground_truth": answer},
+        "extra_info": {
+            "split": split,
+            "index": int(index),
+            "question": question,
+            "answer": answer,
+            "n_cells": puzzle.n_cells,
+            **{key: _text(puzzle.meta.get(key)) for key in META_KEYS},
+            "prompt_layout": layout,
+            "variant": variant,
+        },
+    }
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def check_rl_row(row: Mapping[str, Any], index: int = 0) -> None:
+    """Check that a row can be trained on.
+
+    Rows made by the published script pass: they have a prompt and a gold answer, but fewer ``extra_info`` keys.
+
+    Parameters
+    ----------
+    row
+        The row.
+    index
+        Its position, for messages.
+
+    Raises
+    ------
+    ValueError
+        If something is missing or of the wrong kind, naming the column and the row.
+    """
+    where = f"row {index}"
+    for column in ("data_source", "prompt", "reward_model"):
+        if column not in row:
+            msg = f"{where} has no column '{column}'; its columns are {sorted(map(str, row))}"
+            raise ValueError(msg)
+    if row["data_source"] != DATA_SOURCE:
+        msg = f"{where}, column 'data_source': must be {DATA_SOURCE!r}, got {row['data_source']!r}"
+        raise ValueError(msg)
+    prompt = row["prompt"]
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence | np.ndarray) or len(prompt) == 0:
+        msg = f"{where}, column 'prompt': must be a list of messages, got {type(prompt).__name__}"
+        raise ValueError(msg)
+    for message in prompt:
+        if not isinstance(message, Mapping) or not isinstance(message.get("content"), str) or "role" not in message:
+            msg = f"{where}, column 'prompt': every message needs 'role' and 'content', got {message!r}"
+            raise ValueError(msg)
+    reward = row["reward_model"]
+    truth = reward.get("ground_truth") if isinstance(reward, Mapping) else None
+    if not isinstance(truth, str) or not split_types(truth):
+        msg = f"{where}, column 'reward_model': 'ground_truth' must name the types, got {truth!r}"
+        raise ValueError(msg)
+
+
+def puzzle_from_rl_row(row: Mapping[str, Any], index: int = 0, variant: Variant | None = None) -> Puzzle:
+    """Read a puzzle back from an RL row.
+
+    Parameters
+    ----------
+    row
+        A row with ``extra_info["question"]``, as this module and the published script write.
+    index
+        Its position, for messages.
+    variant
+        Task variant; by default the one written in the row, else ``"batch"``.
+
+    Returns
+    -------
+    The puzzle with its gold answer.
+
+    Raises
+    ------
+    ValueError
+        If the row is unusable, naming the column and the row.
+    """
+    check_rl_row(row, index)
+    extra = row.get("extra_info")
+    if not isinstance(extra, Mapping) or "question" not in extra:
+        msg = f"row {index}, column 'extra_info': has no 'question' to read the puzzle from"
+        raise ValueError(msg)
+    item = {key: extra[key] for key in META_KEYS if extra.get(key)}
+    item |= {"question": extra["question"], "answer": row["reward_model"]["ground_truth"]}
+    try:
+        return item_to_puzzle(item, index, variant or extra.get("variant") or "batch")
+    except ValueError as error:
+        msg = f"row {index}, column 'extra_info': {error}"
+        raise ValueError(msg) from None

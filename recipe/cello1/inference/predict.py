@@ -1,0 +1,267 @@
+"""Ask a model to solve puzzles: data set in, prediction records out.
+
+The output is JSONL, one record for each item and sample (``index``, ``sample``), written as it gets done. Started again
+with the same arguments, the command goes on where it was: what is there stays, what failed is tried again. When all is
+done the file is put in order, so that it does not depend on how often the run was interrupted.
+
+    python -m recipe.cello1.inference.predict --model MODEL --data test.json --out predictions.jsonl
+
+The flags of the published script work too: item j goes to shard j mod n, into one JSON per item::
+
+    python -m recipe.cello1.inference.predict --llm_name MODEL --dataset test.json --folder predictions --n 4 --i 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from recipe.cello1.engines.options import add_asking, add_engines, engine_options, sampling_of
+from recipe.cello1.engines.protocol import Completion, Engine, EngineError, Failure, Request, Sampling, sample_seed
+from recipe.cello1.engines.start import start_engines
+from recipe.cello1.formats.items import puzzle_to_item
+from recipe.cello1.formats.journal import prediction_files
+from recipe.cello1.formats.predictions import error_record, prediction_record
+from recipe.cello1.formats.puzzle_files import load_puzzles
+from recipe.cello1.task.prompt import Layout, Variant, check_layout, messages
+from recipe.cello1.task.puzzle import Puzzle
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a run has done.
+
+    Attributes
+    ----------
+    total
+        Completions wanted: puzzles times samples.
+    kept
+        Of these, found in the file at the start.
+    answered
+        Answered now.
+    failed
+        Failed now; they stand in the file as error records and are tried again next time.
+    errors
+        How often each error occurred.
+    """
+
+    total: int
+    kept: int
+    answered: int
+    failed: int
+    errors: Mapping[str, int]
+
+
+def predict(
+    engine: Engine,
+    puzzles: Sequence[Puzzle],
+    out: str | Path,
+    *,
+    sampling: Sampling | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    layout: Layout = "system",
+    variant: Variant = "batch",
+    constrain: bool = False,
+    shard: tuple[int, int] = (0, 1),
+    progress: bool = True,
+) -> Progress:
+    """Answer puzzles and keep the answers in a file, going on from what it already holds.
+
+    Parameters
+    ----------
+    engine
+        What answers.
+    puzzles
+        What to answer.
+    out
+        The ``.jsonl`` file of records, or a folder for one ``<index>.json`` per item (the published layout).
+    sampling
+        How to sample; the default is greedy.
+    samples
+        Answers for each puzzle.
+    seed
+        Seed of the run; each completion has its own, made of this, its item and its number.
+    layout
+        Prompt layout.
+    variant
+        Task variant.
+    constrain
+        Whether each answer must be a legal one-to-one matching; the engine must be started for that.
+    shard
+        ``(i, n)``: answer only the items j with j mod n = i. The others of the n may run elsewhere, each with an
+        ``.jsonl`` of its own, or all with the same folder.
+    progress
+        Whether to show a progress bar.
+
+    Returns
+    -------
+    What was done.
+
+    Raises
+    ------
+    ValueError
+        If there are no puzzles, ``samples`` is not positive, several greedy samples are asked for, puzzles to constrain
+        have no candidates, an item has keys of the record, ``out`` holds predictions of another model, data set or
+        setting, or another run is writing to it.
+    """
+    sampling = sampling or Sampling()
+    if not puzzles:
+        msg = "puzzles is empty; there is nothing to predict"
+        raise ValueError(msg)
+    if samples < 1:
+        msg = f"samples must be at least 1, got {samples}"
+        raise ValueError(msg)
+    if samples > 1 and sampling.temperature == 0:
+        msg = f"samples is {samples}, but at temperature 0 all samples are the same; set a temperature, 0.7 for example"
+        raise ValueError(msg)
+    part, parts = shard
+    if not 0 <= part < parts:
+        msg = f"shard must be (i, n) with 0 <= i < n, got {shard}"
+        raise ValueError(msg)
+    files = prediction_files(out, samples)
+    if constrain and not all(puzzle.candidates for puzzle in puzzles):
+        msg = "constrain needs candidates, and some puzzles have none; answer those without it"
+        raise ValueError(msg)
+    if constrain and not engine.constraint:
+        msg = f"constrain: the engine {engine.name!r} was not started for constrained answers (constrained=True)"
+        raise ValueError(msg)
+    items = [puzzle_to_item(puzzle, variant) for puzzle in puzzles]
+    run = {
+        "engine": engine.name,
+        "model": engine.model,
+        "fingerprint": engine.fingerprint,
+        "sampling": sampling.as_dict() | {"seed": seed, "constraint": engine.constraint if constrain else ""},
+        "prompt_layout": check_layout(layout),
+    }
+    mine = [(i, s) for i in range(part, len(items), parts) for s in range(samples)]
+    nothing = Completion("", "", 0, 0, 0.0 if sampling.logprobs else None)
+    for index in dict.fromkeys(index for index, _ in mine):
+        # Keys of an item that clash with those of its record show before anything is asked.
+        _record(nothing, items[index], index, 0, run)
+
+    def requests() -> Iterator[Request]:
+        # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
+        for index, sample in todo:
+            own_seed = sample_seed(seed, index, sample) if sampling.temperature > 0 else None
+            puzzle = puzzles[index]
+            legal = (puzzle.candidates, puzzle.n_cells) if constrain else ()
+            yield Request(messages(puzzle, layout, variant), own_seed, *legal)
+
+    errors: dict[str, int] = {}
+    failed = 0
+    with files.held():
+        there = files.resume(items, run)
+        todo = [key for key in mine if key not in there]
+        kept = len(mine) - len(todo)
+        bar = tqdm(total=len(mine), initial=kept, desc="predict", unit="item", disable=not progress, dynamic_ncols=True)
+        with bar:
+            for position, result in engine.generate(requests(), sampling):
+                index, sample = todo[position]
+                record = _record(result, items[index], index, sample, run)
+                files.add(record)
+                if isinstance(result, Failure):
+                    failed += 1
+                    errors[result.error] = errors.get(result.error, 0) + 1
+                    bar.set_postfix(failed=failed)
+                bar.update()
+        files.finish()
+    return Progress(len(mine), kept, len(todo) - failed, failed, errors)
+
+
+def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, run: Mapping[str, Any]) -> dict[str, Any]:
+    common = {"index": index, "sample": sample, **run}
+    if isinstance(result, Failure):
+        return error_record(item, result.error, **common)
+    if result.logprob is not None:
+        common["logprob"] = result.logprob
+    return prediction_record(
+        item,
+        result.text,
+        finish_reason=result.finish_reason,
+        tokens=result.tokens,
+        prompt_tokens=result.prompt_tokens,
+        **common,
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe.cello1.inference.predict",
+        description="Answer puzzles with a model; resumes what was interrupted.",
+    )
+    parser.add_argument("--data", "--dataset", required=True, type=Path, help="puzzles: .json, .jsonl or .parquet")
+    out = parser.add_mutually_exclusive_group(required=True)
+    out.add_argument("--out", type=Path, help="prediction records: .jsonl, or a folder for one JSON per item")
+    out.add_argument("--folder", type=Path, help="one JSON per item in FOLDER/MODEL (the published layout)")
+    parser.add_argument("--n", type=int, default=1, help="number of shards")
+    parser.add_argument("--i", type=int, default=0, help="this shard: items j with j mod N = I")
+    parser.add_argument("--limit", type=int, help="answer only the first LIMIT puzzles")
+    add_asking(parser)
+    add_engines(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments, ``sys.argv`` by default.
+
+    Returns
+    -------
+    0 if every item is answered, 1 if some failed, 2 if the run could not start.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        sampling, options = sampling_of(args), engine_options(args)
+        if args.limit is not None and args.limit < 1:
+            msg = f"--limit must be at least 1, got {args.limit}"
+            raise ValueError(msg)
+        data = load_puzzles(args.data, args.variant, args.prompt_layout)
+        out = args.out or args.folder / args.model.replace("/", "_")
+        with start_engines(args.engine, args.model, args.num_engines, **options) as engine:
+            if engine.constraint == "candidates":
+                print("predict: this server can be held to the candidates, but may name a type twice", file=sys.stderr)
+            done = predict(
+                engine,
+                data.puzzles[: args.limit],
+                out,
+                sampling=sampling,
+                samples=args.samples,
+                seed=args.seed,
+                layout=data.layout,
+                variant=data.variant,
+                constrain=args.constrain,
+                shard=(args.i, args.n),
+            )
+    except (ValueError, OSError, EngineError) as error:
+        print(f"predict: {error}", file=sys.stderr)
+        return 2
+    print(f"predict: {done.kept + done.answered} of {done.total} answers in {out}")
+    if done.failed:
+        worst, count = max(done.errors.items(), key=lambda entry: entry[1])
+        print(
+            f"predict: {done.failed} failed, most often ({count}) with: {worst}; the same command tries them again",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

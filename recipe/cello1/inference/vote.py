@@ -1,0 +1,197 @@
+"""Several predictions for each item combined into one, by a rule of :mod:`recipe.cello1.task.voting`.
+
+``python -m recipe.cello1.inference.vote predictions.jsonl --out voted.jsonl``
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recipe.cello1.formats.atomic import write_items
+from recipe.cello1.formats.items import item_to_puzzle
+from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction, has_logprobs, read_predictions, record_weights
+from recipe.cello1.task.answer import format_answer
+from recipe.cello1.task.prompt import VARIANTS, Variant
+from recipe.cello1.task.voting import Answer, consensus, likeliest, majority, medoid, read_answers
+
+RULES = ("consensus", "majority", "medoid", "likeliest")
+
+# Keys of a record that are no part of its item: what one answer is, and how all of a run were made.
+_OF_ONE_ANSWER = ("prediction", "error", "sample", "tokens", "prompt_tokens", "finish_reason", "logprob")
+_OF_THE_RUN = ("index", *RUN_KEYS)
+
+
+def vote_records(
+    records: Sequence[Mapping[str, Any]],
+    *,
+    rule: str = "consensus",
+    weighted: bool | None = None,
+    smoothing: float = 0.5,
+    variant: Variant = "batch",
+) -> list[dict[str, Any]]:
+    """Turn several predictions for each item into one.
+
+    Parameters
+    ----------
+    records
+        Prediction and error records; the latter cast no vote.
+    rule
+        One of ``RULES``.
+    weighted
+        Whether to weigh the answers by log-probability (``predict --logprobs``); by default where every prediction has
+        it.
+    smoothing
+        As for :func:`recipe.cello1.task.voting.consensus`.
+    variant
+        Task variant of the items.
+
+    Returns
+    -------
+    One prediction record for each item, by index: the item, the voted answer as ``prediction`` (with the reasoning of
+    the first response that gave just this answer, if one did), the answers it is made of (``voted``, with their
+    ``weights`` if they have some) and, for a consensus, ``cells``. Items with error records only get an error record.
+
+    Raises
+    ------
+    ValueError
+        If the rule is unknown, an item cannot be read, or log-probabilities are wanted and missing.
+    """
+    if rule not in RULES:
+        msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
+        raise ValueError(msg)
+    if weighted is None:
+        weighted = has_logprobs(records)
+    groups: dict[int, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(record["index"], []).append(record)
+    voted = []
+    for index in sorted(groups):
+        group = sorted(groups[index], key=lambda record: record.get("sample", 0))
+        answered = [record for record in group if check_prediction(record, f"prediction {index}")]
+        base = {key: value for key, value in group[0].items() if key not in _OF_ONE_ANSWER}
+        if not answered:
+            voted.append({**base, "sample": 0, "error": group[0]["error"]})
+            continue
+        voted.append({**base, "sample": 0, **_vote(base, answered, rule, weighted, smoothing, variant, index)})
+    return voted
+
+
+def _vote(
+    base: Mapping[str, Any],
+    answered: Sequence[Mapping[str, Any]],
+    rule: str,
+    weighted: bool,
+    smoothing: float,
+    variant: Variant,
+    index: int,
+) -> dict[str, Any]:
+    item = {key: value for key, value in base.items() if key not in _OF_THE_RUN}
+    puzzle = item_to_puzzle(item, index, variant, require_gold=False)
+    if not puzzle.candidates:
+        msg = f"item {index} has no candidates to vote for"
+        raise ValueError(msg)
+    answers = read_answers([record["prediction"] for record in answered], puzzle.n_cells)
+    weights = _weights(answered, index) if rule == "likeliest" or (weighted and rule == "consensus") else None
+    found: dict[str, Any] = {"rule": rule, "voted": [None if answer is None else list(answer) for answer in answers]}
+    if weights is not None:
+        found["weights"] = weights.tolist()
+    types: Answer | None
+    if rule == "consensus":
+        result = consensus(answers, puzzle.candidates, puzzle.n_cells, weights=weights, smoothing=smoothing)
+        types = result.types
+        found["cells"] = result.cells()
+    elif rule == "majority":
+        types = majority(answers, puzzle.candidates, puzzle.n_cells)
+    elif rule == "medoid":
+        types = medoid(answers)
+    else:
+        types = likeliest(answers, [] if weights is None else weights)
+    # Without one usable answer there is nothing to choose from: an empty response, which is scored as malformed.
+    text = "" if types is None else _text_for(types, answers, answered)
+    return {**found, "prediction": text}
+
+
+def _weights(answered: Sequence[Mapping[str, Any]], index: int) -> np.ndarray:
+    if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:
+        msg = f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs"
+        raise ValueError(msg)
+    return record_weights(answered)
+
+
+def _text_for(types: Answer, answers: Sequence[Answer | None], answered: Sequence[Mapping[str, Any]]) -> str:
+    """Return the first response that gives just this answer, for its reasoning; else the answer alone."""
+    wanted = [name.lower() for name in types]
+    for answer, record in zip(answers, answered, strict=True):
+        if answer is not None and [name.lower() for name in answer] == wanted:
+            return record["prediction"]
+    return format_answer(types)
+
+
+def add_weighted(parser: argparse.ArgumentParser) -> None:
+    """Add the switch of weighing by log-probability.
+
+    Parameters
+    ----------
+    parser
+        Where to.
+    """
+    parser.add_argument(
+        "--weighted",
+        action=argparse.BooleanOptionalAction,
+        help="weigh the answers by log-probability (default: where every prediction has it)",
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe.cello1.inference.vote", description="Combine several predictions for each item into one."
+    )
+    parser.add_argument("predictions", type=Path, help="predictions with several samples for each item")
+    parser.add_argument("--out", type=Path, required=True, help="voted predictions, .jsonl or .json")
+    parser.add_argument("--rule", default="consensus", choices=RULES)
+    add_weighted(parser)
+    parser.add_argument("--smoothing", type=float, default=0.5)
+    parser.add_argument("--variant", default="batch", choices=sorted(VARIANTS))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv
+        Arguments, ``sys.argv`` by default.
+
+    Returns
+    -------
+    0, or 2 if the predictions cannot be combined.
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        records = read_predictions(args.predictions)
+        voted = vote_records(
+            records, rule=args.rule, weighted=args.weighted, smoothing=args.smoothing, variant=args.variant
+        )
+        write_items(args.out, voted)
+    except (ValueError, OSError) as error:
+        print(f"vote: {error}", file=sys.stderr)
+        return 2
+    print(f"vote: {len(records)} predictions combined into {len(voted)} in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

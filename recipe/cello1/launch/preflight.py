@@ -1,0 +1,362 @@
+"""Check the inputs of a training run before anything is started.
+
+``python -m recipe.cello1.launch.preflight --model MODEL --train TRAIN --val VAL --run OUTPUT --config NAME -- OVERRIDES``
+
+Prints the two RL parquet files to train on, one a line: TRAIN and VAL themselves, or, where they are puzzle JSON, their
+conversions in OUTPUT/data. Anything unusable ends with one line that says what and why, before Ray is up.
+
+OUTPUT/run.json holds what the run is: the composed configuration, hashes of the data, a fingerprint of the model. Once
+there is a checkpoint or a model, another one is refused. What may change are the settings in ``FREE``, which do not
+change what is computed. The number of steps may not: schedules of the learning rate depend on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipe.cello1.formats.atomic import sha256
+from recipe.cello1.formats.model_folder import is_hub_name, model_fingerprint
+from recipe.cello1.formats.provenance import check_same_run, write_run
+from recipe.cello1.formats.puzzle_files import load_puzzles
+from recipe.cello1.formats.rl_parquet import n_rows, read_rl_parquet, write_rl_parquet
+from recipe.cello1.launch.batch_sizes import check_batches, check_rows
+from recipe.cello1.rl.export import TRACKER
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONFIG = Path(__file__).parents[1] / "config"
+RUN = "run.json"
+# What the launchers set from their variables.
+_VARIABLES = {
+    "actor_rollout_ref.model.path": "MODEL",
+    "data.train_files": "TRAIN_DATA",
+    "data.val_files": "VAL_DATA",
+    "hydra.run.dir": "OUTPUT",
+    "trainer.default_local_dir": "OUTPUT",
+}
+# What may change between two starts of one run: paths (what they lead to is hashed), logging, saving, processes.
+FREE = (
+    "actor_rollout_ref.model.path",
+    "actor_rollout_ref.rollout.agent.num_workers",
+    "actor_rollout_ref.rollout.gpu_memory_utilization",
+    "data.dataloader_num_workers",
+    "data.filter_overlong_prompts_workers",
+    "data.train_files",
+    "data.val_files",
+    "ray_kwargs",
+    "reward.num_workers",
+    "trainer.experiment_name",
+    "trainer.log_val_generations",
+    "trainer.logger",
+    "trainer.max_actor_ckpt_to_keep",
+    "trainer.max_critic_ckpt_to_keep",
+    "trainer.project_name",
+    "trainer.rollout_data_dir",
+    "trainer.save_freq",
+    "trainer.test_freq",
+    "trainer.val_before_train",
+    "trainer.validation_data_dir",
+)
+_WEIGHTS = ("*.safetensors", "*.bin")
+
+
+def check_model(model: str) -> None:
+    """Check that a model can be loaded from where it is said to be.
+
+    Parameters
+    ----------
+    model
+        A folder in Hugging Face format, or the id of a model on the Hub (``owner/name``), which is looked for in the
+        local cache and then on the Hub.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder, it is incomplete, or the Hub does not have it.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
+        if not any(next(folder.glob(pattern), None) for pattern in _WEIGHTS):
+            missing.append("*.safetensors")
+        if missing:
+            msg = f"MODEL={model} is not a complete Hugging Face model: it has no {', '.join(missing)}"
+            raise FileNotFoundError(msg)
+        return
+    if not is_hub_name(model):
+        msg = f"MODEL={model} does not exist; give a folder in Hugging Face format, or a Hub id such as owner/name"
+        raise FileNotFoundError(msg)
+    from httpx import HTTPError
+    from huggingface_hub import file_exists, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(try_to_load_from_cache(model, "config.json"), str):
+        return
+    try:
+        found = file_exists(model, "config.json")
+        reason = "the Hub has no such model"
+    except (HfHubHTTPError, HTTPError, OSError) as error:
+        found, reason = False, f"the Hub cannot be asked ({type(error).__name__})"
+    if not found:
+        msg = f"MODEL={model} is neither a folder nor in the local cache, and {reason}; correct the path or the id"
+        raise FileNotFoundError(msg)
+
+
+def check_platform() -> None:
+    """Check that the platform asked for by ``VERL_PLATFORM`` is there.
+
+    verl logs a plugin that cannot be loaded at DEBUG and goes on without it; here the plugin's own error comes up.
+
+    Raises
+    ------
+    ValueError
+        If a plugin cannot be loaded, no plugin registers the platform, or vLLM would run without its part of it.
+    """
+    wanted = os.environ.get("VERL_PLATFORM", "").strip().lower()
+    if not wanted:
+        return
+    from verl.plugin.platform import PlatformRegistry
+
+    for plugin in entry_points(group="verl.plugins"):
+        try:
+            plugin.load()
+        except Exception as error:  # a plugin is foreign code: whatever it raises is why training cannot start
+            msg = f"the verl plugin {plugin.name} ({plugin.value}) cannot be loaded: {type(error).__name__}: {error}"
+            raise ValueError(msg) from error
+    if PlatformRegistry.get(wanted) is None:
+        msg = (
+            f"VERL_PLATFORM={wanted}: no installed verl plugin registers it, only "
+            f"{', '.join(PlatformRegistry.registered_names())} are; install the plugin, or unset VERL_PLATFORM"
+        )
+        raise ValueError(msg)
+    if wanted == "cpu" and not entry_points(group="vllm.general_plugins", name="cello1_cpu"):
+        msg = (
+            "VERL_PLATFORM=cpu: the installation lacks the vLLM plugin cello1_cpu, without which the first weight sync "
+            "fails; install the repository again: python -m pip install --no-deps --editable ."
+        )
+        raise ValueError(msg)
+
+
+def rl_data(path: str, split: str, out: str | Path) -> Path:
+    """Give the RL parquet file of a data set, after checking every row of it.
+
+    Parameters
+    ----------
+    path
+        RL parquet, or puzzle JSON or JSONL, which is converted.
+    split
+        Name of the split, for the converted rows and the name of the file.
+    out
+        Folder for the conversion. Items get the layout ``system``, which ``data.prompt_layout`` overrules.
+
+    Returns
+    -------
+    The parquet file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If ``path`` does not exist.
+    ValueError
+        If it cannot be trained on, naming the column or key and the row.
+    """
+    if Path(path).suffix not in (".json", ".jsonl"):
+        read_rl_parquet(path)
+        return Path(path)
+    if not Path(path).is_file():
+        msg = f"{path} does not exist; correct the path"
+        raise FileNotFoundError(msg)
+    target = Path(out) / f"{split}.parquet"
+    found = load_puzzles(path, require_gold=True)
+    write_rl_parquet(target, found.puzzles, split, found.layout, found.variant)
+    return target
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse overrides of what the launcher sets itself: they would go past the checks of this module.
+
+    Parameters
+    ----------
+    overrides
+        Hydra overrides.
+
+    Raises
+    ------
+    ValueError
+        If one is among them.
+    """
+    for override in overrides:
+        if variable := _VARIABLES.get(override.lstrip("+~").partition("=")[0]):
+            msg = f"{override} cannot be an override; set the variable {variable} instead"
+            raise ValueError(msg)
+
+
+def compose(name: str, overrides: Sequence[str]) -> DictConfig:
+    """Compose a training's configuration as verl will, without loading verl.
+
+    Parameters
+    ----------
+    name
+        Name of a file in ``config``.
+    overrides
+        Hydra overrides.
+
+    Returns
+    -------
+    The configuration.
+
+    Raises
+    ------
+    ValueError
+        If verl is not installed, or an override cannot be applied.
+    """
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    # pkg://verl.trainer.config, as the files say, would import verl, and that takes seconds.
+    verl = importlib.util.find_spec("verl")
+    if verl is None or not verl.submodule_search_locations:
+        msg = "verl is not installed; install the set of this machine: source recipe/cello1/launch/setup_env.sh train"
+        raise ValueError(msg)
+    upstream = next(
+        path for place in verl.submodule_search_locations if (path := Path(place) / "trainer" / "config").is_dir()
+    )
+    try:
+        with hydra.initialize_config_dir(str(CONFIG), version_base=None):
+            return hydra.compose(name, overrides=[f'hydra.searchpath=["file://{upstream}"]', *overrides])
+    except (HydraException, OmegaConfBaseException) as error:
+        msg = f"the overrides cannot be applied: {' '.join(str(error).split())}"
+        raise ValueError(msg) from None
+
+
+def check_gpus(config: DictConfig) -> None:
+    """Check that this machine has the GPUs that a training takes of it; those of a cluster are its own to count.
+
+    Parameters
+    ----------
+    config
+        What :func:`compose` returned.
+
+    Raises
+    ------
+    ValueError
+        If it has fewer.
+    """
+    if config.trainer.device != "cuda" or os.environ.get("RAY_ADDRESS"):
+        return
+    import torch
+
+    wanted, found = config.trainer.n_gpus_per_node, torch.cuda.device_count()
+    if found < wanted:
+        msg = (
+            f"trainer.n_gpus_per_node={wanted}, and this machine has {found} GPUs; choose another HARDWARE, or set "
+            "trainer.n_gpus_per_node"
+        )
+        raise ValueError(msg)
+
+
+def run_identity(name: str, composed: DictConfig, model: str, train: str | Path, val: str | Path) -> dict[str, Any]:
+    """Say what a run is.
+
+    Parameters
+    ----------
+    name
+        Name of its configuration.
+    composed
+        What :func:`compose` returned.
+    model
+        Folder or Hub id.
+    train, val
+        Data files.
+
+    Returns
+    -------
+    Nested dict: the configuration's name, the configuration without ``FREE``, fingerprints of model and data.
+    """
+    from omegaconf import OmegaConf
+
+    config: Any = OmegaConf.to_container(composed, resolve=False)
+    for key in FREE:
+        *parents, last = key.split(".")
+        place = config
+        for parent in parents:
+            place = place.get(parent) or {}
+        place.pop(last, None)
+    hashes = {"model": model_fingerprint(model) or model, "train": sha256(train), "val": sha256(val)}
+    return {"name": name, "config": config, "sha256": hashes}
+
+
+def check_run(output: str | Path, identity: dict[str, Any]) -> None:
+    """Check that a run may go on in its folder, and write down what it is.
+
+    Parameters
+    ----------
+    output
+        The folder.
+    identity
+        What :func:`run_identity` returned.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a checkpoint or a model of another run.
+    """
+    output = Path(output)
+    # A start that came to nothing, with a mistyped setting for example, binds nobody.
+    if (output / "model").exists() or any(output.glob(f"*/{TRACKER}")):
+        check_same_run(output / RUN, identity, output)
+    write_run(output / RUN, identity)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m recipe.cello1.launch.preflight", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument("--model", required=True, help="folder in Hugging Face format, or Hub id")
+    parser.add_argument("--train", required=True, help="training data: RL parquet, or puzzle JSON/JSONL")
+    parser.add_argument("--val", required=True, help="validation data, likewise")
+    parser.add_argument("--run", required=True, type=Path, help="folder of the run; converted data go to RUN/data")
+    parser.add_argument("--config", required=True, help="name of the training's configuration, cello1_grpo for example")
+    parser.add_argument("overrides", nargs="*", metavar="-- OVERRIDE", help="Hydra overrides of the training")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        check_overrides(arguments.overrides)
+        check_model(arguments.model)
+        train = rl_data(arguments.train, "train", arguments.run / "data")
+        val = rl_data(arguments.val, "val", arguments.run / "data")
+        config = compose(arguments.config, arguments.overrides)
+        check_rows(config, n_rows(train))
+        check_batches(config)
+        identity = run_identity(arguments.config, config, arguments.model, train, val)
+        check_platform()
+        check_gpus(config)
+        check_run(arguments.run, identity)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(train, val, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# RL training of a Cell-o1 model with verl, from set-up to the table of what was gained. Called by run_grpo.sh, run_ppo.sh.
+#
+#   bash recipe/cello1/run_grpo.sh                        the embedded default: real PBMC puzzles, small model, CPU or GPU
+#   SMOKE=1 bash recipe/cello1/run_grpo.sh                the same in miniature
+#   MODEL=... TRAIN_DATA=... VAL_DATA=... bash recipe/cello1/run_grpo.sh       the published 7B configuration on your data
+#
+# Variables: MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle JSON), OUTPUT (folder), HARDWARE (a file
+# of config/hardware), NNODES, RAY_ADDRESS (a running Ray cluster, for several nodes), SEED, TRAIN_ONLY (1: neither export nor
+# evaluation). Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance.
+# Killed and started again with the same OUTPUT it goes on where it was; with another model, data or settings it is refused.
+set -euo pipefail
+
+algorithm=$1 # grpo | ppo: config/cello1_$algorithm.yaml
+shift
+title=${algorithm^^}
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+configs=$(cd "$here/../config" && pwd)
+root=$(cd "$here/../../.." && pwd)
+fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
+stage() { printf '\n== %s\n' "$1" >&2; }
+set_text() { printf '%s="%s"' "$1" "${2//\"/\\\"}"; } # a Hydra override whose value may hold any character, as paths do
+
+# shellcheck source=setup_env.sh
+source "$here/setup_env.sh" train
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+
+SEED=${SEED:-1}
+SMOKE=${SMOKE:-0}
+config=(--config-path "$configs" --config-name "cello1_$algorithm")
+settings=("data.seed=$SEED" "actor_rollout_ref.actor.data_loader_seed=$SEED" "actor_rollout_ref.rollout.seed=$SEED")
+if [ "$CELLO1_DEVICE" = cpu ]; then
+  # shellcheck source=cpu_env.sh
+  source "$here/cpu_env.sh"
+  HARDWARE=${HARDWARE:-cpu}
+elif ! "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('flash_attn') is None)"; then
+  [ "$algorithm" != ppo ] || fail "PPO on a GPU needs flash-attn, without which verl loads no value model; install it"
+  printf 'note: flash-attn is not installed: attention runs as sdpa, which takes more time and memory\n' >&2
+  [ "${HARDWARE:-}" = cpu ] || settings+=("+attention=sdpa")
+fi
+
+if [ -n "${MODEL:-}" ]; then
+  [ -n "${TRAIN_DATA:-}" ] || fail "MODEL is set but TRAIN_DATA is not; give RL parquet or puzzle JSON to train on"
+  [ -n "${VAL_DATA:-}" ] || fail "MODEL is set but VAL_DATA is not; give RL parquet or puzzle JSON to evaluate on"
+  OUTPUT=${OUTPUT:-$root/outputs/$algorithm}
+  [ "${NNODES:-1}" = 1 ] && HARDWARE=${HARDWARE:-8x80gb} || HARDWARE=${HARDWARE:-multinode}
+  before=("before $title=$MODEL")
+else
+  [ -z "${TRAIN_DATA:-}${VAL_DATA:-}" ] || fail "TRAIN_DATA or VAL_DATA is set but MODEL is not; give the model to train"
+  name=embedded
+  [ "$SMOKE" = 1 ] && name=smoke
+  scale=embedded
+  [ "$algorithm" = grpo ] || { name+=-$algorithm; scale+=_$algorithm; }
+  OUTPUT=${OUTPUT:-$root/outputs/$name}
+  HARDWARE=${HARDWARE:-1x80gb}
+  settings+=("+scale=$scale")
+fi
+[ -f "$configs/hardware/$HARDWARE.yaml" ] ||
+  fail "HARDWARE=$HARDWARE is unknown; it is one of $(cd "$configs/hardware" && echo [!_]*.yaml | sed 's/\.yaml//g')"
+[ "$HARDWARE" != multinode ] || [ -n "${NNODES:-}" ] || fail "HARDWARE=multinode needs NNODES, the number of Ray nodes"
+settings+=("hardware=$HARDWARE")
+[ -z "${NNODES:-}" ] || settings+=("trainer.nnodes=$NNODES")
+
+mkdir -p "$OUTPUT"
+OUTPUT=$(cd "$OUTPUT" && pwd)
+if command -v flock >/dev/null; then
+  exec 9>"$OUTPUT/.lock"
+  flock -w 60 9 || fail "another run is using OUTPUT=$OUTPUT; wait for it, stop it, or choose another OUTPUT"
+fi
+
+if [ -z "${MODEL:-}" ]; then
+  size=()
+  sft=()
+  if [ "$SMOKE" = 1 ]; then
+    size=(--smoke)
+    sft=(max_steps=8)
+    settings+=(trainer.total_training_steps=2 trainer.save_freq=1 data.train_batch_size=6
+      actor_rollout_ref.actor.ppo_mini_batch_size=6 actor_rollout_ref.rollout.n=4
+      actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24
+      actor_rollout_ref.{ref,rollout}.log_prob_micro_batch_size_per_gpu=24)
+  fi
+  stage "puzzles, tokenizer and model from the PBMC cells that come with scanpy"
+  "$PYTHON" -m recipe.cello1.cold_start.embedded --out "$OUTPUT/data" --seed "$SEED" "${size[@]}"
+  stage "cold start: supervised fine-tuning on expert-style traces"
+  "$PYTHON" -m recipe.cello1.cold_start.sft --config embedded "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
+    "output=$OUTPUT/sft" "seed=$SEED" "${sft[@]}"
+  before=("before SFT=$OUTPUT/data/model" "after SFT=$OUTPUT/sft/model")
+  MODEL=$OUTPUT/sft/model
+  TRAIN_DATA=$OUTPUT/data/train.parquet
+  VAL_DATA=$OUTPUT/data/test.parquet
+fi
+
+if [ -n "${WANDB_API_KEY:-}" ]; then
+  logger="trainer.logger=[console,file,tensorboard,wandb]"
+  if [ -z "${RAY_ADDRESS:-}" ]; then
+    settings+=("$logger")
+  else # an override would hand the key over, and into the logs
+    printf 'note: WANDB_API_KEY does not reach a running Ray cluster: export it before `ray start`, and add %s here\n' \
+      "$logger" >&2
+  fi
+fi
+export TENSORBOARD_DIR="${TENSORBOARD_DIR:-$OUTPUT/tensorboard}"
+if [ -n "${RAY_ADDRESS:-}" ]; then
+  # The workers of a cluster that is there already have its environment, not this one, and it says itself what its nodes have.
+  worker=+ray_kwargs.ray_init.runtime_env.env_vars
+  settings+=("$(set_text "$worker.VERL_FILE_LOGGER_PATH" @METRICS@)" "$(set_text "$worker.TENSORBOARD_DIR" "$TENSORBOARD_DIR")")
+  settings+=(ray_kwargs.ray_init.num_cpus=null)
+  [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_gpus,object_store_memory}"=null")
+fi
+
+files=$("$PYTHON" -m recipe.cello1.launch.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
+  --config "cello1_$algorithm" -- "${settings[@]}" "$@")
+train_file=$(sed -n 1p <<<"$files")
+val_file=$(sed -n 2p <<<"$files")
+
+composed=$OUTPUT/hydra/.hydra/config.yaml
+stage "$title with verl (HARDWARE=$HARDWARE; log: $OUTPUT/$algorithm.log)"
+if [ ! -e "$OUTPUT/model" ]; then
+  "$PYTHON" -m recipe.cello1.launch.watch --log "$OUTPUT/$algorithm.log" --metrics "$OUTPUT/metrics" --description "$title" -- \
+    "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${settings[@]}" \
+    "$(set_text data.train_files "$train_file")" "$(set_text data.val_files "$val_file")" \
+    "$(set_text actor_rollout_ref.model.path "$MODEL")" \
+    "$(set_text trainer.default_local_dir "$OUTPUT/$algorithm")" "$(set_text hydra.run.dir "$OUTPUT/hydra")" "$@"
+  [ "${TRAIN_ONLY:-0}" = 0 ] || exit 0
+  stage "checkpoint to Hugging Face format"
+  "$PYTHON" -m recipe.cello1.rl.export "$OUTPUT/$algorithm" --out "$OUTPUT/model" \
+    --config "$composed" --metrics "$OUTPUT/metrics"
+fi
+
+stage "held-out puzzles, before and after"
+"$PYTHON" -m recipe.cello1.launch.summary --data "$val_file" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
+  --config "$composed" "${before[@]}" "after $title=$OUTPUT/model"

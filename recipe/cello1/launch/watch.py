@@ -1,0 +1,258 @@
+"""Run a training command with its output in a log file and its progress on the terminal.
+
+``python -m recipe.cello1.launch.watch --log train.log --metrics metrics/ -- python -m verl.trainer.main_ppo ...``
+
+verl prints thousands of lines and, resumed, starts its metrics file anew. Here the lines go to ``--log`` (appended),
+each attempt gets a metrics file of its own, which :mod:`recipe.cello1.rl.run_metrics` joins, and a failure ends with the
+one line that says why. The command is stopped together with this process, and the end is reported when all processes
+that it started are gone: no Ray cluster is left behind, and its memory is free for what comes next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+
+METRICS_VARIABLE = "VERL_FILE_LOGGER_PATH"  # where verl's "file" logger writes one JSON line a step
+METRICS_MARK = "@METRICS@"  # stands for that file in the command, for workers that do not inherit the environment
+_TOTAL_STEPS = re.compile(rb"Total training steps: (\d+)")
+_ERROR = re.compile(r"^(?:\x1b\[\d+m\([^)]*\)\x1b\[0m )?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)$")
+_HYDRA_HINT = "Set the environment variable HYDRA_FULL_ERROR=1"  # the last line of what Hydra refuses
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_POLL_S = 0.5
+_GRACE_S = 30  # Ray needs some seconds to take its processes down; then they are killed
+# What the bar shows: verl's metric, label.
+_SHOWN = (("critic/score/mean", "reward"), ("training/reward/cell_accuracy", "cells"), ("timing_s/step", "s/step"))
+
+
+def failure_reason(log: str) -> str:
+    """Find the line of a log that says why the run failed.
+
+    Parameters
+    ----------
+    log
+        The log.
+
+    Returns
+    -------
+    The last exception line, else the last line, else an empty string.
+    """
+    lines = [line.rstrip() for line in log.splitlines() if line.strip() and not line.startswith(_HYDRA_HINT)]
+    errors = [match.group(1) for line in lines if (match := _ERROR.match(line))]
+    # Ray wraps the cause: the wrapper's own line names the task, the cause follows it.
+    causes = [error for error in errors if not error.startswith("ray.exceptions.RayTaskError")]
+    return (causes or errors or lines or [""])[-1]
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class _Processes:
+    """All that a command has started, also what has left its group and its parents.
+
+    A process is known by the name of the metrics file, which it inherits, or because it was seen below the command:
+    those that write a title over their variables, as vLLM's do, are known by the second sign alone.
+    """
+
+    def __init__(self, command: subprocess.Popen, attempt: Path):
+        self._command = command
+        self._mark = str(attempt)
+        self._seen: set[psutil.Process] = set()
+
+    def look(self) -> None:
+        """See what is below the command now."""
+        with suppress(psutil.Error):
+            self._seen.update(psutil.Process(self._command.pid).children(recursive=True))
+
+    def left(self) -> list[psutil.Process]:
+        """Return those that are more than a zombie."""
+        found = set(self._seen)
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):  # gone, or not ours to look into
+                if process.environ().get(METRICS_VARIABLE) == self._mark:
+                    found.add(process)
+        return [process for process in found if _is_running(process)]
+
+    def stop(self) -> None:
+        """Take them all down.
+
+        Ray's workers are in groups of their own and outlive the command by the seconds in which they miss their node;
+        whoever comes next needs the memory that they hold.
+        """
+        with suppress(ProcessLookupError):
+            os.killpg(self._command.pid, signal.SIGTERM)
+        if not self._gone():
+            with suppress(ProcessLookupError):
+                os.killpg(self._command.pid, signal.SIGKILL)
+            for process in self.left():
+                with suppress(psutil.Error):
+                    process.kill()
+            self._gone()
+
+    def _gone(self) -> bool:
+        deadline = time.monotonic() + _GRACE_S
+        while self._command.poll() is None or self.left():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+
+def _is_running(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def _interrupted(signal_number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+class _Bar:
+    """A progress bar fed by the metrics file and, for its length, by the log."""
+
+    def __init__(self, description: str):
+        self._bar = tqdm(desc=description, unit="step", dynamic_ncols=True)
+        self._offset = 0
+        self._log_offset = 0
+
+    def update(self, metrics: Path, log: Path) -> None:
+        """Read what has come since the last call."""
+        if self._bar.total is None:
+            with open(log, "rb") as file:
+                file.seek(self._log_offset)
+                if match := _TOTAL_STEPS.search(file.read()):
+                    self._bar.total = int(match.group(1))
+                    self._bar.refresh()
+        if not metrics.exists():
+            return
+        with open(metrics, "rb") as file:
+            file.seek(self._offset)
+            for line in file.read().splitlines(keepends=True):
+                if not line.endswith(b"\n"):
+                    break
+                self._offset += len(line)
+                entry = json.loads(line)
+                shown = {label: f"{entry['data'][key]:.2f}" for key, label in _SHOWN if key in entry["data"]}
+                if shown:
+                    self._bar.set_postfix(shown, refresh=False)
+                    self._bar.n = entry["step"]
+                    self._bar.refresh()
+
+    def skip(self, log: Path) -> None:
+        """Ignore what the log holds already."""
+        self._log_offset = log.stat().st_size
+
+    def close(self) -> None:
+        """Leave the last state of the bar on the terminal."""
+        self._bar.close()
+
+
+def watch(
+    command: Sequence[str],
+    log: str | Path,
+    metrics: str | Path,
+    description: str = "training",
+    parent: Callable[[], int] = os.getppid,
+) -> int:
+    """Run a command to its end.
+
+    Parameters
+    ----------
+    command
+        The command and its arguments; ``@METRICS@`` in them becomes the path of the metrics file.
+    log
+        File that its output is appended to.
+    metrics
+        Folder for the metrics files.
+    description
+        Label of the progress bar.
+    parent
+        Tells the parent process; when it changes, whoever started this is gone and the command is stopped.
+
+    Returns
+    -------
+    The exit code of the command, 130 when it was interrupted.
+    """
+    log, metrics = Path(log), Path(metrics)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    metrics.mkdir(parents=True, exist_ok=True)
+    attempt = metrics.absolute() / f"attempt-{len(list(metrics.glob('attempt-*.jsonl'))):03d}.jsonl"
+    started_by = parent()
+    bar = _Bar(description)
+    with open(log, "ab") as sink:
+        bar.skip(log)
+        start = log.stat().st_size
+        process = subprocess.Popen(
+            [argument.replace(METRICS_MARK, str(attempt)) for argument in command],
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, METRICS_VARIABLE: str(attempt)},
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    processes = _Processes(process, attempt)
+    previous = signal.signal(signal.SIGTERM, _interrupted)
+    code = 130
+    try:
+        while process.poll() is None and parent() == started_by:
+            time.sleep(_POLL_S)
+            processes.look()
+            bar.update(attempt, log)
+        if process.poll() is not None:
+            code = process.returncode
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        processes.stop()
+        bar.update(attempt, log)
+        bar.close()
+    if code:
+        with open(log, "rb") as file:
+            file.seek(start)
+            reason = failure_reason(file.read().decode(errors="replace"))
+        print(f"error: {description} failed (exit code {code}): {reason}\n  log: {log}", file=sys.stderr)
+    # A shell reports death by signal k as 128 + k; sys.exit would fold the negative code into something meaningless.
+    return code if code >= 0 else 128 - code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.launch.watch", description=__doc__.splitlines()[0])
+    parser.add_argument("--log", required=True, help="file that the output is appended to")
+    parser.add_argument("--metrics", required=True, help="folder for verl's metrics, one file an attempt")
+    parser.add_argument("--description", default="training", help="label of the progress bar")
+    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="the command to run")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = build_parser().parse_args(argv)
+    return watch(arguments.command, arguments.log, arguments.metrics, arguments.description)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,153 @@
+"""The order in which puzzles are trained on, and the same puzzle in another order of cells and candidates.
+
+A puzzle with many cells is harder than one with few, so the number of cells is the difficulty that a curriculum goes
+by. A puzzle shown in many passes always in the same order can be learnt by position; a permuted one asks the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from recipe.cello1.formats.items import REASONING_KEY
+from recipe.cello1.formats.rl_rows import puzzle_from_rl_row
+from recipe.cello1.task.answer import join_types
+from recipe.cello1.task.prompt import LAYOUTS, Variant, chat, render_user
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.sampling import order_by_size
+
+_CELL_IDS = "cell_ids"  # the one list in meta that has an entry for each cell
+# Streams of random numbers, so that no order depends on another.
+_ORDER_STREAM, _PERMUTATION_STREAM = 1, 2
+
+
+def pass_order(sizes: Sequence[int], order: str | None, *, seed: int, epoch: int = 0) -> list[int]:
+    """Order the puzzles of one pass over the data; depends on nothing but the arguments.
+
+    Parameters
+    ----------
+    sizes, order
+        As for :func:`order_by_size`; without an order the puzzles are shuffled.
+    seed
+        Seed of the run.
+    epoch
+        Number of the pass, from 0; each has an order of its own within the sizes.
+
+    Returns
+    -------
+    The positions of the puzzles, each once.
+    """
+    rng = np.random.default_rng([_ORDER_STREAM, seed, epoch])
+    return rng.permutation(len(sizes)).tolist() if order is None else order_by_size(sizes, order, rng)
+
+
+def permuted(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:
+    """Put the cells and the candidates of a puzzle into another order; the gold answer goes with the cells.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle. Entries of ``meta["cell_ids"]`` go with the cells.
+    rng
+        Random generator.
+
+    Returns
+    -------
+    The same question, asked in another order.
+
+    Raises
+    ------
+    ValueError
+        If the puzzle has a trace, which speaks of the cells by number, or ``cell_ids`` do not fit the cells.
+    """
+    if puzzle.meta.get(REASONING_KEY):
+        msg = "the puzzle has reasoning, which names the cells by number; permute it before the trace is written"
+        raise ValueError(msg)
+    cells = rng.permutation(puzzle.n_cells).tolist()
+    candidates = rng.permutation(len(puzzle.candidates)).tolist()
+    meta = dict(puzzle.meta)
+    if _CELL_IDS in meta:
+        if len(meta[_CELL_IDS]) != puzzle.n_cells:
+            msg = f"meta['{_CELL_IDS}'] has {len(meta[_CELL_IDS])} entries for {puzzle.n_cells} cells"
+            raise ValueError(msg)
+        meta[_CELL_IDS] = [meta[_CELL_IDS][i] for i in cells]
+    return replace(
+        puzzle,
+        cells=tuple(puzzle.cells[i] for i in cells),
+        candidates=tuple(puzzle.candidates[i] for i in candidates),
+        answer=None if puzzle.answer is None else tuple(puzzle.answer[i] for i in cells),
+        meta=meta,
+    )
+
+
+def augmented(puzzle: Puzzle, *, seed: int, index: int, copy: int) -> Puzzle:
+    """Return one copy of a puzzle; depends on nothing but the arguments.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle.
+    seed
+        Seed of the run.
+    index
+        Position of the puzzle in the data.
+    copy
+        Number of the copy: 0 is the puzzle as it is, each other one is permuted.
+
+    Returns
+    -------
+    The copy.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`permuted`.
+    """
+    if copy == 0:
+        return puzzle
+    return permuted(puzzle, np.random.default_rng([_PERMUTATION_STREAM, seed, index, copy]))
+
+
+def augmented_row(row: Mapping[str, Any], *, seed: int, index: int, copy: int) -> dict[str, Any]:
+    """Return one copy of an RL row: prompt, question and gold answer belong together in each.
+
+    Parameters
+    ----------
+    row
+        The row, its prompt in one of the two layouts.
+    seed, index, copy
+        As for :func:`augmented`.
+
+    Returns
+    -------
+    The row; ``extra_info["copy"]`` is the number of the copy.
+
+    Raises
+    ------
+    ValueError
+        If the row has no question, or its prompt is not the one that is made of the question.
+    """
+    puzzle = puzzle_from_rl_row(row, index)
+    extra = row["extra_info"]
+    variant: Variant = extra.get("variant") or "batch"
+    asked = [dict(message) for message in row["prompt"]]
+    layout = next((layout for layout in LAYOUTS if chat(extra["question"], layout, variant) == asked), None)
+    if layout is None:
+        msg = (
+            f"row {index}, column 'prompt': is not what extra_info['question'] gives in any layout, so it cannot be "
+            "asked in another order; set data.prompt_layout, which writes it anew, or data.augmented_epochs to null"
+        )
+        raise ValueError(msg)
+    if copy == 0:
+        return {**row, "extra_info": {**extra, "copy": 0}}
+    puzzle = augmented(puzzle, seed=seed, index=index, copy=copy)
+    question, answer = render_user(puzzle, variant), join_types(puzzle.answer or ())
+    return {
+        **row,
+        "prompt": chat(question, layout, variant),
+        "reward_model": {**row["reward_model"], "ground_truth": answer},
+        "extra_info": {**extra, "question": question, "answer": answer, "copy": copy},
+    }

@@ -1,0 +1,231 @@
+"""Turn the last checkpoint of a training run into a Hugging Face model.
+
+``python -m recipe.cello1.rl.export CHECKPOINTS --out MODEL``
+
+CHECKPOINTS is the run's ``trainer.default_local_dir`` (the launchers': ``OUTPUT/grpo``), or one checkpoint below it
+(``global_step_N/actor``). The sharded weights of any world size are merged by ``verl.model_merger``, adapters into the
+base; the result is loaded and its logits are compared with those of the sharded weights; a model card says where it
+comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recipe.cello1.formats.model_folder import save_folder
+from recipe.cello1.rl.model_card import model_card
+from recipe.cello1.rl.run_metrics import read_metrics
+
+STEP_PREFIX = "global_step_"
+TRACKER = "latest_checkpointed_iteration.txt"  # written by verl once a checkpoint is complete
+ADAPTER = "lora_adapter"  # where verl's merger puts adapters
+# The model is compared with the weights rounded as it has them, so that a right one hardly differs: of the norm of its
+# logits. A lost adapter or the weights of before the training, even after small steps, differ by more.
+MAX_DIFFERENCE = 0.003
+
+
+def latest_step(run: str | Path) -> int:
+    """Find the last complete checkpoint.
+
+    Parameters
+    ----------
+    run
+        ``trainer.default_local_dir`` of the run.
+
+    Returns
+    -------
+    Its step.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the run has none.
+    """
+    tracker = Path(run) / TRACKER
+    if not tracker.is_file():
+        msg = f"{run} has no {TRACKER}: no checkpoint was completed there; train first, or correct the path"
+        raise FileNotFoundError(msg)
+    return int(tracker.read_text())
+
+
+def find_checkpoint(run: str | Path, step: int | None = None) -> tuple[Path, int]:
+    """Find the folder with the weights of a checkpoint.
+
+    Parameters
+    ----------
+    run
+        ``trainer.default_local_dir`` of a run, or ``global_step_N`` or ``global_step_N/actor`` below it.
+    step
+        Step to export, by default the last one.
+
+    Returns
+    -------
+    The ``actor`` folder and its step.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such checkpoint.
+    """
+    run = Path(run)
+    for folder in (run, run / "actor"):
+        if (folder / "fsdp_config.json").is_file():
+            name = folder.resolve().parent.name
+            return folder, int(name[len(STEP_PREFIX) :]) if name.startswith(STEP_PREFIX) else 0
+    step = latest_step(run) if step is None else step
+    actor = run / f"{STEP_PREFIX}{step}" / "actor"
+    if not actor.is_dir():
+        steps = sorted(int(path.name[len(STEP_PREFIX) :]) for path in run.glob(f"{STEP_PREFIX}*"))
+        msg = f"{run} has no checkpoint of step {step}; it has {steps}"
+        raise FileNotFoundError(msg)
+    return actor, step
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    step: int | None = None,
+    *,
+    keep_adapter: bool = False,
+    config: str | Path | None = None,
+    metrics: str | Path | None = None,
+) -> Path:
+    """Merge the sharded weights of a checkpoint.
+
+    Parameters
+    ----------
+    run
+        ``trainer.default_local_dir`` of the run, or one checkpoint below it.
+    out
+        Folder of the model; must not exist. Appears whole or not at all.
+    step
+        Step to export, by default the last one.
+    keep_adapter
+        Whether LoRA adapters stay beside the base model, in ``lora_adapter``, instead of going into its weights.
+    config, metrics
+        The run's composed configuration (YAML) and metrics folder, for the model card.
+
+    Returns
+    -------
+    ``out``
+
+    Raises
+    ------
+    FileExistsError
+        If ``out`` exists.
+    FileNotFoundError
+        If there is no such checkpoint.
+    RuntimeError
+        If the merger fails, with its last line, or the model does not compute what the sharded weights do.
+    """
+    out = Path(out)
+    if out.exists():
+        msg = f"{out} exists; remove it or choose another --out"
+        raise FileExistsError(msg)
+    actor, step = find_checkpoint(run, step)
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
+
+    def write(folder: Path) -> None:
+        result = subprocess.run([*command, "--target_dir", str(folder)], capture_output=True, text=True, check=False)
+        if result.returncode:
+            last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
+            msg = f"verl.model_merger failed on {actor}: {last}"
+            raise RuntimeError(msg)
+        difference = _finish(folder, actor, keep_adapter)
+        if not difference < MAX_DIFFERENCE:  # also if it is not a number
+            msg = f"the logits of the exported model differ from those of {actor} by {difference:.3f} of their norm"
+            raise RuntimeError(msg)
+        card = model_card(_read_config(config), read_metrics(metrics) if metrics else [], step, difference)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+    save_folder(out, write)
+    return out
+
+
+def _finish(model: Path, actor: Path, keep_adapter: bool) -> float:
+    """Merge the adapter, if there is one, and compare the logits."""
+    from recipe.cello1.rl.sharded import compare_logits, load_shards, merge_adapters, round_weights
+
+    adapter, scaling = model / ADAPTER, None
+    if adapter.is_dir():
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        scaling = settings["lora_alpha"] / settings["r"]
+        if not keep_adapter:
+            _merge_adapter(model, adapter)
+    weights = load_shards(actor)
+    round_weights(weights)
+    if scaling is None:
+        return compare_logits(model, weights)
+    weights = merge_adapters(weights, scaling)
+    if keep_adapter:
+        return compare_logits(model, weights, adapter)
+    round_weights(weights)
+    return compare_logits(model, weights)
+
+
+def _merge_adapter(model: Path, adapter: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    merged.to(torch.bfloat16).save_pretrained(model)
+    shutil.rmtree(adapter)
+
+
+def _read_config(path: str | Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser.
+
+    Returns
+    -------
+    The parser.
+    """
+    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.rl.export", description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="trainer.default_local_dir of the run, or one checkpoint (global_step_N/actor)")
+    parser.add_argument("--out", required=True, help="folder of the model; must not exist")
+    parser.add_argument("--step", type=int, help="step to export (default: the last complete one)")
+    parser.add_argument("--keep-adapter", action="store_true", help="leave LoRA adapters beside the base model")
+    parser.add_argument(
+        "--config", help="composed configuration of the run (HYDRA_DIR/.hydra/config.yaml), for the card"
+    )
+    parser.add_argument("--metrics", help="metrics folder of the run, for the card")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        out = export(
+            arguments.run,
+            arguments.out,
+            arguments.step,
+            keep_adapter=arguments.keep_adapter,
+            config=arguments.config,
+            metrics=arguments.metrics,
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,368 @@
+r"""The answer format: ``<think>...</think>`` newline ``<answer>type 1 | type 2 | ...</answer>``.
+
+This module owns the tags and the separator; prompt, scorer, constrained decoding and voting take them from here.
+:func:`parse_answer` reads what the published reward reads (source: the Cell-o1 reward function, whose rule is line
+based), except where that reading is not the answer inside the tags; :mod:`recipe.cello1.task.scoring` lists those cases.
+
+The reading rule, for a text that is exactly ``<think>..</think>\n<answer>..</answer>`` with one trailing newline at
+most and each of the four tags exactly once:
+
+1. The rest of the line that opens with ``<answer>``, if it is not blank, is the answer.
+2. If it is blank, the answer is the first line that holds a ``|``. When such a line stands in the reasoning, the
+   published code reads the reasoning; here that counts only if the answer inside the tags is the same.
+3. Items are separated by ``|``; surrounding white space and empty items are dropped.
+
+A line ends where ``str.splitlines`` ends it (U+2028, vertical tab and so on included). Everything is plain substring
+search, so that the time is linear in the length of the text whatever it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+THINK_OPEN = "<think>"
+THINK_CLOSE = "</think>"
+ANSWER_OPEN = "<answer>"
+ANSWER_CLOSE = "</answer>"
+TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
+SEPARATOR_MARK = "|"
+SEPARATOR = " | "
+
+_JOINT = f"{THINK_CLOSE}\n{ANSWER_OPEN}"
+_RUN = SEPARATOR_MARK * 2
+_LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines ends a line; all are white space
+
+
+class Reason(StrEnum):
+    """Why a response is not a legal answer. ``OK`` is the empty string, so that a legal answer has a false reason."""
+
+    OK = ""
+    NOT_TEXT = "not_text"  # None, bytes or any other object
+    EMPTY = "empty"  # nothing, or only white space
+    UNFINISHED = "unfinished"  # stops before the last tag, usually the length limit
+    MISSING_TAG = "missing_tag"
+    REPEATED_TAG = "repeated_tag"
+    TEXT_OUTSIDE = "text_outside"  # something before <think> or after </answer>
+    BAD_JOINT = "bad_joint"  # not exactly one newline between </think> and <answer>, or tags out of order
+    EMPTY_ANSWER = "empty_answer"
+    NO_SEPARATOR = "no_separator"  # several cells, but no "|" in the answer
+    NOT_IN_TAGS = "not_in_tags"  # the answer would be read from the reasoning
+    CONTRADICTION = "contradiction"  # a second, different list inside <answer>
+    WRONG_COUNT = "wrong_count"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedAnswer:
+    """What :func:`parse_answer` found.
+
+    Attributes
+    ----------
+    items
+        The types in cell order; empty when the text is malformed.
+    reasoning
+        The text between the think tags, verbatim; empty when there is no complete pair.
+    ok
+        Whether the text has the format and an answer could be read.
+    reason
+        ``Reason.OK`` or why not.
+    separated
+        Whether the answer holds a ``|``. An answer for several cells must; one for a single cell need not.
+    """
+
+    items: tuple[str, ...]
+    reasoning: str
+    ok: bool
+    reason: Reason
+    separated: bool = False
+
+
+def split_types(text: str) -> tuple[str, ...]:
+    """Split ``type 1 | type 2`` into its types: white space trimmed, empty items dropped.
+
+    Parameters
+    ----------
+    text
+        One line of types.
+
+    Returns
+    -------
+    The types in order.
+    """
+    # A megabyte of separators would make a million empty parts; the rest is done in C for the same reason.
+    if _RUN in text:
+        text = text.replace(SEPARATOR_MARK * 64, SEPARATOR_MARK)
+        while _RUN in text:
+            text = text.replace(_RUN, SEPARATOR_MARK)
+    return tuple(filter(None, map(str.strip, filter(None, text.split(SEPARATOR_MARK)))))
+
+
+def join_types(types: Sequence[str]) -> str:
+    """Join types as the answer has them: ``type 1 | type 2``.
+
+    Parameters
+    ----------
+    types
+        Types in cell order.
+
+    Returns
+    -------
+    One line.
+    """
+    return SEPARATOR.join(types)
+
+
+def type_fault(name: object) -> str:
+    """Say what keeps a name from being a cell type in a puzzle.
+
+    Parameters
+    ----------
+    name
+        The candidate name.
+
+    Returns
+    -------
+    An empty string for a usable name, else the fault in words.
+    """
+    fault = text_fault(name)
+    if fault or not isinstance(name, str):
+        return fault
+    if SEPARATOR_MARK in name:
+        return f"contains {SEPARATOR_MARK!r}, which separates the types of an answer"
+    if name != name.strip():
+        return "has white space around it"
+    for tag in TAGS:
+        if tag in name:
+            return f"contains the tag {tag}"
+    return ""
+
+
+def text_fault(text: object) -> str:
+    """Say what keeps a text from standing on one line of a prompt.
+
+    Parameters
+    ----------
+    text
+        The candidate text.
+
+    Returns
+    -------
+    An empty string for a usable text, else the fault in words.
+    """
+    if not isinstance(text, str):
+        return f"is a {type(text).__name__}, not a str"
+    if not text or text.isspace():
+        return "is empty"
+    if len(text.splitlines()) != 1 or text.splitlines()[0] != text:
+        return "contains a line break"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "contains a lone surrogate, which UTF-8 cannot hold"
+    return ""
+
+
+def check_types(name: str, types: Iterable[str]) -> None:
+    """Check that types can stand side by side in answers.
+
+    Parameters
+    ----------
+    name
+        What they are called in messages.
+    types
+        The types.
+
+    Raises
+    ------
+    ValueError
+        If one is unusable or stands twice; scoring ignores case, so case does not tell types apart.
+    """
+    seen: dict[str, str] = {}
+    for label in types:
+        if fault := type_fault(label):
+            msg = f"{name}: the type {label!r} {fault}; rename it"
+            raise ValueError(msg)
+        if (other := seen.get(label.lower())) is not None:
+            msg = f"{name} holds both {other!r} and {label!r} (case is ignored); give each type once"
+            raise ValueError(msg)
+        seen[label.lower()] = label
+
+
+def format_answer(types: Sequence[str], reasoning: str = "") -> str:
+    r"""Write an answer in the format that :func:`parse_answer` reads.
+
+    Parameters
+    ----------
+    types
+        Types in cell order.
+    reasoning
+        Text for the think tags, taken verbatim.
+
+    Returns
+    -------
+    ``<think>reasoning</think>\n<answer>type 1 | type 2</answer>``
+
+    Raises
+    ------
+    ValueError
+        If there are no types, a type cannot stand in an answer, or the reasoning contains one of the tags.
+    """
+    if isinstance(types, str):
+        msg = f"types must be a sequence of names, got the str {types!r}; split it with split_types first"
+        raise ValueError(msg)
+    if len(types) == 0:
+        msg = "types is empty; an answer names one type for each cell"
+        raise ValueError(msg)
+    for position, name in enumerate(types, start=1):
+        if fault := type_fault(name):
+            msg = f"types: the type of cell {position}, {name!r}, {fault}; rename it"
+            raise ValueError(msg)
+    for tag in TAGS:
+        if tag in reasoning:
+            msg = f"reasoning contains the tag {tag}, so the answer could not be read back; remove it"
+            raise ValueError(msg)
+    return f"{THINK_OPEN}{reasoning}{_JOINT}{join_types(types)}{ANSWER_CLOSE}"
+
+
+def parse_answer(text: object) -> ParsedAnswer:
+    """Read a response. Never raises; linear in the length of the text.
+
+    Parameters
+    ----------
+    text
+        The response of a model. Anything that is not a ``str`` is malformed (``Reason.NOT_TEXT``).
+
+    Returns
+    -------
+    The types in cell order with the reasoning, or the reason why the response is malformed. The number of types is not
+    judged here, nor whether they are candidates.
+    """
+    if not isinstance(text, str):
+        return ParsedAnswer((), "", False, Reason.NOT_TEXT)
+    joint = _plain_joint(text)
+    if joint < 0:
+        if reason := _layout_fault(text):
+            return ParsedAnswer((), _reasoning_of(text), False, reason)
+        joint = text.find(_JOINT)
+    reasoning = text[len(THINK_OPEN) : joint]
+    start = joint + len(_JOINT)
+    # The closing tag stays on, because the published code sees it too: see _read.
+    inside = text[start:] if text.endswith(ANSWER_CLOSE) else text[start:-1]
+    items, separated, reason = _read(text[: start - len(ANSWER_OPEN)], inside)
+    return ParsedAnswer(() if reason else items, reasoning, not reason, reason, separated)
+
+
+def _plain_joint(text: str) -> int:
+    """Find ``</think>`` in a text whose only ``<`` are those of four tags in place; -1 for any other text.
+
+    The usual response; it takes a tenth of the time of :func:`_layout_fault`, which decides on all others.
+    """
+    if not text.startswith(THINK_OPEN):
+        return -1
+    joint = text.find("<", len(THINK_OPEN))
+    if joint < 0 or not text.startswith(_JOINT, joint):
+        return -1
+    close = text.find("<", joint + len(_JOINT))
+    if close < 0 or not text.startswith(ANSWER_CLOSE, close):
+        return -1
+    rest = len(text) - close - len(ANSWER_CLOSE)
+    return joint if rest == 0 or (rest == 1 and text[-1] == "\n") else -1
+
+
+def _layout_fault(text: str) -> Reason:
+    """Return why ``text`` is not exactly the two tagged blocks, or ``Reason.OK``."""
+    counts = [text.count(tag) for tag in TAGS]
+    if counts == [1, 1, 1, 1]:
+        if not text.startswith(THINK_OPEN) or not text.endswith((ANSWER_CLOSE, ANSWER_CLOSE + "\n")):
+            return Reason.TEXT_OUTSIDE
+        return Reason.OK if _JOINT in text else Reason.BAD_JOINT
+    if not text or text.isspace():
+        return Reason.EMPTY
+    if max(counts) > 1:
+        return Reason.REPEATED_TAG
+    # <think> first and the later tags lacking from the end on: the response was cut.
+    if text.startswith(THINK_OPEN) and sorted(counts, reverse=True) == counts:
+        return Reason.UNFINISHED
+    return Reason.MISSING_TAG
+
+
+def _reasoning_of(text: str) -> str:
+    """Return the text between the first think tag and the next closing one, for display of malformed responses."""
+    start = text.find(THINK_OPEN)
+    end = text.find(THINK_CLOSE, start + 1) if start >= 0 else -1
+    return text[start + len(THINK_OPEN) : end] if end >= 0 else ""
+
+
+def _read(head: str, inside: str) -> tuple[tuple[str, ...], bool, Reason]:
+    """Read the items.
+
+    Parameters
+    ----------
+    head
+        Everything before ``<answer>``.
+    inside
+        Everything after it, the closing tag included.
+
+    Returns
+    -------
+    The items, whether there was a separator, and why they are no answer (``Reason.OK`` if they are).
+    """
+    body = inside[: -len(ANSWER_CLOSE)]
+    filled = body.lstrip()
+    if not filled:
+        return (), False, Reason.EMPTY_ANSWER
+    blank = body[: len(body) - len(filled)]
+    if not blank or not any(mark in blank for mark in _LINE_BREAKS):
+        first, further = _first_line(filled)
+        return _checked(split_types(first), first, further)
+
+    at = body.find(SEPARATOR_MARK)
+    if at < 0:
+        # No list inside the tags; one type on a line of its own is an answer for a single cell.
+        first, _ = _first_line(filled)
+        return (first.strip(),), False, Reason.OK
+
+    line, further = _line_from(body, at)
+    items = split_types(line)
+    if SEPARATOR_MARK in head:
+        elsewhere, _ = _line_from(head, head.find(SEPARATOR_MARK))
+        if split_types(elsewhere) != items:
+            return (), True, Reason.NOT_IN_TAGS
+    elif not further:
+        # Published verdict: a list on a later line that shares its line with </answer> keeps the tag in its last item.
+        items = split_types(line + ANSWER_CLOSE)
+    return _checked(items, line, further)
+
+
+def _first_line(text: str) -> tuple[str, str]:
+    """Return the first line of a text that does not start with a line break, and what follows it."""
+    line = text.partition("\n")[0].splitlines()[0]  # the partition keeps a megabyte of lines from being split
+    return line, text[len(line) :]
+
+
+def _line_from(text: str, at: int) -> tuple[str, str]:
+    """Return the line of ``text`` that position ``at`` is in, and what follows it (from its line break on)."""
+    start = max([text.rfind(mark, 0, at) for mark in _LINE_BREAKS]) + 1
+    ends = [end for mark in _LINE_BREAKS if (end := text.find(mark, at)) >= 0]
+    end = min(ends) if ends else len(text)
+    return text[start:end], text[end:]
+
+
+def _checked(items: tuple[str, ...], line: str, further: str) -> tuple[tuple[str, ...], bool, Reason]:
+    """Refuse further lines that hold other items; remarks without ``|`` are ignored, as in the published code."""
+    separated = SEPARATOR_MARK in line
+    if not items:
+        return (), separated, Reason.EMPTY_ANSWER
+    if not further:
+        return items, separated, Reason.OK
+    # A list that ends with "|" goes on in the next line.
+    if line.rstrip().endswith(SEPARATOR_MARK) and further.replace(SEPARATOR_MARK, "").strip():
+        return (), separated, Reason.CONTRADICTION
+    if SEPARATOR_MARK in further:
+        known = [item.lower() for item in split_types(line)]
+        for other in dict.fromkeys(further.splitlines()):  # each different line once: repetition stays cheap
+            if SEPARATOR_MARK in other and (found := split_types(other)) and [x.lower() for x in found] != known:
+                return (), separated, Reason.CONTRADICTION
+    return items, separated, Reason.OK

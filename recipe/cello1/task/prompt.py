@@ -1,0 +1,311 @@
+r"""The prompt format: a puzzle as chat messages, and back.
+
+This module owns the task instruction and the layout of the user message; nothing else spells them out. Both are the
+published CellPuzzles format, byte for byte, because released models are trained on it::
+
+    Context: <donor sentences> \n\nCell 1: G1, G2, ...\nCell 2: ...\n\nMatch the cells above to one of the
+    following cell types:\n<types, one a line>
+
+(one blank before the first empty line). Four task variants share one code path: a batch of cells or one single cell,
+candidates given or open-ended.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, THINK_CLOSE, THINK_OPEN
+from recipe.cello1.task.puzzle import GENE_SEPARATOR, Puzzle
+
+Layout = Literal["system", "user"]
+LAYOUTS: tuple[Layout, ...] = ("system", "user")
+Variant = Literal["batch", "batch_open", "single", "single_open"]
+
+_ROLE = "You are an expert assistant specialized in cell type annotation."
+_BATCH = (
+    "You will be given a batch of N cells from the same donor, where each cell represents a unique cell type. "
+    "For each cell, the top expressed genes are provided in descending order of expression. "
+    "Using both the gene expression data and donor information, determine the correct cell type for each cell."
+)
+_BATCH_CANDIDATES = (
+    "You will also receive a list of N candidate cell types, and each candidate must be assigned to exactly one cell. "
+    "Ensure that you consider all cells and candidate types together, rather than annotating each cell individually."
+)
+_SINGLE = (
+    "You will be given one cell with its top expressed genes in descending order of expression. "
+    "Use both the genes and the donor information to name its cell type."
+)
+_SINGLE_CANDIDATES = "You will also receive a list of candidate cell types; choose exactly one of them."
+_TAGS = (
+    f"Include your detailed reasoning within {THINK_OPEN} and {THINK_CLOSE} tags, "
+    f"and provide your final answer within {ANSWER_OPEN} and {ANSWER_CLOSE} tags."
+)
+_BATCH_ANSWER = (
+    f"The final answer should be a single string listing the assigned cell types in order, separated by '{SEPARATOR}'."
+)
+_SINGLE_ANSWER = "The final answer should be the name of one cell type."
+# The published RL run puts the instruction after the puzzle and adds this sentence; its backslash and n are literal.
+_USER_LAYOUT_FORMAT = f'You must output exactly "{THINK_OPEN}...{THINK_CLOSE}\\n{ANSWER_OPEN}...{ANSWER_CLOSE}."'
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """The texts of one variant: the sentences of its instruction, and the fixed parts of its user message."""
+
+    opening: tuple[str, ...]
+    closing: str
+    question: str
+    numbered: bool
+    candidates: bool
+
+
+VARIANTS: dict[Variant, _Task] = {
+    "batch": _Task(
+        opening=(_ROLE, _BATCH, _BATCH_CANDIDATES),
+        closing=_BATCH_ANSWER,
+        question="Match the cells above to one of the following cell types:",
+        numbered=True,
+        candidates=True,
+    ),
+    "batch_open": _Task(
+        opening=(_ROLE, _BATCH),
+        closing=_BATCH_ANSWER,
+        question="Name the cell type of each cell above.",
+        numbered=True,
+        candidates=False,
+    ),
+    "single": _Task(
+        opening=(_ROLE, _SINGLE, _SINGLE_CANDIDATES),
+        closing=_SINGLE_ANSWER,
+        question="Match the cell above to one of the following cell types:",
+        numbered=False,
+        candidates=True,
+    ),
+    "single_open": _Task(
+        opening=(_ROLE, _SINGLE),
+        closing=_SINGLE_ANSWER,
+        question="Name the cell type of the cell above.",
+        numbered=False,
+        candidates=False,
+    ),
+}
+
+_CONTEXT = "Context: "
+_CONTEXT_END = " "  # the published files have a blank between the last sentence and the line break
+_BLOCK = "\n\n"
+
+
+def instruction(variant: Variant = "batch", layout: Layout = "system") -> str:
+    """Return the task instruction.
+
+    Parameters
+    ----------
+    variant
+        Task variant, a key of ``VARIANTS``.
+    layout
+        ``"system"`` or ``"user"``; the latter has one sentence more, as in the published RL run.
+
+    Returns
+    -------
+    One paragraph.
+
+    Raises
+    ------
+    ValueError
+        If ``variant`` or ``layout`` is unknown.
+    """
+    task = _task(variant)
+    extra = (_USER_LAYOUT_FORMAT,) if check_layout(layout) == "user" else ()
+    return " ".join([*task.opening, *extra, _TAGS, task.closing])
+
+
+def check_layout(layout: str) -> Layout:
+    """Return ``layout`` if it is one of ``LAYOUTS``.
+
+    Parameters
+    ----------
+    layout
+        The setting to check.
+
+    Returns
+    -------
+    ``layout``
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if layout not in LAYOUTS:
+        msg = f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}"
+        raise ValueError(msg)
+    return layout
+
+
+def _task(variant: Variant) -> _Task:
+    if variant not in VARIANTS:
+        msg = f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
+        raise ValueError(msg)
+    return VARIANTS[variant]
+
+
+def render_user(puzzle: Puzzle, variant: Variant = "batch") -> str:
+    """Write the user message of a puzzle.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle; its candidates are written in the order they have.
+    variant
+        Task variant. The open-ended ones leave the candidates out.
+
+    Returns
+    -------
+    The message, without the instruction.
+
+    Raises
+    ------
+    ValueError
+        If the variant is unknown or does not fit the puzzle: several cells for a single-cell variant, or no candidates
+        for one that lists them.
+    """
+    task = _task(variant)
+    if not task.numbered and len(puzzle.cells) != 1:
+        msg = f"variant {variant!r} asks about one cell, the puzzle has {len(puzzle.cells)}; use a batch variant"
+        raise ValueError(msg)
+    if task.candidates and not puzzle.candidates:
+        msg = f"variant {variant!r} lists candidates, the puzzle has none; use {variant + '_open'!r}"
+        raise ValueError(msg)
+    context = puzzle.context + _CONTEXT_END if puzzle.context else ""
+    cells = "\n".join(
+        [_cell_label(task, i) + GENE_SEPARATOR.join(genes) for i, genes in enumerate(puzzle.cells, start=1)]
+    )
+    question = "\n".join([task.question, *puzzle.candidates]) if task.candidates else task.question
+    return _BLOCK.join([_CONTEXT + context, cells, question])
+
+
+def _cell_label(task: _Task, number: int) -> str:
+    return f"Cell {number}: " if task.numbered else "Cell: "
+
+
+def parse_user(text: str, variant: Variant = "batch") -> Puzzle:
+    """Read a user message back into a puzzle. The inverse of :func:`render_user`: rendering gives the same bytes.
+
+    Parameters
+    ----------
+    text
+        The user message.
+    variant
+        Task variant it was written in.
+
+    Returns
+    -------
+    The puzzle, without an answer.
+
+    Raises
+    ------
+    ValueError
+        If the text is not in the format, naming what is off.
+    """
+    task = _task(variant)
+    if not isinstance(text, str):
+        msg = f"user message must be a str, got {type(text).__name__}"
+        raise ValueError(msg)
+    blocks = text.split(_BLOCK)
+    if len(blocks) != 3:
+        msg = (
+            f"user message must have 3 blocks with one empty line between them (context, cells, question), "
+            f"found {len(blocks)}"
+        )
+        raise ValueError(msg)
+    context = _parse_context(blocks[0])
+    cells = [_parse_cell(task, i, line) for i, line in enumerate(blocks[1].split("\n"), start=1)]
+    question, *candidates = blocks[2].split("\n")
+    if question != task.question:
+        msg = f"user message must ask {task.question!r} after the cells (variant {variant!r}), found {question!r}"
+        raise ValueError(msg)
+    if task.candidates and not candidates:
+        msg = "user message lists no candidate types after the question"
+        raise ValueError(msg)
+    if not task.candidates and candidates:
+        msg = f"user message has text after the question: {candidates[0]!r}; variant {variant!r} ends there"
+        raise ValueError(msg)
+    try:
+        return Puzzle(cells=tuple(cells), candidates=tuple(candidates), context=context)
+    except ValueError as error:
+        msg = f"user message: {error}"
+        raise ValueError(msg) from None
+
+
+def _parse_context(block: str) -> str:
+    if not block.startswith(_CONTEXT):
+        msg = f"user message must start with {_CONTEXT!r}, found {block[:40]!r}"
+        raise ValueError(msg)
+    context = block[len(_CONTEXT) :]
+    if not context:
+        return ""
+    if not context.endswith(_CONTEXT_END) or context == _CONTEXT_END:
+        msg = f"the context must end with one blank before the empty line, found {context[-40:]!r}"
+        raise ValueError(msg)
+    return context[: -len(_CONTEXT_END)]
+
+
+def _parse_cell(task: _Task, number: int, line: str) -> tuple[str, ...]:
+    label = _cell_label(task, number)
+    if not line.startswith(label):
+        msg = f"line {number} of the cells must start with {label!r}, found {line[:40]!r}"
+        raise ValueError(msg)
+    return tuple(line[len(label) :].split(GENE_SEPARATOR))
+
+
+def chat(user_text: str, layout: Layout = "system", variant: Variant = "batch") -> list[dict[str, str]]:
+    """Make the messages of a rendered puzzle.
+
+    Parameters
+    ----------
+    user_text
+        What :func:`render_user` wrote.
+    layout
+        ``"system"``: the instruction as system message, the puzzle as user message (published SFT and model card).
+        ``"user"``: one user message, the puzzle, a blank and the instruction (published RL run).
+    variant
+        Task variant, which decides the instruction.
+
+    Returns
+    -------
+    Messages with ``role`` and ``content``.
+
+    Raises
+    ------
+    ValueError
+        If ``variant`` or ``layout`` is unknown.
+    """
+    task_text = instruction(variant, layout)
+    if layout == "user":
+        return [{"role": "user", "content": f"{user_text} {task_text}"}]
+    return [{"role": "system", "content": task_text}, {"role": "user", "content": user_text}]
+
+
+def messages(puzzle: Puzzle, layout: Layout = "system", variant: Variant = "batch") -> list[dict[str, str]]:
+    """Make the messages that ask a model to solve a puzzle.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle.
+    layout
+        See :func:`chat`.
+    variant
+        Task variant.
+
+    Returns
+    -------
+    Messages with ``role`` and ``content``.
+
+    Raises
+    ------
+    ValueError
+        If ``variant`` or ``layout`` is unknown or the variant does not fit the puzzle.
+    """
+    return chat(render_user(puzzle, variant), layout, variant)

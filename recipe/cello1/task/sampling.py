@@ -1,0 +1,350 @@
+"""The sampler that draws puzzles from labelled cells, and the orders in which puzzles may come.
+
+Training draws one cell per cell type; annotation draws one cell per cluster: the same sampler with another label.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+
+class Coded(Protocol):
+    """A column of text as codes, such as a pandas categorical."""
+
+    @property
+    def codes(self) -> np.ndarray:
+        """Position of each row's value in ``categories``, -1 for none."""
+        ...
+
+    @property
+    def categories(self) -> Sequence[Any]:
+        """The values."""
+        ...
+
+
+Column: TypeAlias = Sequence[str | None] | np.ndarray | Coded
+
+
+@dataclass(frozen=True, slots=True)
+class PuzzleIndex:
+    """The rows that make one puzzle.
+
+    Attributes
+    ----------
+    rows
+        Row of each cell, in cell order.
+    labels
+        Label of each cell: the gold answer.
+    donor
+        The donor all cells come from; empty when no donors were given.
+    batch
+        The batch all cells come from; empty when no batches were given.
+    """
+
+    rows: tuple[int, ...]
+    labels: tuple[str, ...]
+    donor: str = ""
+    batch: str = ""
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The labels, sorted."""
+        return tuple(sorted(self.labels))
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """The cells of one donor and batch: for each label present, its name and rows."""
+
+    donor: str
+    batch: str
+    names: tuple[str, ...]
+    rows: tuple[np.ndarray, ...]
+
+    def n_sets(self, size: int) -> int:
+        """Count the cell sets of one size with all labels different (elementary symmetric polynomial)."""
+        ways = [1] + [0] * size
+        for rows in self.rows:
+            for k in range(size, 0, -1):
+                ways[k] += ways[k - 1] * len(rows)
+        return ways[size]
+
+    def all_sets(self, size: int) -> list[tuple[tuple[int, int], ...]]:
+        """List these sets as (label position, row) pairs."""
+        return [
+            tuple(zip(chosen, rows, strict=True))
+            for chosen in combinations(range(len(self.rows)), size)
+            for rows in product(*[self.rows[label].tolist() for label in chosen])
+        ]
+
+
+def possible_puzzles(
+    labels: Column,
+    donors: Column | None,
+    *,
+    sizes: Iterable[int],
+    batches: Column | None = None,
+) -> dict[int, int]:
+    """Count the different cell sets that :func:`sample_puzzles` could draw.
+
+    Parameters
+    ----------
+    labels, donors, batches
+        As for :func:`sample_puzzles`.
+    sizes
+        Puzzle sizes.
+
+    Returns
+    -------
+    For each size the exact number of sets of cells of one donor (and batch) with all labels different.
+
+    Raises
+    ------
+    ValueError
+        If the arrays differ in length or a size is not a positive integer.
+    """
+    groups = _groups(labels, donors, batches)
+    return {size: sum(group.n_sets(size) for group in groups) for size in _sizes(sizes)}
+
+
+def sample_puzzles(
+    labels: Column,
+    donors: Column | None,
+    *,
+    sizes: Iterable[int],
+    n_per_size: int,
+    rng: np.random.Generator | int,
+    batches: Column | None = None,
+) -> list[PuzzleIndex]:
+    """Draw puzzles: one cell for each of N different labels, all from one donor (and batch).
+
+    For each size the donors take turns in random order; types are drawn uniformly among those of the donor, cells
+    uniformly among those of the type. No set of cells is drawn twice for the same size. Donors with fewer than N types
+    are skipped for that N.
+
+    Parameters
+    ----------
+    labels
+        Label of each cell, length n. Rows whose label is missing (``None``, NaN, empty) are not drawn from.
+        A pandas categorical (or its series) is taken by its codes.
+    donors
+        Donor of each cell, length n; rows without a donor are not drawn from. ``None``: all cells are of one donor.
+    sizes
+        Values of N.
+    n_per_size
+        Puzzles wanted of each size. Fewer are returned where there are no more: compare with :func:`possible_puzzles`.
+    rng
+        Random generator or seed. The same seed gives the same puzzles.
+    batches
+        Batch of each cell, length n. ``None``: batches are ignored; a row without a batch counts as batch ``""``.
+
+    Returns
+    -------
+    The puzzles, by size in the order given, with the cells of each in random order.
+
+    Raises
+    ------
+    ValueError
+        If the arrays differ in length, a size or ``n_per_size`` is not a positive integer, or ``rng`` is ``None``.
+    """
+    if rng is None:
+        msg = "rng is None; pass a numpy Generator or a seed, so that the puzzles can be drawn again"
+        raise ValueError(msg)
+    if isinstance(n_per_size, bool) or not isinstance(n_per_size, int | np.integer) or n_per_size < 1:
+        msg = f"n_per_size must be a positive integer, got {n_per_size!r}"
+        raise ValueError(msg)
+    rng = np.random.default_rng(rng)
+    groups = _groups(labels, donors, batches)
+    return [puzzle for size in _sizes(sizes) for puzzle in _sample_size(groups, size, int(n_per_size), rng)]
+
+
+def _sample_size(groups: list[_Group], size: int, wanted: int, rng: np.random.Generator) -> list[PuzzleIndex]:
+    """Draw up to ``wanted`` puzzles of one size, the groups taking turns."""
+    drawers = [_Drawer(group, size, wanted, rng) for group in groups if len(group.rows) >= size]
+    found: list[PuzzleIndex] = []
+    while drawers and len(found) < wanted:
+        order = rng.permutation(len(drawers))
+        for position in order[: wanted - len(found)]:
+            found.append(drawers[position].draw())
+        drawers = [drawer for drawer in drawers if drawer.left]
+    return found
+
+
+class _Drawer:
+    """Draws different cell sets of one size from one group."""
+
+    def __init__(self, group: _Group, size: int, wanted: int, rng: np.random.Generator) -> None:
+        self.group = group
+        self.size = size
+        self.rng = rng
+        self.left = group.n_sets(size)
+        self.seen: set[tuple[tuple[int, int], ...]] = set()
+        # With few sets, drawing until a new one comes up would take forever near the end: list and shuffle them.
+        self.listed: list[tuple[tuple[int, int], ...]] | None = None
+        if self.left <= 4 * wanted:
+            everything = group.all_sets(size)
+            self.listed = [everything[i] for i in rng.permutation(len(everything))]
+
+    def draw(self) -> PuzzleIndex:
+        """Return a set not returned before; ``left`` must not be 0."""
+        cells = self.listed.pop() if self.listed is not None else self._new()
+        self.left -= 1
+        shuffled = [cells[i] for i in self.rng.permutation(self.size)]
+        return PuzzleIndex(
+            rows=tuple(row for _, row in shuffled),
+            labels=tuple(self.group.names[label] for label, _ in shuffled),
+            donor=self.group.donor,
+            batch=self.group.batch,
+        )
+
+    def _new(self) -> tuple[tuple[int, int], ...]:
+        while True:
+            chosen = np.sort(self.rng.choice(len(self.group.rows), size=self.size, replace=False)).tolist()
+            rows = [self.group.rows[label] for label in chosen]
+            cells = tuple((label, int(r[self.rng.integers(len(r))])) for label, r in zip(chosen, rows, strict=True))
+            if cells not in self.seen:
+                self.seen.add(cells)
+                return cells
+
+
+def _sizes(sizes: Iterable[int]) -> list[int]:
+    found = list(sizes)
+    for size in found:
+        if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
+            msg = f"sizes must hold positive integers, got {size!r}"
+            raise ValueError(msg)
+    if len(set(found)) != len(found):
+        msg = f"sizes holds a size twice: {found}"
+        raise ValueError(msg)
+    return [int(size) for size in found]
+
+
+def _groups(labels: Column, donors: Column | None, batches: Column | None) -> list[_Group]:
+    """Sort the rows once by donor, batch and label; the groups come out sorted by name."""
+    label_codes, label_names = _codes(labels)
+    n = len(label_codes)
+    donor_codes, donor_names = _codes(donors) if donors is not None else (np.zeros(n, dtype=np.int64), [""])
+    batch_codes, batch_names = _codes(batches) if batches is not None else (np.zeros(n, dtype=np.int64), [""])
+    for name, codes in (("donors", donor_codes), ("batches", batch_codes)):
+        if len(codes) != n:
+            msg = f"{name} has {len(codes)} entries for {n} labels; give one for each cell"
+            raise ValueError(msg)
+
+    rows = np.flatnonzero((label_codes >= 0) & (donor_codes >= 0))
+    # Batch codes are shifted by one: a missing batch is a batch of its own.
+    group_codes = donor_codes[rows] * (len(batch_names) + 1) + batch_codes[rows] + 1
+    keys = group_codes * max(len(label_names), 1) + label_codes[rows]
+    rows = rows[np.argsort(keys, kind="stable")]
+    keys = np.sort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    groups: dict[int, list[tuple[str, np.ndarray]]] = {}
+    for start, chunk in zip(starts.tolist(), np.split(rows, starts[1:]) if len(starts) else [], strict=True):
+        group, label = divmod(int(keys[start]), len(label_names))
+        groups.setdefault(group, []).append((label_names[label], chunk))
+    found = []
+    for code, members in groups.items():
+        donor, batch = divmod(code, len(batch_names) + 1)
+        batch_name = batch_names[batch - 1] if batch else ""
+        names, arrays = zip(*members, strict=True)
+        found.append(_Group(donor_names[donor], batch_name, names, arrays))
+    return found
+
+
+def _codes(values: Any) -> tuple[np.ndarray, list[str]]:
+    """Assign codes to the distinct names, in sorted order.
+
+    Returns
+    -------
+    int64 codes (-1 for a missing value) and the sorted names.
+    """
+    categorical = getattr(values, "cat", values)  # a pandas Series of categories, or the Categorical itself
+    if hasattr(categorical, "codes") and hasattr(categorical, "categories"):
+        raw = np.asarray(categorical.codes, dtype=np.int64)
+        names = [_name(value) for value in categorical.categories]
+    else:
+        first: dict[Any, int] = {}
+        entries = values.tolist() if isinstance(values, np.ndarray) else list(values)
+        raw = np.fromiter((first.setdefault(value, len(first)) for value in entries), np.int64, len(entries))
+        names = [_name(value) for value in first]
+    ordered = sorted({name for name in names if name})
+    position = {name: i for i, name in enumerate(ordered)}
+    lookup = np.array([position.get(name, -1) for name in names] + [-1], dtype=np.int64)  # code -1 takes the last entry
+    return lookup[raw], ordered
+
+
+def _name(value: object) -> str:
+    """Return the name of a label, empty for a missing one."""
+    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
+        return ""
+    text = str(value).strip()
+    return "" if text == "<NA>" else text
+
+
+ORDERS = ("ascending", "descending", "mixed")
+
+
+def check_order(order: str) -> str:
+    """Return ``order`` if it is one of ``ORDERS``.
+
+    Parameters
+    ----------
+    order
+        The setting to check.
+
+    Returns
+    -------
+    ``order``
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if order not in ORDERS:
+        msg = f"order must be one of {', '.join(ORDERS)}, got {order!r}"
+        raise ValueError(msg)
+    return order
+
+
+def order_by_size(sizes: Sequence[int], order: str, rng: np.random.Generator) -> list[int]:
+    """Order puzzles by their number of cells; those of one size come in random order.
+
+    Parameters
+    ----------
+    sizes
+        Number of cells of each puzzle.
+    order
+        ``ascending``: few cells first. ``descending``: many first. ``mixed``: every stretch holds the same mix of sizes
+        as the whole; otherwise the reward of a step says more about how many small, easy puzzles it happened to get
+        than about the model. The k-th of the n puzzles of a size stands at (2k + 1) / 2n of the way, and sizes that
+        meet in one place take turns from the smallest.
+    rng
+        Random generator.
+
+    Returns
+    -------
+    The positions of the puzzles, each once.
+
+    Raises
+    ------
+    ValueError
+        If the order is unknown.
+    """
+    check_order(order)
+    by_size: dict[int, list[int]] = {}
+    for position in rng.permutation(len(sizes)).tolist():
+        by_size.setdefault(int(sizes[position]), []).append(position)
+    if order == "mixed":
+        places = [
+            ((2 * k + 1) / (2 * len(by_size[size])), size, position)
+            for size in sorted(by_size)
+            for k, position in enumerate(by_size[size])
+        ]
+        return [position for _, _, position in sorted(places)]
+    return [position for size in sorted(by_size, reverse=order == "descending") for position in by_size[size]]

@@ -1,0 +1,120 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe.cello1.cold_start.marker_traces import add_traces, best_markers, main, marker_evidence, write_trace
+from recipe.cello1.formats.items import item_to_puzzle, puzzle_to_item
+from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
+from recipe.cello1.task.answer import format_answer, parse_answer
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.scoring import score_answer
+
+CELLS = [("MS4A1", "CD74", "ACTB"), ("CD74", "MS4A1"), ("GNLY", "ACTB"), ("GNLY", "NKG7"), ("LYZ", "CD74", "ACTB")]
+LABELS = ["B", "B", "NK", "NK", "Mono"]
+PUZZLE = Puzzle((("ACTB", "GNLY", "NKG7"), ("CD74", "ACTB", "LYZ")), ("Mono", "NK"), ("NK", "Mono"))
+
+
+def test_evidence_is_the_difference_of_shares():
+    evidence = marker_evidence(CELLS, LABELS)
+    assert list(evidence) == ["B", "Mono", "NK"]
+    assert evidence["B"]["MS4A1"] == 1.0
+    assert evidence["NK"]["MS4A1"] == -0.5
+    assert evidence["B"]["CD74"] == pytest.approx(1 - (1 + 0) / 2)
+    assert evidence["NK"]["ACTB"] == pytest.approx(0.5 - (0.5 + 1) / 2)
+
+
+def test_a_gene_counts_once_for_a_cell():
+    assert marker_evidence([("A", "A"), ("B",)], ["x", "y"])["x"]["A"] == 1.0
+
+
+@given(st.lists(st.tuples(st.lists(st.sampled_from("ABCDE"), max_size=5), st.sampled_from("xyz")), min_size=1))
+def test_evidence_is_bounded_and_sums_to_zero(rows):
+    cells, labels = [genes for genes, _ in rows], [label for _, label in rows]
+    if len(set(labels)) < 2:
+        with pytest.raises(ValueError, match="at least one other type"):
+            marker_evidence(cells, labels)
+        return
+    evidence = marker_evidence(cells, labels)
+    for gene in {gene for genes in cells for gene in genes}:
+        scores = [evidence[name][gene] for name in evidence]
+        assert all(-1 <= score <= 1 for score in scores)
+        assert sum(scores) == pytest.approx(0, abs=1e-9)
+
+
+def test_markers_of_equal_worth_keep_the_order_of_the_cell():
+    assert best_markers(("C", "A", "B", "X"), {"A": 0.5, "B": 0.5, "C": 0.5}, 3) == ("C", "A", "B")
+    assert best_markers(("X", "A"), {"A": -0.1}, 1) == ("X",)
+
+
+def test_trace_cites_the_best_genes_of_each_cell():
+    trace = write_trace(PUZZLE, marker_evidence(CELLS, LABELS), n_genes=2)
+    assert trace == "\nCell 1: GNLY, NKG7 -> NK\nCell 2: LYZ, CD74 (Mono) -> Mono\n"
+
+
+def test_every_cited_gene_is_one_of_the_cell():
+    (traced,) = add_traces([PUZZLE], marker_evidence(CELLS, LABELS), 3)
+    for line, genes, name in zip(
+        traced.meta["reasoning"].strip().split("\n"), PUZZLE.cells, PUZZLE.answer, strict=True
+    ):
+        cited, _, said = line.partition(": ")[2].partition(" -> ")
+        assert set(cited.partition(" (")[0].split(", ")) <= set(genes)
+        assert said == name
+
+
+def test_a_traced_puzzle_is_solved_by_its_own_trace_and_survives_the_file_format():
+    (traced,) = add_traces([PUZZLE], marker_evidence(CELLS, LABELS))
+    text = format_answer(traced.answer, traced.meta["reasoning"])
+    assert parse_answer(text).ok
+    assert score_answer(text, traced.answer).score == 1.0
+    assert puzzle_to_item(traced)["assistant_msg"] == text
+    assert item_to_puzzle(puzzle_to_item(traced)).meta["reasoning"] == traced.meta["reasoning"]
+    assert "reasoning" not in PUZZLE.meta
+
+
+def test_unusable_input():
+    evidence = marker_evidence(CELLS, LABELS)
+    with pytest.raises(ValueError, match="4 entries for 5 cells"):
+        marker_evidence(CELLS, LABELS[:4])
+    with pytest.raises(ValueError, match="no answer"):
+        write_trace(Puzzle(PUZZLE.cells, PUZZLE.candidates), evidence)
+    with pytest.raises(ValueError, match=r"no evidence for the types \['T'\]"):
+        write_trace(Puzzle((("A",),), ("T",), ("T",)), evidence)
+    with pytest.raises(ValueError, match="n_genes must be at least 1"):
+        write_trace(PUZZLE, evidence, 0)
+
+
+class TestCommand:
+    @pytest.fixture
+    def files(self, tmp_path):
+        """Labelled cells whose types differ in one gene each, and puzzles of them; gives the command's arguments."""
+        pytest.importorskip("anndata")
+        from tests.helpers.toy_h5ad import toy_adata, write
+
+        adata = toy_adata(n_cells=90, n_types=3)
+        write(adata, tmp_path / "cells.h5ad")
+        genes = [("GENE1", "GENE119", "GENE2"), ("GENE3", "GENE118")]
+        write_puzzles(tmp_path / "puzzles.json", [Puzzle(tuple(genes), ("type 0", "type 1"), ("type 0", "type 1"))])
+        names = {"--cells": "cells.h5ad", "--data": "puzzles.json", "--out": "sft.json"}
+        return [word for option, name in names.items() for word in (option, str(tmp_path / name))]
+
+    def test_traces_cite_the_markers_of_the_cells(self, files, tmp_path, capsys):
+        assert main([*files, "--n-genes", "1"]) == 0
+        (puzzle,) = load_puzzles(tmp_path / "sft.json").puzzles
+        assert puzzle.meta["reasoning"] == "\nCell 1: GENE119 -> type 0\nCell 2: GENE118 (type 1) -> type 1\n"
+        assert "1 puzzles with traces, evidence for 3 types" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [
+            (["--type-column", "no_such"], "no_such"),
+            (["--type-column", "tissue"], "at least one other type"),
+            (["--type-column", "donor_id"], "no evidence for the types"),
+            (["--data", "missing.json"], "missing.json"),
+            (["--cells", "missing.h5ad"], "missing.h5ad"),
+        ],
+    )
+    def test_unusable_input_is_one_line(self, files, tmp_path, capsys, more, message):
+        assert main([*files, *more]) == 1
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and message in err and err.count("\n") == 1
+        assert not (tmp_path / "sft.json").exists()

@@ -1,0 +1,345 @@
+import argparse
+import asyncio
+import inspect
+import json
+import re
+import threading
+import time
+from contextlib import contextmanager
+from email.utils import formatdate
+from queue import SimpleQueue
+
+import pytest
+
+from recipe.cello1.engines.openai import OpenAIEngine
+from recipe.cello1.engines.options import add_asking, add_engines, engine_options
+from recipe.cello1.engines.protocol import CANDIDATES_ARG, EngineError, Failure, Request, Sampling
+from recipe.cello1.engines.start import start_engine
+from recipe.cello1.formats.atomic import read_items
+from recipe.cello1.inference.predict import predict
+from recipe.cello1.task.answer import format_answer, parse_answer
+from recipe.cello1.task.prompt import messages
+from tests.helpers.stub_server import Server, completion, error
+from tests.helpers.toy_model import toy_puzzles
+
+PUZZLES = toy_puzzles(6)
+SAMPLING = Sampling(temperature=0.7, max_tokens=50)
+
+
+def requests(n=6, constrain=False):
+    return [
+        Request(messages(p), i, *((p.candidates, p.n_cells) if constrain else ())) for i, p in enumerate(PUZZLES[:n])
+    ]
+
+
+@contextmanager
+def engine_on(server, **options):
+    with start_engine("openai", "m", base_url=server.url, **options) as engine:
+        yield engine
+
+
+def answers(server, asked=None, sampling=SAMPLING, **options):
+    asked = requests() if asked is None else asked
+    with engine_on(server, **options) as engine:
+        found = dict(engine.generate(iter(asked), sampling))
+    assert sorted(found) == list(range(len(asked)))
+    return [found[i] for i in range(len(asked))]
+
+
+class SlowToEnd(SimpleQueue):
+    """Keeps the thread that fills it alive when its event loop is closed already."""
+
+    def put(self, item):
+        super().put(item)
+        if item is None:
+            time.sleep(0.3)
+
+
+def test_the_end_of_the_loop_is_no_failure(monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engines.openai.SimpleQueue", SlowToEnd)
+    with Server(lambda body, n: "x") as server:
+        assert [a.text for a in answers(server, requests(2))] == ["x", "x"]
+
+
+def test_requests_and_answers():
+    with Server(lambda body, n: f"re: {body['messages'][-1]['content'].splitlines()[-1]} {body['seed']}") as server:
+        found = answers(server)
+    assert [a.text for a in found] == [f"re: {puzzle.candidates[-1]} {i}" for i, puzzle in enumerate(PUZZLES)]
+    assert (found[0].tokens, found[0].prompt_tokens, found[0].finish_reason, found[0].logprob) == (7, 9, "stop", None)
+    body = next(body for body in server.bodies if body["seed"] == 0)
+    assert body["messages"] == messages(PUZZLES[0])
+    assert {key: body[key] for key in ("model", "temperature", "top_p", "max_tokens")} == {
+        "model": "m",
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "max_tokens": 50,
+    }
+
+
+def test_logprobs_are_summed():
+    with Server(lambda body, n: completion("x", logprobs=[-0.5, -1.0])) as server:
+        found = answers(server, requests(1), Sampling(logprobs=True))
+    assert found[0].logprob == -1.5
+    assert server.bodies[0]["logprobs"] is True
+    assert "seed" in server.bodies[0]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_reasoning_taken_out_by_the_server_is_put_back(name):
+    reply = completion("\n\n<answer>B cell | T cell</answer>", **{name: "MS4A1 is high."})
+    with Server(lambda body, n: reply) as server:
+        text = answers(server, requests(1))[0].text
+    assert text == "<think>MS4A1 is high.</think>\n<answer>B cell | T cell</answer>"
+    with Server(lambda body, n: completion("a</think>\n<answer>b | c</answer>")) as server:
+        assert parse_answer(answers(server, requests(1), think_opened=True)[0].text).ok
+        assert not parse_answer(answers(server, requests(1))[0].text).ok
+
+
+def test_what_the_template_has_opened_is_put_before_answers_that_lack_it():
+    texts = ["a</think>\n<answer>B</answer>", "<think>a</think>\n<answer>B</answer>", "cut of"]
+    with Server(lambda body, n: texts[n]) as server:
+        found = answers(server, requests(3), think_opened=True, concurrency=1)
+    assert [answer.text for answer in found] == ["<think>" + texts[0], texts[1], "<think>" + texts[2]]
+
+
+def test_the_command_reaches_every_option_of_the_engine():
+    taken = set(inspect.signature(OpenAIEngine).parameters) - {"model", "constrained"}
+    parser = argparse.ArgumentParser()
+    add_asking(parser)
+    add_engines(parser)
+    flags = ["--base-url", "u", "--concurrency", "3", "--timeout", "4", "--retries", "5", "--longest-wait", "6"]
+    args = parser.parse_args(["--model", "m", "--engine", "openai", *flags, "--server", "vllm", "--think-opened"])
+    options = engine_options(args)
+    assert set(options) == taken
+    assert (options["longest_wait"], options["server"], options["think_opened"]) == (6.0, "vllm", True)
+    assert engine_options(parser.parse_args(["--model", "m", "--engine", "openai"])) == {}
+
+
+def test_key_comes_from_the_environment_and_is_never_shown(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    with Server(lambda body, n: error(400, "you sent sk-very-secret")) as server:
+        with engine_on(server) as engine:
+            predict(engine, PUZZLES, tmp_path / "p.jsonl", sampling=SAMPLING, progress=False)
+        assert server.headers[0]["authorization"] == "Bearer sk-very-secret"
+        written = (tmp_path / "p.jsonl").read_text()
+        assert "secret" not in written
+        assert "you sent ***" in written
+    with Server(models_status=401) as server, pytest.raises(EngineError, match="refuses the key") as caught:
+        answers(server)
+    assert "secret" not in str(caught.value)
+
+
+def test_no_key_is_needed_for_local_servers(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with Server() as server:
+        assert answers(server, requests(1))[0].text == "hello"
+
+
+def test_concurrency_is_bounded_and_used():
+    def slow(body, n):
+        time.sleep(0.05)
+        return "x"
+
+    with Server(slow) as server:
+        answers(server, requests() * 4, concurrency=3)
+    assert server.most_under_way == 3
+    assert len(server.bodies) == 24
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+def test_failures_that_pass_are_tried_again(status, monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engines.openai._FIRST_DELAY", 0.01)
+    with Server(lambda body, n: error(status) if n < 3 else "x") as server:
+        assert answers(server, requests(1))[0].text == "x"
+    assert len(server.bodies) == 4
+
+
+def test_retries_are_bounded(monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engines.openai._FIRST_DELAY", 0.01)
+    with Server(lambda body, n: error(503, "still busy")) as server:
+        found = answers(server, requests(1), retries=2)
+    assert len(server.bodies) == 3
+    assert "still busy" in found[0].error
+    assert "after 2 retries" in found[0].error
+
+
+@pytest.mark.parametrize("as_date", [False, True])
+def test_retry_after_is_honoured_by_all_requests(as_date, monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engines.openai._FIRST_DELAY", 0.01)
+
+    def reply(body, n):
+        wait = formatdate(time.time() + 2, usegmt=True) if as_date else "1"
+        return error(429, headers=[("Retry-After", wait)]) if n == 0 else "x"
+
+    with Server(reply) as server:
+        found = answers(server, requests(3), concurrency=1)
+    assert [a.text for a in found] == ["x"] * 3
+    assert server.times[1] - server.times[0] > 0.9
+
+
+def test_too_long_a_wait_fails():
+    with Server(lambda body, n: error(429, headers=[("Retry-After", "3600")])) as server:
+        found = answers(server, requests(1), longest_wait=10)
+    assert "asks to wait 3600 s" in found[0].error
+    assert len(server.bodies) == 1
+
+
+def test_one_bad_request_fails_alone():
+    with Server(lambda body, n: error(400, "too long") if body["seed"] == 2 else "x") as server:
+        found = answers(server)
+    assert [isinstance(a, Failure) for a in found] == [False, False, True, False, False, False]
+    assert "too long" in found[2].error
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_what_no_request_gets_past_stops_the_run(status):
+    with Server(lambda body, n: error(status, "no such thing")) as server:
+        found = answers(server, requests() * 10, concurrency=2)
+    assert all("no such thing" in a.error for a in found)
+    assert len(server.bodies) <= 2
+
+
+def test_time_out(monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engines.openai._FIRST_DELAY", 0.01)
+    with Server(lambda body, n: time.sleep(1.5) or "x" if n == 0 else "x") as server:
+        assert answers(server, requests(1), timeout=0.5)[0].text == "x"
+    assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "match"),
+    [
+        (b"<html>proxy</html>", "Error|reply"),
+        ({"object": "chat.completion", "choices": []}, "no choices"),
+        (completion("x", finish_reason="content_filter"), "content_filter"),
+    ],
+)
+def test_odd_replies_are_failures(reply, match):
+    with Server(lambda body, n: reply) as server:
+        found = answers(server, requests(2), retries=0)
+    assert all(isinstance(a, Failure) for a in found)
+    assert re.search(match, found[0].error)
+
+
+def test_the_other_name_of_the_limit():
+    def reply(body, n):
+        return "x" if "max_completion_tokens" in body else error(400, "use 'max_completion_tokens' instead")
+
+    with Server(reply) as server:
+        assert {a.text for a in answers(server, concurrency=1)} == {"x"}
+    assert ["max_tokens" in body for body in server.bodies] == [True] + [False] * 6
+
+
+def test_constraint_on_vllm():
+    def reply(body, n):
+        types = body["vllm_xargs"][CANDIDATES_ARG]
+        return format_answer(types)
+
+    with Server(reply, owner="vllm") as server:
+        with engine_on(server, constrained=True) as engine:
+            assert engine.constraint == "exact"
+        found = answers(server, requests(constrain=True), Sampling(reasoning_budget=99), constrained=True)
+    assert all(parse_answer(a.text).ok for a in found)
+    assert server.bodies[0]["vllm_xargs"]["cello1_reasoning_budget"] == 99
+    assert server.bodies[0]["vllm_xargs"]["cello1_n_answers"] == 3
+
+
+def test_a_server_that_does_not_constrain_is_found_out():
+    texts = ["so, a and b", format_answer(("B cell", "B cell", "NK cell")), format_answer(("x", "y", "z"))]
+    with Server(lambda body, n: texts[n % 3], owner="vllm") as server:
+        found = answers(server, requests(constrain=True), constrained=True)
+    assert all("did not keep to the constraint" in a.error for a in found)
+
+
+@pytest.mark.parametrize(
+    ("reply", "match"),
+    [
+        (("<think>a b", "length"), "no room for the whole answer; give more max_tokens"),
+        (("a</think>\n<answer>x</answer>", "stop"), "lacks <think>, .* think_opened"),
+        (("<think>a</think>\n<answer>x</answer>", "stop"), "--logits-processors"),
+    ],
+)
+def test_an_illegal_answer_is_blamed_on_what_causes_it(reply, match):
+    asked = [Request(messages(PUZZLES[0]), 1, PUZZLES[0].candidates, 3)]
+    with Server(lambda body, n: completion(*reply), owner="vllm") as server:
+        assert re.search(match, answers(server, asked, constrained=True)[0].error)
+
+
+def test_constraint_on_other_servers():
+    def reply(body, n):
+        schema = body["response_format"]["json_schema"]["schema"]
+        names = schema["properties"]["cell_1"]["enum"]
+        cells = {f"cell_{i}": name for i, name in enumerate(names, start=1)}
+        return json.dumps({"reasoning": "GNLY <answer> high", **cells}) if n else "no JSON"
+
+    with Server(reply) as server:
+        with engine_on(server, constrained=True) as engine:
+            assert engine.constraint == "candidates"
+        found = answers(server, requests(constrain=True), concurrency=1, constrained=True)
+    assert found[0].text == "no JSON"
+    parsed = parse_answer(found[1].text)
+    assert parsed.ok
+    assert parsed.items == PUZZLES[1].candidates
+    assert parsed.reasoning == "GNLY  high"
+
+
+def test_a_caller_that_stops_early_stops_the_requests():
+    with Server(lambda body, n: time.sleep(0.05) or "x") as server, engine_on(server, concurrency=2) as engine:
+        for _ in engine.generate(requests() * 50, SAMPLING):
+            break
+        asked = len(server.bodies)
+        time.sleep(0.3)
+        assert len(server.bodies) <= asked + 2 < 20
+        assert threading.active_count() < 20
+        assert len(dict(engine.generate(requests(2), SAMPLING))) == 2
+
+
+def test_errors_of_the_callers_own_requests_reach_the_caller():
+    def broken():
+        yield requests(1)[0]
+        raise KeyError("mine")
+
+    with Server() as server, engine_on(server) as engine, pytest.raises(KeyError, match="mine"):
+        list(engine.generate(broken(), SAMPLING))
+
+
+def test_works_inside_a_running_event_loop():
+    async def notebook():
+        return answers(server, requests(2))
+
+    with Server() as server:
+        assert [a.text for a in asyncio.run(notebook())] == ["hello"] * 2
+
+
+def test_predict_resumes_after_failures(tmp_path, monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engines.openai._FIRST_DELAY", 0.01)
+    down = True
+    with (
+        Server(lambda body, n: error(500) if down and n % 2 else "x") as server,
+        engine_on(server, retries=0) as engine,
+    ):
+        first = predict(engine, PUZZLES, tmp_path / "p.jsonl", sampling=SAMPLING, progress=False)
+        down = False
+        second = predict(engine, PUZZLES, tmp_path / "p.jsonl", sampling=SAMPLING, progress=False)
+    assert (first.failed, second.answered, second.failed) == (3, 3, 0)
+    assert [record["prediction"] for record in read_items(tmp_path / "p.jsonl")] == ["x"] * 6
+
+
+def test_start_refuses_what_cannot_work(monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(ValueError, match="base_url is missing"):
+        start_engine("openai", "m")
+    with pytest.raises(EngineError, match="cannot reach http://127.0.0.1:9/v1"):
+        start_engine("openai", "m", base_url="http://127.0.0.1:9/v1")
+    with Server(models=("a", "b")) as server, pytest.raises(EngineError, match="has no 'm'; it has a, b"):
+        answers(server)
+    with Server(models_status=404) as server:  # no list of models is no reason to stop
+        assert answers(server, requests(1))[0].text == "hello"
+    for option in ({"concurrency": 0}, {"timeout": 0}, {"retries": -1}, {"server": "tgi"}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            start_engine("openai", "m", base_url="http://127.0.0.1:9/v1", **option)
+    with Server() as server:
+        engine = start_engine("openai", "m", base_url=server.url)
+        engine.close()
+        with pytest.raises(EngineError, match="is closed"):
+            list(engine.generate([], SAMPLING))

@@ -1,0 +1,366 @@
+import json
+
+import numpy as np
+import pytest
+
+from recipe.cello1.evaluation.evaluate import NO_ANSWER, compare, evaluate, main
+from recipe.cello1.evaluation.scores import score_predictions
+from recipe.cello1.formats.atomic import write_items
+from recipe.cello1.formats.items import puzzle_to_item
+from recipe.cello1.formats.predictions import error_record, prediction_record
+from recipe.cello1.formats.puzzle_files import write_puzzles
+from recipe.cello1.task.answer import format_answer
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.scoring import score_answer
+
+GOLD = ("B cell", "NK cell", "T cell")
+RUN = {"engine": "fake", "sampling": {"temperature": 0.0}}
+
+
+def puzzle(i=0, gold=GOLD, tissue="blood"):
+    cells = tuple((f"G{i}", f"CELL{j}") for j in range(len(gold)))
+    return Puzzle(cells, tuple(sorted(gold)), gold, "Context.", {"tissue": tissue, "donor_id": f"d{i % 2}"})
+
+
+def record(prediction, i=0, tokens=10, sample=0, of=None, **more):
+    item = puzzle_to_item(of or puzzle(i))
+    return prediction_record(
+        item, prediction, index=i, finish_reason="stop", tokens=tokens, sample=sample, **RUN, **more
+    )
+
+
+def failure(i, error="out of memory"):
+    return error_record(puzzle_to_item(puzzle(i)), error, index=i, sample=0, **RUN)
+
+
+RIGHT = format_answer(GOLD)
+ONE_RIGHT = format_answer(("B cell", "T cell", "NK cell"))
+DUPLICATE = format_answer(("B cell", "B cell", "T cell"))
+SHORT = format_answer(("B cell", "NK cell"))
+
+
+def means(result):
+    return {name: found["mean"] for name, found in result["metrics"].items()}
+
+
+def test_metrics_by_hand():
+    texts = [RIGHT, ONE_RIGHT, DUPLICATE, SHORT, "no idea", ""]
+    result = evaluate([record(text, i, tokens=10 * i) for i, text in enumerate(texts)])
+    found = means(result)
+    assert found["cell_accuracy"] == pytest.approx((1 + 1 / 3) / 6)
+    assert found["cell_accuracy_micro"] == pytest.approx(4 / 18)
+    assert found["exact_match"] == pytest.approx(1 / 6)
+    assert found["format_valid"] == pytest.approx(4 / 6)
+    assert found["uniqueness"] == pytest.approx((1 + 1 + 2 / 3 + 1) / 6)
+    assert found["legal"] == pytest.approx(2 / 6)
+    assert found["length"] == 25
+    assert (result["n"], result["n_answers"], result["length_unit"]) == (6, 6, "tokens")
+    assert result["illegal"] == {"empty": 1, "missing_tag": 1, "wrong_count": 1, "duplicate": 1}
+    assert result["run"] == {**RUN, "prompt_layout": "system"}
+
+
+def test_macro_weighs_puzzles_and_micro_cells():
+    large = puzzle(1, ("a", "b", "c", "d", "e", "f"))
+    records = [record(RIGHT, 0), record(format_answer(("b", "a", "c", "e", "f", "d")), 1, of=large)]
+    found = means(evaluate(records))
+    assert found["cell_accuracy"] == pytest.approx((1 + 1 / 6) / 2)
+    assert found["cell_accuracy_micro"] == pytest.approx(4 / 9)
+
+
+def test_samples_of_a_puzzle_are_averaged_before_puzzles():
+    records = [record(RIGHT, 0, sample=s) for s in range(3)] + [record("?", 1)]
+    result = evaluate(records)
+    assert means(result)["cell_accuracy"] == 0.5
+    assert result["metrics"]["cell_accuracy"]["n"] == 2
+
+
+def test_failures_of_the_machinery_are_never_scored():
+    scored = evaluate([record(RIGHT, 0)])
+    result = evaluate([record(RIGHT, 0), failure(1), failure(2), failure(3, "time-out")])
+    assert result["metrics"] == scored["metrics"]
+    assert result["n_errors"] == 3
+    assert result["errors"] == {"out of memory": 2, "time-out": 1}
+    with pytest.raises(ValueError, match="no prediction to score, only 2 failures .*out of memory"):
+        evaluate([failure(1), failure(2)])
+
+
+def test_missing_predictions_are_counted():
+    result = evaluate([record(RIGHT, 1)], [puzzle(i) for i in range(4)])
+    assert result["missing"] == [0, 2, 3]
+    assert result["n_missing"] == 3
+
+
+def test_slices():
+    of = puzzle(2, ("a", "b"), tissue="liver")
+    result = evaluate([record(RIGHT, 0), record("?", 1), record(format_answer(("a", "b")), 2, of=of)])
+    assert {k: v["exact_match"]["mean"] for k, v in result["slices"]["n_cells"].items()} == {"2": 1.0, "3": 0.5}
+    assert list(result["slices"]["n_cells"]) == ["2", "3"]
+    assert {k: v["cell_accuracy"]["n"] for k, v in result["slices"]["tissue"].items()} == {"blood": 2, "liver": 1}
+    assert {k: v["cell_accuracy"]["n"] for k, v in result["slices"]["donor_id"].items()} == {"d0": 2, "d1": 1}
+    assert "disease" not in result["slices"]
+
+
+def test_slices_take_the_meta_of_the_data_set():
+    bare = {"index": 0, "prediction": RIGHT}
+    assert "blood" in evaluate([bare], [puzzle()])["slices"]["tissue"]
+
+
+def test_strangers_are_counted_when_the_candidates_are_known():
+    text = format_answer(("B cell", "NK cell", "pericyte"))
+    assert evaluate([record(text)], [puzzle()])["outside_candidates"] == 1
+    assert evaluate([record(RIGHT)], [puzzle()])["outside_candidates"] == 0
+
+
+def test_length_in_words_where_tokens_are_not_told():
+    result = evaluate([{"index": 0, "prediction": RIGHT, "answer": "B cell | NK cell | T cell"}])
+    assert result["length_unit"] == "words"
+    assert means(result)["length"] == len(RIGHT.split())
+
+
+@pytest.mark.parametrize(
+    ("records", "puzzles", "match"),
+    [
+        ([{"index": 3, "prediction": "x"}], None, r"prediction 3 has no gold: neither 'assistant_msg' nor 'answer'"),
+        ([{"index": 3, "prediction": "x", "answer": ""}], None, "prediction 3: gold is empty"),
+        ([{"index": 3, "prediction": "x", "answer": "a | A"}], None, "gold names 'A' twice"),
+        ([{"index": 0, "answer": "a | b"}], None, "must have either 'prediction' or 'error'"),
+        ([{"index": 0, "prediction": None, "answer": "a | b"}], None, "must be a str, got NoneType"),
+        ([{"prediction": "x", "answer": "a | b"}], None, "'index' and 'sample' must be integers"),
+        ([record(RIGHT), record(RIGHT)], None, "stands twice"),
+        ([record(RIGHT, 5)], [puzzle()], "prediction 5 is not in the data set, which has 1 items"),
+        ([record(RIGHT)], [puzzle(gold=GOLD[::-1])], "is not that of item 0"),
+        ([{"index": 0, "prediction": "x"}], [Puzzle((("a",),), ("t",))], "item 0 of the data set has no gold"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(records, puzzles, match):
+    with pytest.raises(ValueError, match=match):
+        score_predictions(records, puzzles)
+
+
+def test_command_reads_jsonl_and_writes_json(tmp_path, capsys):
+    write_items(tmp_path / "p.jsonl", [record(RIGHT, 0), record("?", 1)])
+    assert main([str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "m" / "m.json")]) == 0
+    assert "cell accuracy" in capsys.readouterr().out
+    result = json.loads((tmp_path / "m" / "m.json").read_text())
+    assert result["metrics"]["exact_match"]["mean"] == 0.5
+
+
+def many(texts, i=0, **more):
+    return [record(text, i, sample=s, **{k: v[s] for k, v in more.items()}) for s, text in enumerate(texts)]
+
+
+def test_types_and_confusion():
+    result = evaluate(
+        [record(RIGHT, 0), record(ONE_RIGHT, 1), record("?", 2), record(format_answer(("b CELL", "NK cell", "x")), 3)]
+    )
+    assert {name: (t["n"], t["accuracy"]) for name, t in result["types"].items()} == {
+        "B cell": (4, 0.75),
+        "NK cell": (4, 0.5),
+        "T cell": (4, 0.25),
+    }
+    pairs = {(pair["gold"], pair["predicted"]): pair["count"] for pair in result["confusion"]}
+    assert pairs["B cell", "B cell"] == 3
+    assert pairs["T cell", "NK cell"] == pairs["T cell", "x"] == pairs["T cell", NO_ANSWER] == 1
+    assert sum(pairs.values()) == 12
+    assert result["confusion"][0]["count"] == 3
+
+
+def test_rules_for_several_answers():
+    a, b = ("NK cell", "B cell", "T cell"), ("T cell", "NK cell", "B cell")
+    records = many([RIGHT, RIGHT, format_answer(a)], 0) + many([format_answer(b), format_answer(a), "?"], 1)
+    result = evaluate(records)
+    rules = {rule: metrics["cell_accuracy"]["mean"] for rule, metrics in result["rules"].items()}
+    assert rules["one sample"] == pytest.approx(((1 + 1 + 1 / 3) / 3 + (1 / 3 + 1 / 3 + 0) / 3) / 2)
+    assert rules["medoid"] == pytest.approx((1 + 1 / 3) / 2)
+    assert rules["best of all (needs the gold)"] == pytest.approx((1 + 1 / 3) / 2)
+    assert set(rules) == {"one sample", "majority", "medoid", "consensus", "best of all (needs the gold)"}
+    assert result["calibration"]["n"] == 6
+    assert 0 <= result["calibration"]["ece"] <= 1
+    assert "rules" not in evaluate([record(RIGHT, 0), record("?", 1)])
+
+
+def test_rules_that_use_logprobs():
+    sure = [-1.0, -90.0, -90.0]
+    result = evaluate(many([RIGHT, ONE_RIGHT, ONE_RIGHT], 0, logprob=sure))
+    rules = {rule: metrics["exact_match"]["mean"] for rule, metrics in result["rules"].items()}
+    assert (rules["consensus"], rules["likeliest"], rules["unweighted consensus"]) == (1, 1, 0)
+    result = evaluate(many([RIGHT, ONE_RIGHT, ONE_RIGHT], 0, logprob=sure), weighted=False)
+    rules = {rule: metrics["exact_match"]["mean"] for rule, metrics in result["rules"].items()}
+    assert (rules["consensus"], rules["weighted consensus"]) == (0, 1)
+    some = many([RIGHT, ONE_RIGHT], 0, logprob=[-1.0, -2.0]) + many([RIGHT, ONE_RIGHT], 1)
+    assert not {"likeliest", "weighted consensus", "unweighted consensus"} & set(evaluate(some)["rules"])
+    with pytest.raises(ValueError, match="some predictions have no 'logprob'"):
+        evaluate(some, weighted=True)
+
+
+def test_greedy_stands_beside_the_rules():
+    other = format_answer(("T cell", "NK cell", "B cell"))
+    records = many([RIGHT, RIGHT, other], 0) + many([other, ONE_RIGHT, "?"], 1) + many([RIGHT, RIGHT], 2)
+    found = evaluate(records, greedy=[record(ONE_RIGHT, 0), record(RIGHT, 1)])["rules"]
+    assert next(iter(found)) == "greedy"
+    assert {rule: metrics["cell_accuracy"]["n"] for rule, metrics in found.items()} == dict.fromkeys(found, 2)
+    assert found["greedy"]["cell_accuracy"]["mean"] == pytest.approx((1 / 3 + 1) / 2)
+    behind = found["consensus"]["cell_accuracy"]["mean"] - found["greedy"]["cell_accuracy"]["mean"]
+    assert found["greedy"]["behind"]["mean"] == pytest.approx(behind)
+    assert "behind" not in found["consensus"]
+    with pytest.raises(ValueError, match="to other puzzles"):
+        evaluate(records, greedy=[record(RIGHT, 7)])
+    with pytest.raises(ValueError, match="item 0 has another gold"):
+        evaluate(records, greedy=[record(RIGHT, 0, of=puzzle(0, GOLD[::-1]))])
+
+
+def test_examples():
+    result = evaluate([record(text, i) for i, text in enumerate([RIGHT, "?", ONE_RIGHT, RIGHT, "x" * 9999])])
+    assert [(e["kind"], e["index"]) for e in result["examples"]] == [
+        ("right", 0),
+        ("right", 3),
+        ("wrong", 2),
+        ("illegal", 1),
+        ("illegal", 4),
+    ]
+    assert len(result["examples"][-1]["prediction"]) == 4000
+    assert result["examples"][0]["question"].startswith("Context: ")
+
+
+def test_compare():
+    first = [record(text, i) for i, text in enumerate([RIGHT, ONE_RIGHT, "?", "?"])]
+    second = [record(text, i) for i, text in enumerate([RIGHT, RIGHT, RIGHT])]
+    found = compare(first, second)
+    assert (found["n"], found["n_first"], found["n_second"]) == (3, 4, 3)
+    assert found["metrics"]["cell_accuracy"]["mean"] == pytest.approx((0 + 2 / 3 + 1) / 3)
+    assert found["mcnemar"] == {"only_first": 0, "only_second": 2, "p_value": 0.5}
+    assert "mcnemar" not in compare(first, many([RIGHT, "?"], 0))
+    with pytest.raises(ValueError, match="no answered puzzle in common"):
+        compare(first, [record(RIGHT, 9)])
+    with pytest.raises(ValueError, match="item 0 has another gold"):
+        compare(first, [record(RIGHT, 0, of=puzzle(0, GOLD[::-1]))])
+
+
+def test_lengths_are_compared_in_one_unit():
+    ours, theirs = [record(RIGHT, i, tokens=100) for i in range(2)], [record("a b c", i) for i in range(2)]
+    found = compare(theirs, ours)
+    assert (found["length_unit"], found["metrics"]["length"]["mean"]) == ("tokens", 90)
+    for entry in theirs:
+        del entry["tokens"]
+    found = compare(theirs, ours)
+    assert found["length_unit"] == "words"
+    assert found["metrics"]["length"]["mean"] == len(RIGHT.split()) - 3
+
+
+@pytest.mark.parametrize("variant", ["batch", "single", "batch_open"])
+def test_candidates_are_read_from_questions_of_every_variant(variant):
+    one = Puzzle((("MS4A1",),), ("B cell", "T cell"), ("B cell",))
+    one = {"single": one, "batch_open": Puzzle(puzzle().cells, (), GOLD)}.get(variant, puzzle())
+    (found,) = score_predictions(
+        [{"index": 0, "prediction": "?", **puzzle_to_item(one, variant)}],
+    ).answers
+    assert found.candidates == (one.candidates or None)
+
+
+def test_a_run_does_not_differ_from_itself():
+    records = [record([RIGHT, ONE_RIGHT, "?"][i % 3], i) for i in range(30)]
+    found = compare(records, records)
+    assert all(metric["mean"] == 0 for metric in found["metrics"].values())
+    assert found["mcnemar"]["p_value"] == 1
+
+
+def test_evaluator_and_reward_agree_on_any_text():
+    rng = np.random.default_rng(0)
+    pieces = ["<think>", "</think>", "<answer>", "</answer>", "\n", " | ", "|", *GOLD, "x", "\u2028", "\x00", RIGHT]
+    texts = ["".join(pieces[j] for j in rng.integers(0, len(pieces), int(rng.integers(0, 12)))) for _ in range(9_900)]
+    texts += [RIGHT[: int(cut)] + pieces[int(j)] for cut, j in rng.integers(0, [len(RIGHT), len(pieces)], (100, 2))]
+    scores = score_predictions(
+        [{"index": i, "prediction": text, "answer": " | ".join(GOLD)} for i, text in enumerate(texts)]
+    )
+    assert len(scores.answers) == 10_000
+    rewards = [score_answer(text, " | ".join(GOLD)).score for text in texts]  # as the reward manager calls it
+    assert [answer.score.score for answer in scores.answers] == rewards
+    assert len(set(rewards)) > 2
+
+
+FLOODS = {
+    "tags": "<answer>" * 1_250_000,
+    "bars": "|" * 10_000_000,
+    "tail": RIGHT + "x" * 10_000_000,
+    "junk": "\x00\ufffd\ud800\x1b[31m",
+    "byte order mark": "\ufeff" + RIGHT,
+}
+
+
+@pytest.mark.parametrize("text", FLOODS.values(), ids=FLOODS)
+def test_floods_and_junk_are_scored_with_a_reason(text):
+    (answer,) = score_predictions([{"index": 0, "prediction": text, "answer": " | ".join(GOLD)}]).answers
+    assert answer.score.score == -1
+    assert answer.score.reason
+
+
+def test_failures_the_published_script_stored_as_predictions_are_not_scored():
+    gold = {"answer": "a | b"}
+    stored = [
+        {"index": 0, "prediction": "OutOfMemoryError: CUDA out of memory. Tried"},
+        {"index": 1, "prediction": "?"},
+    ]
+    result = evaluate([record | gold for record in stored])
+    assert (result["n_errors"], result["n"]) == (1, 1)
+    ours = {"index": 0, "prediction": "ValueError: said the model", "engine": "vllm"} | gold
+    assert evaluate([ours])["n_errors"] == 0
+
+
+def test_command_writes_reports_and_compares(tmp_path, capsys):
+    write_items(tmp_path / "p.jsonl", [record(RIGHT, 0), record("?", 1)])
+    write_items(tmp_path / "q.jsonl", [record("?", 0), record("?", 1)])
+    reports = ["--markdown", str(tmp_path / "r.md"), "--html", str(tmp_path / "r.html")]
+    assert main([str(tmp_path / "p.jsonl"), "--compare", str(tmp_path / "q.jsonl"), *reports]) == 0
+    assert "change against" in capsys.readouterr().out
+    assert (tmp_path / "r.md").read_text().startswith("# Evaluation")
+    assert (tmp_path / "r.html").read_text().startswith("<!doctype html>")
+
+
+def test_command_sets_greedy_beside_samples(tmp_path, capsys):
+    write_items(tmp_path / "s.jsonl", many([RIGHT, RIGHT, ONE_RIGHT], 0) + many(["?", RIGHT, RIGHT], 1))
+    write_items(tmp_path / "g.jsonl", [record(ONE_RIGHT, 0), record(RIGHT, 1)])
+    assert main([str(tmp_path / "s.jsonl"), "--greedy", str(tmp_path / "g.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert [rule for rule in ("greedy", "majority", "medoid", "consensus") if rule not in out] == []
+
+
+def test_command_reads_a_published_folder_and_the_data_set(tmp_path):
+    folder = tmp_path / "published"
+    folder.mkdir()
+    for i in (0, 2):
+        (folder / f"{i}.json").write_text(
+            json.dumps({"question": "?", "answer": " | ".join(GOLD), "prediction": RIGHT})
+        )
+    write_puzzles(tmp_path / "d.json", [puzzle(i) for i in range(3)])
+    assert main([str(folder), "--data", str(tmp_path / "d.json"), "--out", str(tmp_path / "m.json")]) == 0
+    assert json.loads((tmp_path / "m.json").read_text())["missing"] == [1]
+
+
+def test_same_predictions_same_bytes(tmp_path):
+    write_items(tmp_path / "p.jsonl", [record([RIGHT, ONE_RIGHT, "?"][i % 3], i) for i in range(30)])
+    for name in "ab":
+        main([str(tmp_path / "p.jsonl"), "--out", str(tmp_path / f"{name}.json")])
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"[1]",
+        b'{"index": 0}\n',
+        b'{"index": 0, "prediction": "x"}\n',
+        b'{"index": 0, "prediction": ["x"], "answer": "a | b"}\n',
+        bytes(range(256)) * 100,
+        b"\x89PNG\r\n\x1a\n\x00",
+    ],
+)
+def test_command_refuses_in_one_line(tmp_path, capsys, content):
+    path = tmp_path / "p.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    assert main([str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("evaluate: ")
+    assert error.count("\n") == 1

@@ -1,0 +1,161 @@
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from recipe.cello1.evaluation.evaluate import compare, evaluate
+from recipe.cello1.evaluation.html_page import to_html
+from recipe.cello1.evaluation.report import render, rules_markdown, to_markdown
+from recipe.cello1.formats.items import puzzle_to_item
+from recipe.cello1.formats.predictions import error_record, prediction_record
+from recipe.cello1.task.answer import format_answer
+from recipe.cello1.task.puzzle import Puzzle
+
+GOLD = ("B cell", "NK cell", "T cell")
+RIGHT = format_answer(GOLD)
+EVIL = (
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&[red]|`*_[x](http://evil)\ud800\x00\u202e</pre></details>"
+)
+
+
+def puzzle(i=0, gold=GOLD, tissue="blood"):
+    cells = tuple((f"G{i}", f"CELL{j}") for j in range(len(gold)))
+    return Puzzle(cells, tuple(sorted(gold)), gold, "Context.", {"tissue": tissue})
+
+
+def record(prediction, i=0, sample=0, of=None):
+    item = puzzle_to_item(of or puzzle(i))
+    run = {"engine": "fake", "sampling": {"temperature": 1.0}}
+    return prediction_record(item, prediction, index=i, finish_reason="stop", tokens=10 + i, sample=sample, **run)
+
+
+def whole_result():
+    two = puzzle(9, ("a", "b"), tissue="[red]liver[/red]")
+    records = [record(RIGHT, 0, s) for s in range(3)] + [record(EVIL, 1), record(format_answer(("b", "a")), 9, of=two)]
+    records += [record(format_answer(("B cell", "NK cell", EVIL[:26])), 3)]
+    failed = error_record(puzzle_to_item(puzzle(2)), EVIL, index=2, engine="fake", sampling={"temperature": 1.0})
+    puzzles = [puzzle(i) for i in range(9)] + [two]
+    result = evaluate([*records, failed], puzzles)
+    comparison = compare(
+        [record("?", 0), record("?", 1), record(format_answer(("b", "a")), 9, of=two)], records, puzzles
+    )
+    return result | {"comparison": {"with": EVIL[:30], **comparison}}
+
+
+def printed(result):
+    stream = io.StringIO()
+    render(result, Console(file=stream, width=200))
+    return stream.getvalue()
+
+
+def test_terminal_shows_everything_as_it_is():
+    text = printed(whole_result())
+    shown = (
+        "4 puzzles, 6 answers",
+        "cell accuracy",
+        "by n_cells",
+        "[red]liver[/red]",
+        "missing_tag 1",
+        "machinery failed: 1",
+        "no prediction: 5",
+        "consensus",
+        "change against <script>",
+        "calibration error",
+        "not among the candidates: 1",
+    )
+    assert [words for words in shown if words not in text] == []
+
+
+def test_small_results_need_no_extras():
+    text = printed(evaluate([record(RIGHT, 0)]))
+    assert "by n_cells" not in text
+    assert "machinery" not in text
+
+
+def test_markdown_tables_keep_their_columns():
+    text = to_markdown(whole_result())
+    blocks = [block for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) >= 6
+    for block in blocks:
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1, block
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_table_of_the_rules_alone():
+    lines = rules_markdown(whole_result()).splitlines()
+    assert lines[0].startswith("| rule | cell accuracy | exact match |")
+    assert [line.split(" | ")[0] for line in lines[2:7]] == [
+        "| one sample",
+        "| majority",
+        "| medoid",
+        "| consensus",
+        "| best of all (needs the gold)",
+    ]
+    with pytest.raises(ValueError, match="predict with --samples"):
+        rules_markdown(evaluate([record(RIGHT, 0)]))
+
+
+class Checker(HTMLParser):
+    void = {"meta", "line", "circle", "rect"}
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.open, self.text = set(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        assert not [name for name, _ in attrs if name.startswith("on") or name in ("src", "href")]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_html_is_whole_and_nothing_in_it_is_obeyed():
+    page = to_html(whole_result())
+    page.encode()
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert not checker.tags & {"script", "img", "a", "iframe", "link", "form"}
+    text = "".join(checker.text)
+    assert "<script>alert(1)</script>" in text  # shown as text
+    assert "<think></think>" in text
+    assert page.count("<svg") == 3
+    assert "http" not in re.sub(r"http://evil|http-equiv", "", page)  # loads nothing
+
+
+def test_html_without_optional_parts():
+    page = to_html(evaluate([{"index": 0, "prediction": "?", "answer": "a | b"}]))
+    assert page.count("<svg") == 2
+    assert "Confusion" in page
+
+
+def test_one_type_has_no_confusion_picture():
+    item = puzzle(0, ("type",))
+    assert "Confusion" not in to_html(evaluate([record(format_answer(("type",)), 0, of=item)], [item]))
+
+
+def test_of_many_types_those_most_often_confused_are_shown():
+    gold = tuple(f"type {i:02}" for i in range(60))
+    answered = (*gold[:50], *gold[51:], gold[50])  # the last ten are mixed up
+    item = puzzle(0, gold)
+    page = to_html(evaluate([record(format_answer(answered), 0, of=item)], [item]))
+    assert "the 40 of 60 types that are most often confused" in page
+    table = page[page.index('<table class="confusion">') :]
+    table = table[: table.index("</table>")]
+    shown = re.findall(r"<tr><th>(type \d\d)</th>", table)
+    assert len(shown) == 40
+    assert set(gold[50:]) < set(shown)
+    assert shown == sorted(shown)

@@ -1,0 +1,111 @@
+import hashlib
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe.cello1.formats import atomic as files
+from recipe.cello1.formats.atomic import append_jsonl, atomic_write, dumps, read_items, sha256, write_items
+
+
+def test_dumps_takes_numpy_and_any_text():
+    assert dumps({"a": np.float32(0.5), "b": np.arange(2), "c": "é"}) == '{"a": 0.5, "b": [0, 1], "c": "é"}'
+    assert json.loads(dumps("\ud800é")) == "\ud800é"
+    with pytest.raises(ValueError, match="cannot be written as JSON: set is not JSON"):
+        dumps({"a": {1}})
+    with pytest.raises(ValueError, match="cannot be written as JSON"):
+        dumps(float("nan"))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+@pytest.mark.parametrize("items", [[], [1], [{"a": "x\u2028y\x85z\r"}, None, ["é"]]])
+def test_items_round_trip(tmp_path, suffix, items):
+    path = tmp_path / f"new folder/f{suffix}"
+    write_items(path, iter(items))
+    assert read_items(path) == items
+    assert path.read_bytes().endswith(b"\n") or not items
+
+
+def test_bad_files_are_named(tmp_path):
+    path = tmp_path / "f.json"
+    path.write_text('{"a": 1}')
+    with pytest.raises(ValueError, match="f.json must hold a list of items, got dict"):
+        read_items(path)
+    path.write_bytes(b'["\xff"]')
+    with pytest.raises(ValueError, match="f.json is not valid JSON"):
+        read_items(path)
+    lines = tmp_path / "f.jsonl"
+    lines.write_text('1\n\n{"a": \n3\n')
+    with pytest.raises(ValueError, match="f.jsonl, line 3 is not valid JSON"):
+        read_items(lines)
+    with pytest.raises(ValueError, match="f.csv: the name must end in .json or .jsonl"):
+        read_items(tmp_path / "f.csv")
+    with pytest.raises(ValueError, match="f.json: item 1 cannot be written as JSON"):
+        write_items(path, [1, {2}])
+    with pytest.raises(ValueError, match="only .jsonl files can be appended to"):
+        append_jsonl(path, 1)
+
+
+def test_partial_tail(tmp_path):
+    path = tmp_path / "f.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2')
+    with pytest.raises(ValueError, match="line 2 is not valid JSON"):
+        read_items(path)
+    assert read_items(path, drop_partial_tail=True) == [{"a": 1}]
+    append_jsonl(path, {"a": 3})
+    assert read_items(path) == [{"a": 1}, {"a": 3}]
+    path.write_text('{"a": 1}')  # whole, only the line break lacks
+    append_jsonl(path, {"a": 2})
+    assert read_items(path) == [{"a": 1}, {"a": 2}]
+    path.write_text("x" * 200_000)  # a tail longer than one block
+    append_jsonl(path, {"a": 4})
+    assert read_items(path) == [{"a": 4}]
+
+
+@given(cut=st.integers(0, 120), sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4))
+def test_appending_after_any_cut_loses_no_whole_record(cut, sizes, tmp_path_factory):
+    path = tmp_path_factory.mktemp("c") / "f.jsonl"
+    for size in sizes:
+        append_jsonl(path, {"text": "é" * size})
+    whole = path.read_bytes()[:cut]
+    path.write_bytes(whole)
+    kept = [json.loads(line) for line in whole.split(b"\n")[:-1]]
+    append_jsonl(path, "last")
+    found = read_items(path)
+    assert found[: len(kept)] == kept
+    assert found[-1] == "last"
+    assert len(found) - len(kept) <= 2  # the cut may fall just before a line break
+
+
+def test_atomic_write_replaces_whole_files(tmp_path):
+    path = tmp_path / "deep" / "f.txt"
+    atomic_write(path, "é")
+    assert path.read_bytes() == "é".encode()
+    path.chmod(0o640)
+    atomic_write(path, b"\x00")
+    assert path.read_bytes() == b"\x00"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert os.listdir(path.parent) == ["f.txt"]
+
+
+def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "f.txt"
+    atomic_write(path, "old")
+
+    def fail(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(OSError, match="no room"):
+        atomic_write(path, "new")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["f.txt"]
+
+
+def test_hash_of_a_file(tmp_path):
+    (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
+    assert sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()

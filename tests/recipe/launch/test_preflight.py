@@ -1,0 +1,254 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recipe.cello1.formats.atomic import write_items
+from recipe.cello1.formats.puzzle_files import write_puzzles
+from recipe.cello1.formats.rl_parquet import read_rl_parquet, write_rl_parquet
+from recipe.cello1.formats.rl_rows import rl_row
+from recipe.cello1.launch import preflight
+from recipe.cello1.launch.preflight import FREE, check_model, compose, main, rl_data
+from recipe.cello1.task.prompt import messages
+from recipe.cello1.task.puzzle import Puzzle
+from tests.helpers.toy_model import toy_puzzles
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+        (folder / name).touch()
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    path = tmp_path / "data.parquet"
+    write_rl_parquet(path, toy_puzzles(64), "train")
+    return path
+
+
+def arguments(model, train, val, out) -> list[str]:
+    paths = ["--model", str(model), "--train", str(train), "--val", str(val), "--run", str(out)]
+    return [*paths, "--config", "cello1_grpo", "--", "hardware=cpu"]
+
+
+def test_prints_the_files_to_train_on(model, data, tmp_path, capsys):
+    pytest.importorskip("verl")
+    assert main(arguments(model, data, data, tmp_path)) == 0
+    assert capsys.readouterr().out.splitlines() == [str(data), str(data)]
+
+
+class TestTheSameRun:
+    """What a folder with a checkpoint or a model was trained with must be what it goes on with."""
+
+    @pytest.fixture(autouse=True)
+    def platform(self, monkeypatch):
+        pytest.importorskip("verl")
+        monkeypatch.setattr(preflight, "check_platform", lambda: None)
+
+    @pytest.fixture(params=["grpo/latest_checkpointed_iteration.txt", "model/config.json"])
+    def start(self, request, model, data, tmp_path, capsys):
+        """Return a function that starts the run once more; gives what it says when it is refused, else nothing."""
+        again = [*arguments(model, data, data, tmp_path / "run"), "data.seed=1"]
+        assert main(again) == 0
+        trained = tmp_path / "run" / request.param
+        trained.parent.mkdir()
+        trained.touch()
+        capsys.readouterr()
+
+        def start(*overrides, **options):
+            changed = list(again)
+            for name, value in options.items():
+                changed[changed.index(f"--{name}") + 1] = str(value)
+            code = main([*changed, *overrides])
+            out, err = capsys.readouterr()
+            assert (code == 2 and out == "" and err.count("\n") == 1) or (code == 0 and not err)
+            return err
+
+        return start
+
+    def test_goes_on(self, start):
+        assert start() == ""
+
+    def test_what_is_computed_may_not_change(self, start):
+        err = start("+variant=dapo")
+        assert "config.actor_rollout_ref.actor.clip_ratio_high (0.2, now 0.28)" in err
+        assert "choose another output" in err
+        assert "config.trainer.n_gpus_per_node (1, now 2)" in start("trainer.n_gpus_per_node=2")
+        assert "config.trainer.nnodes (1, now 2)" in start("trainer.nnodes=2")
+        assert "config.data.seed (1, now 2)" in start("data.seed=2")
+        assert "config.trainer.total_training_steps (None, now 9)" in start("trainer.total_training_steps=9")
+        assert "name ('cello1_grpo', now 'cello1_ppo')" in start(config="cello1_ppo")
+        assert start() == "", "what was refused left no mark"
+
+    def test_other_data_or_another_model(self, start, model, tmp_path):
+        write_rl_parquet(tmp_path / "other.parquet", toy_puzzles(65), "train")
+        assert "sha256.train (" in start(train=tmp_path / "other.parquet")
+        assert "sha256.val (" in start(val=tmp_path / "other.parquet")
+        (model / "model.safetensors").write_bytes(b"other weights")
+        assert "sha256.model (" in start()
+
+    def test_what_only_logs_and_saves_may_change(self, start, data, tmp_path):
+        assert start("trainer.logger=[console,wandb]", "trainer.save_freq=1", "ray_kwargs.ray_init.num_cpus=8") == ""
+        moved = tmp_path / "moved.parquet"
+        moved.write_bytes(data.read_bytes())
+        assert start(train=moved) == ""
+
+
+def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkeypatch):
+    pytest.importorskip("verl")
+    monkeypatch.setattr(preflight, "check_platform", lambda: None)
+    command = arguments(model, data, data, tmp_path / "run")
+    assert main([*command, "data.train_batch_size=32"]) == 0
+    assert main(command) == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.train_batch_size=65"], "there are 64 puzzles to train on, and a step takes data.train_batch_size=65"),
+        (["trainer.nnodes=6"], "ppo_mini_batch_size x rollout.n = 320 responses cannot be shared by 6 GPUs"),
+        (["actor_rollout_ref.rollout.n=3", "trainer.nnodes=64"], "=2 does not divide the 3 responses of each GPU"),
+        (["trainer.nnodes=0"], "trainer.nnodes must be a positive whole number, got 0"),
+        (["data.train_batch_size=abc"], "data.train_batch_size must be a positive whole number, got 'abc'"),
+        (["actor_rollout_ref.actor.ulysses_sequence_parallel_size=3"], "=3 does not divide the number of GPUs"),
+        (["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=7"], "=7 does not divide the 320 responses"),
+        (["trainer.device=cuda"], "trainer.n_gpus_per_node=1, and this machine has 0 GPUs; choose another HARDWARE"),
+    ],
+)
+def test_sizes_that_do_not_go_together(model, data, tmp_path, capsys, monkeypatch, overrides, said):
+    pytest.importorskip("verl")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert main([*arguments(model, data, data, tmp_path), *overrides]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_sizes_that_only_balanced_batches_allow(model, data, tmp_path):
+    pytest.importorskip("verl")
+    sizes = ["actor_rollout_ref.rollout.n=3", "trainer.nnodes=64"]
+    assert main([*arguments(model, data, data, tmp_path), *sizes, "+variant=balanced"]) == 0
+
+
+def test_overrides_that_cannot_be_applied(model, data, tmp_path, capsys):
+    pytest.importorskip("verl")
+    assert main([*arguments(model, data, data, tmp_path), "data.no_such=1"]) == 2
+    err = capsys.readouterr().err
+    assert "the overrides cannot be applied" in err and "no_such" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "variable"),
+    [
+        ("trainer.default_local_dir=x", "OUTPUT"),
+        ("+data.train_files=[a,b]", "TRAIN_DATA"),
+        ("hydra.run.dir=y", "OUTPUT"),
+    ],
+)
+def test_what_has_a_variable_is_no_override(model, data, tmp_path, capsys, override, variable):
+    assert main([*arguments(model, data, data, tmp_path), override]) == 2
+    err = capsys.readouterr().err
+    assert f"{override} cannot be an override; set the variable {variable} instead" in err
+
+
+def test_free_settings_exist():
+    pytest.importorskip("verl")
+    config = compose("cello1_grpo", [])
+    for key in FREE:
+        place = config
+        for part in key.split("."):
+            assert part in place, key
+            place = place[part]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_puzzle_json_is_converted(tmp_path, suffix):
+    source = tmp_path / f"puzzles{suffix}"
+    write_puzzles(source, toy_puzzles(3))
+    target = rl_data(str(source), "val", tmp_path / "out")
+    assert target == tmp_path / "out" / "val.parquet"
+    assert [row["extra_info"]["prompt_layout"] for row in read_rl_parquet(target)] == ["system"] * 3
+
+
+def test_rl_rows_in_json_stay_what_they_are(tmp_path):
+    puzzle = Puzzle((("ALB",),), ("hepatocyte", "T cell"), ("hepatocyte",))
+    write_items(tmp_path / "rows.jsonl", [rl_row(puzzle, "train", 0, "user", "single")])
+    (row,) = read_rl_parquet(rl_data(str(tmp_path / "rows.jsonl"), "train", tmp_path))
+    assert (row["extra_info"]["prompt_layout"], row["extra_info"]["variant"]) == ("user", "single")
+    assert row["prompt"] == messages(puzzle, "user", "single")
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_incomplete_model(model, missing):
+    (model / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=r"not a complete Hugging Face model: it has no "):
+        check_model(str(model))
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./model", "a/b/c", "~/model"])
+def test_folder_that_does_not_exist(name):
+    with pytest.raises(FileNotFoundError, match="does not exist; give a folder"):
+        check_model(name)
+
+
+def test_hub_id_that_cannot_be_looked_up():
+    with pytest.raises(FileNotFoundError, match="neither a folder nor in the local cache"):
+        check_model("nobody-at-all/no-such-model")
+
+
+@pytest.mark.parametrize("bad", ["missing.parquet", "missing.json"])
+def test_missing_data_is_one_line_and_a_code(model, data, tmp_path, capsys, bad):
+    assert main(arguments(model, tmp_path / bad, data, tmp_path)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ") and bad in err and err.count("\n") == 1
+
+
+def test_empty_dataset(model, data, tmp_path, capsys):
+    empty = tmp_path / "empty.json"
+    empty.write_text("[]")
+    assert main(arguments(model, empty, data, tmp_path)) == 2
+    assert "error:" in capsys.readouterr().err
+
+
+PLATFORM = "from recipe.cello1.launch.preflight import check_platform; check_platform()"
+
+
+def test_unknown_platform_says_so():
+    pytest.importorskip("verl")
+    result = subprocess.run(
+        [sys.executable, "-c", f"import os; os.environ['VERL_PLATFORM'] = 'cpu'; import verl\n"
+         f"os.environ['VERL_PLATFORM'] = 'abacus'\n{PLATFORM}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "VERL_PLATFORM=abacus: no installed verl plugin registers it" in result.stderr
+
+
+def test_broken_plugin_is_loud(tmp_path):
+    """Its own error comes up, although verl swallows it."""
+    pytest.importorskip("verl")
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[verl.plugins]\nbroken = broken_platform\n")
+    (tmp_path / "broken_platform.py").write_text("import a_module_that_is_not_there\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import os; os.environ['VERL_PLATFORM'] = 'cpu'; {PLATFORM}"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert "the verl plugin broken (broken_platform) cannot be loaded" in result.stderr
+    assert "a_module_that_is_not_there" in result.stderr
+
+
+def test_cpu_training_without_the_vllm_plugin(monkeypatch):
+    pytest.importorskip("verl")
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    monkeypatch.setattr(preflight, "entry_points", lambda group, **_: [])
+    monkeypatch.setattr("verl.plugin.platform.PlatformRegistry.get", lambda name: object())
+    with pytest.raises(ValueError, match="lacks the vLLM plugin cello1_cpu"):
+        preflight.check_platform()

@@ -1,0 +1,186 @@
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from recipe.cello1.evaluation.evaluate import evaluate
+from recipe.cello1.formats.puzzle_files import write_puzzles
+from recipe.cello1.launch import summary
+from recipe.cello1.launch.summary import as_rows, chance, main, plot, training_gain
+from recipe.cello1.task.answer import format_answer
+from recipe.cello1.task.puzzle import Puzzle
+from tests.helpers.toy_model import toy_puzzles
+
+
+def steps(rewards):
+    return [
+        {"step": k, "critic/score/mean": r, "training/reward/cell_accuracy": r / 2} for k, r in enumerate(rewards, 1)
+    ]
+
+
+def evaluation(n_right: int, n: int = 6) -> dict:
+    puzzles = toy_puzzles(n)
+    answers = [puzzle.answer if i < n_right else puzzle.answer[::-1] for i, puzzle in enumerate(puzzles)]
+    records = [{"index": i, "prediction": format_answer(answer), "tokens": 20 + i} for i, answer in enumerate(answers)]
+    return evaluate(records, puzzles)
+
+
+def test_gain_compares_both_ends():
+    assert training_gain(steps([0, 0, 0.5, 1, 1]), window=2) == {
+        "steps": 5, "window": 2, "first": 0.0, "last": 1.0, "gain": 1.0
+    }  # fmt: skip
+
+
+def test_no_training_no_gain():
+    assert training_gain([]) is None
+
+
+def test_chance_is_the_mean_of_one_over_n():
+    cells = (("A",), ("B",), ("C",), ("D",))
+    puzzles = [Puzzle(cells[:n], ("t1", "t2", "t3", "t4")[:n]) for n in (2, 4)]
+    assert chance(puzzles) == pytest.approx(3 / 8)
+
+
+def test_rows_have_mean_and_interval():
+    rows = as_rows({"before": evaluation(0), "after": evaluation(6)})
+    names = [row[0] for row in rows]
+    assert names == [
+        "cell accuracy", "exact match", "format validity", "uniqueness", "legal answers", "mean length (tokens)"
+    ]  # fmt: skip
+    exact = rows[names.index("exact match")]
+    assert exact[1].startswith("0.000 [0.000, ") and exact[2].startswith("1.000 [")
+
+
+def test_plot_is_a_picture(tmp_path):
+    plot(steps([0.0, 0.2, 0.4]), tmp_path / "training.png")
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["training.png"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_puzzles(tmp_path / "test.json", toy_puzzles(6))
+    (tmp_path / "metrics").mkdir()
+    lines = [json.dumps({"step": s.pop("step"), "data": s}) for s in steps([0.0] * 5 + [0.3] * 5)]
+    (tmp_path / "metrics" / "attempt-000.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+class Engine:
+    """Answers the first so many puzzles right, and notes which model was asked."""
+
+    asked: list[str] = []
+
+    def __init__(self, model, n_right):
+        self.model, self.n_right = model, n_right
+
+    def __enter__(self):
+        Engine.asked.append(self.model)
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """Stand in for vLLM: model ``b`` answers 5 puzzles right, any other 1."""
+
+    def predict(engine, puzzles, path, **_):
+        n = engine.n_right
+        answers = [puzzle.answer if i < n else puzzle.answer[::-1] for i, puzzle in enumerate(puzzles)]
+        records = [{"index": i, "prediction": format_answer(a), "tokens": 20 + i} for i, a in enumerate(answers)]
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        return SimpleNamespace(failed=0)
+
+    monkeypatch.setattr(Engine, "asked", [])
+    monkeypatch.setattr(
+        summary, "start_engine", lambda kind, model, **_: Engine(model, 5 if Path(model).name == "b" else 1)
+    )
+    monkeypatch.setattr(summary, "predict", predict)
+    return Engine
+
+
+def test_what_was_evaluated_is_kept_for_that_model_and_those_puzzles(run, engine):
+    def accuracy(model, *options):
+        command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out")]
+        assert main([*command, *options, f"before={model}"]) == 0
+        stages = json.loads((run / "out" / "summary.json").read_text())["stages"]
+        return stages["before"]["metrics"]["exact_match"]["mean"]
+
+    assert accuracy("a") == accuracy("a") == pytest.approx(1 / 6)
+    assert engine.asked == ["a"]
+    assert accuracy("b") == pytest.approx(5 / 6)
+    assert accuracy("a", "--limit", "3") == pytest.approx(1 / 3)
+    accuracy("a", "--max-tokens", "9")
+    assert engine.asked == ["a", "b", "a", "a"]
+    # The same path, another model in it.
+    for weights in (b"1", b"2"):
+        (run / "m").mkdir(exist_ok=True)
+        (run / "m" / "model.safetensors").write_bytes(weights)
+        accuracy(run / "m")
+    assert engine.asked[4:] == [str(run / "m")] * 2
+
+
+def test_command_writes_all(run, engine, capsys):
+    code = main(["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out"),
+                 "before=a", "after GRPO=b"])  # fmt: skip
+    assert code == 0
+    out = capsys.readouterr().out
+    assert "Held-out puzzles" in out and "gain +0.300" in out and "model:    b" in out
+    report = json.loads((run / "out" / "summary.json").read_text())
+    assert report["training"]["gain"] == pytest.approx(0.3)
+    assert set(report["stages"]) == {"before", "after GRPO"}
+    assert (run / "out" / "summary.md").read_text().startswith("|  | before | after GRPO |\n| --- | --- | --- |\n")
+    assert (run / "out" / "training.png").exists()
+
+
+CONFIG = """
+data:
+  max_response_length: 80
+actor_rollout_ref:
+  rollout:
+    max_model_len: {length}
+    response_length: ${{oc.select:data.max_response_length,512}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "limits"),
+    [
+        (None, [], {"max_tokens": 2048}),
+        (None, ["--max-tokens", "9", "--max-model-len", "99"], {"max_tokens": 9, "max_model_len": 99}),
+        (CONFIG.format(length=256), [], {"max_tokens": 80, "max_model_len": 256}),
+        (CONFIG.format(length="null"), [], {"max_tokens": 80}),
+        (CONFIG.format(length=256), ["--max-tokens", "9"], {"max_tokens": 9, "max_model_len": 256}),
+    ],
+)
+def test_limits_are_those_of_the_training_unless_others_are_given(run, monkeypatch, config, options, limits):
+    seen = []
+
+    def noted(model, puzzles, stem, **options):
+        seen.append(options)
+        return evaluation(1)
+
+    monkeypatch.setattr(summary, "evaluate_model", noted)
+    if config:
+        (run / "config.yaml").write_text(config)
+        options = [*options, "--config", str(run / "config.yaml")]
+    command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out"), "a=b"]
+    assert main([*command, *options]) == 0
+    assert seen == [limits]
+
+
+def test_configuration_without_a_limit(run, capsys):
+    (run / "config.yaml").write_text("data: {}")
+    command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out"), "a=b"]
+    assert main([*command, "--config", str(run / "config.yaml")]) == 1
+    assert "has no data.max_response_length" in capsys.readouterr().err
+
+
+def test_missing_data(run, capsys):
+    code = main(["--data", str(run / "no.json"), "--metrics", str(run / "metrics"), "--out", str(run / "o"), "a=b"])
+    assert code == 1
+    assert "no.json does not exist" in capsys.readouterr().err

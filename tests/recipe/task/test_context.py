@@ -1,0 +1,200 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe.cello1.task.answer import text_fault
+from recipe.cello1.task.context import (
+    CONTEXT_FIELDS,
+    DATASET_FIELDS,
+    FIELD_RULES,
+    build_context,
+    clean_value,
+    is_usable,
+    rules_from_table,
+)
+
+DONOR = {
+    "sex": "female",
+    "development_stage": "41-year-old stage",
+    "self_reported_ethnicity": "European",
+    "tissue": "cortex of kidney",
+    "disease": "normal",
+    "n_genes": 900,
+}
+
+
+def test_all_fields():
+    assert build_context(DONOR) == (
+        "The cell is from a female at the 41-year-old stage with European background, "
+        "originating from the cortex of kidney. The patient is healthy with no diagnosed disease."
+    )
+
+
+def test_wording_of_the_published_items():
+    obs = {"sex": "male", "development_stage": "67-year-old stage", "tissue": "skin epidermis", "disease": "melanoma"}
+    assert build_context(obs | {"self_reported_ethnicity": "unknown"}) == (
+        "The cell is from a male at the 67-year-old stage, originating from the skin epidermis. "
+        "The patient has been diagnosed with melanoma."
+    )
+
+
+@pytest.mark.parametrize(
+    ("obs", "sentences"),
+    [
+        ({}, ""),
+        ({"tissue": "lung"}, "The cell is from a donor, originating from the lung."),
+        ({"sex": "male"}, "The cell is from a male."),
+        ({"development_stage": "adult stage"}, "The cell is from a donor at the adult stage."),
+        ({"disease": "Normal"}, "The patient is healthy with no diagnosed disease."),
+        ({"disease": "COPD"}, "The patient has been diagnosed with COPD."),
+        ({"tissue": "{value}", "sex": "{sex}"}, "The cell is from a {sex}, originating from the {value}."),
+    ],
+)
+def test_what_is_unknown_is_left_out(obs, sentences):
+    assert build_context(obs) == sentences
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        float("nan"),
+        np.nan,
+        np.float32("nan"),
+        "nan",
+        "NaN",
+        "unknown",
+        "Unknown",
+        " NONE ",
+        "na",
+        "NA",
+        "",
+        " \n",
+        "<NA>",
+    ],
+)
+def test_unusable_values(value):
+    assert not is_usable(value)
+    assert clean_value(value) == ""
+    assert build_context(dict.fromkeys(CONTEXT_FIELDS, value)) == ""
+    assert build_context({"BMI": value}, extra=["BMI"]) == ""
+
+
+@pytest.mark.parametrize("value", [0, 0.0, False, "no", "n/a tissue", "nana", math.inf])
+def test_usable_values(value):
+    assert is_usable(value)
+    assert clean_value(value)
+
+
+# One value of each kind of rule for every column of the table.
+SENTENCES = [
+    ("ever_smoker", "Yes", "The patient is a smoker."),
+    ("ever_smoker", "non-smoker", "The patient is a non-smoker."),
+    ("ever_smoker", "perhaps", ""),
+    ("tumor_stage", "advanced", "The patient has an advanced-stage tumor."),
+    ("sampletype", "M3", "The sample was collected at month 3 post-treatment."),
+    ("donor_BMI", 23.5, "The patient has a BMI of 23.5."),
+    ("lung_condition", "CF", "The lung condition is described as CF."),
+    ("smoking_status", "hist of marijuana use", "The patient has a history of marijuana use."),
+    ("BMI", "18.5-24.9", "The patient's BMI is 18.5-24.9."),
+    ("medical_conditions", "Both", "The patient has both epilepsy and a brain tumor."),
+    ("hemisphere", "left", "The tissue sample was taken from the left hemisphere of the brain."),
+    ("harm_tumor.type", "PBMC", "The sample is from peripheral blood mononuclear cells."),
+    ("harm_tumor.type", "Breast", "The patient has been diagnosed with breast cancer."),
+    ("harm_tumor.site", "metastasis", "The tumor has metastasized to other parts of the body."),
+    ("harm_sample.type", "blood", "The sample is a blood-derived specimen."),
+    ("harm_condition", "colon_T", "The sample is from tumor tissue in the colon."),
+    ("harm_condition", "lymph_node_N", "The sample is from normal lymph node tissue."),
+    ("harm_condition", "liver M", "The sample is from metastatic liver tumor."),
+    ("harm_condition", "T", "The overall condition is described as T."),
+    ("harm_condition", "post_op", "The overall condition is described as post op."),
+    ("harm_cd45pos", "mixed", "The sample contains a mixture of CD45-positive and CD45-negative cells."),
+    ("diabetes_history", "No", "The patient does not have diabetes."),
+    ("hypertension", "yes", "The patient has a history of hypertension."),
+    ("eGFR", "60-69", "The patient's estimated glomerular filtration rate (eGFR) is in the range 60-69."),
+    ("Condition", "DM – non ulcer", "The donor had diabetes mellitus without skin ulceration."),
+    ("author_tumor_subsite", "Left Ovary", "The tissue was collected from the left ovary."),
+    ("activation", "resting", "The sample represents resting (non-activated) immune cells."),
+    ("Genotype", "FLT3-ITD,NPM1-MUT", "The patient carries FLT3-ITD and NPM1 mutations."),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "sentence"), SENTENCES)
+def test_extra_fields(name, value, sentence):
+    assert build_context({name: value}, extra=[name]) == sentence
+
+
+def test_every_shipped_rule_is_tested_and_used():
+    assert {name for name, _, _ in SENTENCES} == set(FIELD_RULES)
+    assert {name for fields in DATASET_FIELDS.values() for name in fields} == set(FIELD_RULES)
+    for name, rule in FIELD_RULES.items():
+        assert all(key == key.lower() for key in rule.values), name
+        for text in [*rule.values.values(), *rule.endings.values(), rule.template]:
+            assert text == "" or text.endswith("."), name
+
+
+def test_extra_fields_follow_in_the_order_asked_for():
+    obs = {"disease": "normal", "eGFR": "60-69", "BMI": 22, "hypertension": "unknown"}
+    assert build_context(obs, extra=DATASET_FIELDS["kidney"]) == (
+        "The patient is healthy with no diagnosed disease. The patient's BMI is 22. "
+        "The patient's estimated glomerular filtration rate (eGFR) is in the range 60-69."
+    )
+
+
+def test_superfluous_sentence_is_left_out():
+    extra = DATASET_FIELDS["tumor"]
+    obs = {"harm_tumor.site": "normal", "harm_sample.type": "normal"}
+    assert build_context(obs, extra=extra) == "This sample was collected from non-tumorous tissue."
+    assert build_context(obs | {"harm_sample.type": "blood"}, extra=extra).endswith("blood-derived specimen.")
+    assert build_context({"harm_sample.type": "normal"}, extra=extra) == "The sample is derived from normal tissue."
+
+
+def test_unknown_column_is_named():
+    with pytest.raises(ValueError, match="no rule says how to write the column 'batch'; known are BMI, Condition"):
+        build_context({"batch": 1}, extra=["batch"])
+
+
+def test_user_table_extends_the_rules():
+    rules = rules_from_table(
+        {
+            "drug": "The patient takes {value}.",
+            "BMI": {"template": "BMI: {value}."},
+            "smoker": {"values": {True: "Smokes.", False: "Does not smoke.", "EX": "Used to smoke."}},
+            "site": {"endings": {"_no": "never", " x": "From {value}."}, "template": "Site {value}.", "lower": True},
+        }
+    )
+    assert set(rules) == set(FIELD_RULES) | {"drug", "smoker", "site"}
+    assert "drug" not in FIELD_RULES
+    obs = {"drug": "metformin", "BMI": 20, "smoker": "ex", "site": "A_x"}
+    extra = ["drug", "BMI", "smoker", "site"]
+    assert build_context(obs, extra, rules) == "The patient takes metformin. BMI: 20. Used to smoke. From A."
+    assert build_context({"smoker": "Yes"}, extra, rules) == "Smokes."
+    assert build_context({"smoker": "no", "site": "B_1"}, extra, rules) == "Does not smoke. Site b 1."
+
+
+@pytest.mark.parametrize(
+    ("table", "match"),
+    [
+        (["drug"], "must map columns to rules, got list"),
+        ({"drug": 3}, "column 'drug': a rule is a sentence with {value} or a mapping, got 3"),
+        ({"drug": {}}, "column 'drug': a rule is"),
+        ({"drug": {"value": {}}}, "column 'drug': unknown key 'value'; a rule has values, endings"),
+        ({"drug": {"values": ["a"]}}, "column 'drug', key 'values': must be a mapping"),
+        ({"drug": {"lower": "yes"}}, "column 'drug', key 'lower': must be a bool"),
+        ({"drug": {"values": {"a": 1}}}, "column 'drug', key 'values': every entry must be text, got 1"),
+    ],
+)
+def test_bad_table_is_named(table, match):
+    with pytest.raises(ValueError, match=match):
+        rules_from_table(table)
+
+
+@given(st.dictionaries(st.sampled_from([*CONTEXT_FIELDS, *FIELD_RULES]), st.text() | st.floats() | st.none()))
+def test_context_fits_on_one_line(obs):
+    context = build_context(obs, extra=sorted(FIELD_RULES))
+    assert context == context.strip()
+    if context and not any(0xD800 <= ord(c) <= 0xDFFF for c in context):
+        assert text_fault(context) == ""
