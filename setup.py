@@ -105,7 +105,7 @@ setup(
     packages=packages(),
     package_dir={"": ".", "cello1_verl": "verl"},
     package_data={"": ["*.yaml", "*.sh", "*.txt", "*.md", "py.typed"]},
-    install_requires=["numpy>=1.26", "scipy>=1.11"],  # floor 0: puzzles, prompts, answers, scores
+    install_requires=["numpy>=1.26", "scipy>=1.11"],  # puzzles, prompts, answers, scores
     extras_require={
         "cpu": [*CPU, *ANNOTATE],
         "gpu": [*GPU, *ANNOTATE],
@@ -116,7 +116,9 @@ setup(
     },
     entry_points={
         # The second name makes it `scanpy cello1`: scanpy runs what is called scanpy-<command>.
-        "console_scripts": ["cello1 = scverse_plugin._cli:main", "scanpy-cello1 = scverse_plugin._cli:main"],
+        "console_scripts": ["cello1 = recipe.cello1.__main__:main", "scanpy-cello1 = recipe.cello1.__main__:main"],
+        # Commands beside those of the recipe, found by its shell.
+        "cello1.commands": [f"{name} = scverse_plugin._commands.{name}" for name in ("annotate", "report", "serve")],
         # verl imports what it finds here in every process; the module registers itself.
         "verl.plugins": ["cello1_cpu = cello1_verl.plugin.platform.platform_cpu"],
         # vLLM calls it in every process; it acts only in those of a CPU training run.

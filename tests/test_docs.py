@@ -93,7 +93,7 @@ def test_every_function_of_the_plugin_is_described(site):
 
 
 def test_what_is_returned_is_shown_as_prose(site):
-    text = re.sub(r"<[^>]+>", "", site["api/core.html"])
+    text = re.sub(r"<[^>]+>", "", site["api/task.html"])
     assert "The types in cell order with the reasoning, or the reason why the response is malformed. The number" in (
         " ".join(text.split())
     )

@@ -5,8 +5,8 @@ cells whose first gene gives their type away, with an engine in place of vLLM th
 with a Python that only writes down what it is asked to do; each such call must then be one that the real module,
 verl's configuration or accelerate accepts. A command that no function below is for fails.
 
-The two main commands are run in earnest elsewhere: ``run_grpo.sh`` by tests/recipe/launch/test_run_grpo.py, ``tests/run.sh``
-by CI (.ci/run). So are the example and the notebook (tests/plugin/test_integration.py) and ``vllm serve``
+The two main commands are run in earnest elsewhere: ``run_grpo.sh`` by tests/recipe/launch/test_run_grpo.py,
+``tests/run.sh`` by CI (.ci/run). So are the example and the notebook (tests/plugin/test_integration.py) and vLLM's server
 (tests/recipe/engines/test_vllm_serve.py).
 """
 
@@ -18,7 +18,7 @@ import re
 import runpy
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from recipe.cello1 import __main__ as shell
 from recipe.cello1.data import options as data_options
 from recipe.cello1.data import prepare as prepare_data
 from recipe.cello1.engines.options import engine_options, sampling_of
@@ -38,7 +39,7 @@ from recipe.cello1.launch.environment import required_verl
 from recipe.cello1.rl.shaping import read_shaping
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.prompt import instruction, parse_user
-from scverse_plugin import _cli
+from tests.helpers import cli
 from tests.helpers.project import setup_arguments
 from tests.helpers.readme import READMES, ROOT, Block, Command, blocks, codes, commands, inline_commands, parse, read
 from tests.helpers.stub_server import Server
@@ -48,17 +49,17 @@ from tests.helpers.toy_h5ad import N_GENES, N_TYPES, toy_adata, write
 RECIPE = ROOT / "recipe" / "cello1"
 BLOCKS = [block for readme in READMES for block in blocks(readme)]
 INLINE = [pytest.param(command, id=f"{readme}: {command}") for readme in READMES for command in inline_commands(readme)]
-SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in sorted(RECIPE.glob("*.sh")))
+SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in sorted(RECIPE.rglob("*.sh")))
 READ_BY_SCRIPTS = set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", SCRIPTS))
-MODULES = sorted(p.stem for p in RECIPE.glob("*.py") if "\ndef build_parser(" in p.read_text(encoding="utf-8"))
+KNOWN = shell.commands()
 TYPES = {gene: name for name, gene in MARKERS.items()} | {f"GENE{N_GENES - 1 - i}": f"type {i}" for i in range(N_TYPES)}
 
 # Writes its arguments down; prints what `preflight` does (the files to train on), makes the folder that `export` does.
 RECORDER = r"""#!/usr/bin/env bash
 printf '%s\0' "$@" $'\x1e' >>"$CALLS"
-case ${2:-} in
-recipe.cello1.launch.preflight) printf '%s\n' "$6" "$8" ;;
-recipe.cello1.rl.export) mkdir -p "$5" ;;
+case ${3:-} in
+preflight) printf '%s\n' "$7" "$9" ;;
+export) mkdir -p "$6" ;;
 esac
 """
 
@@ -93,7 +94,7 @@ def inputs(tmp_path_factory) -> Path:
         write(adata, folder / "H5AD_FOLDER" / f"{tissue}.h5ad")
     made = folder / "made"
     arguments = ["--out", str(made), "--per-size", "8", "--workers", "1", "--quiet"]
-    assert prepare_data.main([str(folder / "H5AD_FOLDER"), *arguments]) == 0
+    assert cli.command("prepare")([folder / "H5AD_FOLDER", *arguments]) == 0
     train, test = (load_puzzles(made / side / f"{side}_data.json").puzzles for side in ("train", "test"))
     for name, puzzles in {"train": train[9:], "val": train[:9], "test": test, "puzzles": train[:9]}.items():
         write_puzzles(folder / f"{name}.json", puzzles)
@@ -114,43 +115,47 @@ def place(inputs, tmp_path, monkeypatch) -> Path:
     shutil.copytree(inputs, folder)
     launchers = folder / "recipe" / "cello1"
     shutil.copytree(RECIPE / "config", launchers / "config")
-    for script in RECIPE.glob("*.sh"):
-        shutil.copy(script, launchers)
+    for script in RECIPE.rglob("*.sh"):
+        (launchers / script.relative_to(RECIPE)).parent.mkdir(exist_ok=True)
+        shutil.copy(script, launchers / script.relative_to(RECIPE))
     (folder / "tests").mkdir()
     shutil.copy(ROOT / "tests" / "run.sh", folder / "tests")
     monkeypatch.chdir(folder)
     monkeypatch.setitem(ENGINES, "vllm", (__name__, "Solver"))
-    monkeypatch.setattr(
-        prepare_data, "default_workers", lambda n: 1
-    )  # others would start anew, and import anndata each
+    # More workers would each start anew and import anndata.
+    monkeypatch.setattr(prepare_data, "default_workers", lambda n: 1)
     return folder
 
 
 # ------------------------------------------------------------------------------------------------ python -m recipe...
 
 
+def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the words after ``cello1`` into the command and its arguments."""
+    name = next((name for name in (" ".join(words[:2]), words[0]) if name in KNOWN), None)
+    if name is None:
+        pytest.fail(f"no check for: {words}")
+    return name, list(words[len(name.split()) :])
+
+
 def parsed(name: str, argv: list[str]):
-    """Parse with the module's own parser, and check what the module checks before it starts."""
-    module = importlib.import_module(f"recipe.cello1.{name}")
-    if name == "prepare_data":
-        if argv[0] == "audit":
-            return module.build_parser(audit=True).parse_args(argv[1:])
+    """Parse with the command's own parser, and check what the command checks before it starts."""
+    module = importlib.import_module(KNOWN[name])
+    if name == "prepare":
         args = module.build_parser().parse_args(argv)
         data_options.check(args)
         data_options.settings_of(args)
         return args
+    args = module.build_parser().parse_intermixed_args(argv)
     if name == "sft":
         from peft import LoraConfig
         from trl import SFTConfig
 
-        args = module.build_parser().parse_intermixed_args(argv)
         settings = module.load_settings(args.settings, args.config)
         # These two go to the libraries as they are.
         for key, kind in (("lora", LoraConfig), ("trainer", SFTConfig)):
             assert (settings[key] or {}).keys() <= {each.name for each in fields(kind)}, argv
-        return args
-    args = module.build_parser().parse_args(argv)
-    if name in ("predict", "second_round"):
+    if name == "predict":
         sampling_of(args)
         engine_options(args)
     return args
@@ -171,31 +176,23 @@ def hub(place: Path) -> Callable[[str], dict[str, list]]:
     return load
 
 
-def run_module(name: str, argv: list[str], place: Path) -> None:
-    module = importlib.import_module(f"recipe.cello1.{name}")
+def run_command(name: str, argv: list[str], place: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if "--from-hub" in argv:
             patch.setattr("datasets.load_dataset", hub(place))
         if "URL" not in argv:
-            assert module.main(argv) == 0
+            assert cli.command(name)(argv) == 0
             return
         with Server(lambda body, n: solve(body["messages"]), models=("NAME",)) as server:
-            assert module.main([server.url if word == "URL" else word for word in argv]) == 0
+            assert cli.command(name)([server.url if word == "URL" else word for word in argv]) == 0
 
 
-def python(command: Command, place: Path, run: bool) -> None:
-    match command.words[1:]:
-        case ("-m", module):  # named, without arguments
-            assert find_spec(module), command
-            name = module.removeprefix("recipe.cello1.")
-            assert name == "verl.trainer.main_ppo" or name in MODULES
-        case ("-m", module, *argv) if module.startswith("recipe.cello1."):
-            name = module.removeprefix("recipe.cello1.")
-            argv = ["memory://copy" if word == "hdfs://host/data" else word for word in argv]
-            assert command.variables.keys() <= {"OPENAI_API_KEY", "RAY_ADDRESS"}
-            parsed(name, argv)
-            if run:
-                run_module(name, argv, place)
+def python(line: Command, place: Path, run: bool) -> None:
+    match line.words[1:]:
+        case ("-m", "verl.trainer.main_ppo"):  # named, without arguments
+            assert find_spec("verl.trainer.main_ppo")
+        case ("-m", "recipe.cello1", *words):
+            cello1(line, place, run, words)
         case (script, *argv) if script.startswith(("benchmarks/", "examples/")):
             with pytest.MonkeyPatch.context() as patch:
                 patch.syspath_prepend(str((ROOT / script).parent))  # as Python does for a script
@@ -204,7 +201,7 @@ def python(command: Command, place: Path, run: bool) -> None:
                 if run:
                     assert module["main"](argv) == 0
         case _:
-            pytest.fail(f"no check for: {command}")
+            pytest.fail(f"no check for: {line}")
 
 
 # ---------------------------------------------------------------------------------------------------------- launchers
@@ -242,9 +239,10 @@ def check_call(words: list[str]):
 
             args = get_args_parser().parse_args(argv)
             return composed(args.config_name, *args.overrides)
-        case ["-m", module, *argv] if module.startswith("recipe.cello1."):
-            args = parsed(module.removeprefix("recipe.cello1."), argv)
-            return check_call(args.command[1:]) if module.endswith(".watch") else None
+        case ["-m", "recipe.cello1", *words]:
+            name, argv = split_command(words)
+            args = parsed(name, argv)
+            return check_call(args.command[1:]) if name == "watch" else None
         case _:
             pytest.fail(f"no check for what the launcher runs: {words}")
 
@@ -276,18 +274,26 @@ def bash(command: Command, place: Path, run: bool) -> None:
 # ------------------------------------------------------------------------------------------------------ other programs
 
 
-def cello1(command: Command, place: Path, run: bool) -> None:
-    argv = [*command.words[1:], *(["--print-only"] if command.words[1] == "serve" else [])]
-    _cli.build_parser().parse_args(argv)
+def cello1(line: Command, place: Path, run: bool, words: Sequence[str] | None = None) -> None:
+    assert line.variables.keys() <= {"OPENAI_API_KEY", "RAY_ADDRESS"}
+    words = line.words[1:] if words is None else words
+    if tuple(words) == ("--help",):
+        return
+    name, argv = split_command(words)
+    if not argv:  # named, without arguments
+        return
+    if name == "serve":
+        argv.insert(0, "--print-only")
+    parsed(name, argv)
     if run:
-        assert _cli.main(argv) == 0
+        run_command(name, argv, place)
 
 
 def scanpy(command: Command, place: Path, run: bool) -> None:
     """``scanpy cello1`` is the same program: tests/plugin/test_cli.py starts it through scanpy."""
     assert command.words[:3] == ("scanpy", "cello1", "annotate")
     scripts = setup_arguments()["entry_points"]["console_scripts"]
-    assert "scanpy-cello1 = scverse_plugin._cli:main" in scripts
+    assert "scanpy-cello1 = recipe.cello1.__main__:main" in scripts
 
 
 def vllm(command: Command, place: Path, run: bool) -> None:
@@ -422,9 +428,9 @@ def options_of(parser) -> set[str]:
 def test_every_option_named_exists():
     known = {"--no-dora", "--full"} & set(re.findall(r"--[\w-]+", (RECIPE / "run_sft.sh").read_text()))
     known |= {"--no-enable-chunked-prefill"}  # of vllm serve, as tests/recipe/engines/test_vllm_serve.py starts it
-    known |= options_of(prepare_data.build_parser(audit=True)) | options_of(_cli.build_parser())
-    for name in MODULES:
-        known |= options_of(importlib.import_module(f"recipe.cello1.{name}").build_parser())
+    known |= {"--traceback"}  # of the shell
+    for module in KNOWN.values():
+        known |= options_of(importlib.import_module(module).build_parser())
     named = [code for readme in READMES for code in codes(readme) if re.match(r"--|run_\w+\.sh ", code)]
     assert {word for code in named for word in code.split() if word.startswith("--")} <= known
 

@@ -48,4 +48,4 @@ if [ "$NUM_GPUS" -gt 1 ]; then
   command+=(accelerate.commands.launch --num_processes "$NUM_GPUS" --main_process_port 0 --mixed_precision "$precision"
     --config_file "$here/config/accelerate/fsdp2.yaml" -m)
 fi
-exec "${command[@]}" recipe.cello1.cold_start.sft "model=$MODEL" "train=$TRAIN_DATA" "output=$OUTPUT" "seed=${SEED:-1}" "${settings[@]}"
+exec "${command[@]}" recipe.cello1 sft "model=$MODEL" "train=$TRAIN_DATA" "output=$OUTPUT" "seed=${SEED:-1}" "${settings[@]}"

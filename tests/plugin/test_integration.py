@@ -12,7 +12,7 @@ import pytest
 
 import scverse_plugin
 from recipe.cello1.engines.protocol import EngineError
-from scverse_plugin._cli import serve_command
+from scverse_plugin._commands.serve import serve_command
 from scverse_plugin.get import cello1_df
 from tests.helpers.processes import ROOT, environment, free_port, kill_group, served
 from tests.helpers.toy_adata import TYPES, toy
@@ -97,7 +97,7 @@ def embedded(tmp_path_factory):
     if (folder / "model" / "config.json").is_file() and (folder / "data" / "manifest.json").is_file():
         return folder / "model", folder / "data"
     folder = tmp_path_factory.mktemp("embedded")
-    command = [sys.executable, "-m", "recipe.cello1.cold_start.embedded", "--smoke", "--out", str(folder)]
+    command = [sys.executable, "-m", "recipe.cello1", "embedded", "--smoke", "--out", str(folder)]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
     assert found.returncode == 0, found.stderr
     return folder / "model", folder

@@ -1,6 +1,6 @@
-"""The embedded default: everything a training run needs, from the real cells that come with scanpy. No network.
+"""Make puzzles, traces, tokenizer and model of the embedded default, offline.
 
-``python -m recipe.cello1.cold_start.embedded --out DIR --seed SEED``
+``python -m recipe.cello1 embedded --out DIR --seed SEED``
 
 Source of the cells: ``scanpy.datasets.pbmc68k_reduced()``, 700 peripheral blood cells of the fresh 68k PBMC data (one
 healthy donor; Zheng et al. 2017) with 10 types and log-normalised expression of 765 genes. They are split by cell, each
@@ -329,15 +329,9 @@ def is_built(out: str | Path, settings: Settings) -> bool:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
+    """Describe the options."""
     default = Settings(seed=1)
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.cold_start.embedded", description=summary)
+    parser = argparse.ArgumentParser()
     parser.add_argument("--out", required=True, type=Path, help="folder for the files")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of split, puzzles and weights")
     parser.add_argument("--layout", choices=LAYOUTS, default=default.layout, help="prompt layout")
@@ -347,33 +341,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv
-        Arguments, by default those of the process.
-
-    Returns
-    -------
-    Exit code.
-    """
-    args = build_parser().parse_args(argv)
-
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     counts = {name: getattr(args, name) for name in SMOKE if getattr(args, name) is not None}
     settings = Settings(seed=args.seed, layout=args.layout, **{**(SMOKE if args.smoke else {}), **counts})
-    try:
-        if settings.seed < 0 or min(settings.n_sft, settings.n_train, settings.n_test) < 1:
-            msg = "--seed must not be negative and the numbers of puzzles must be positive"
-            raise ValueError(msg)
-        if is_built(args.out, settings):
-            print(f"already built: {args.out}", file=sys.stderr)
-            return 0
-        manifest = build(args.out, settings)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if settings.seed < 0 or min(settings.n_sft, settings.n_train, settings.n_test) < 1:
+        msg = "--seed must not be negative and the numbers of puzzles must be positive"
+        raise ValueError(msg)
+    if is_built(args.out, settings):
+        print(f"already built: {args.out}", file=sys.stderr)
+        return
+    manifest = build(args.out, settings)
     tokens, puzzles = manifest["tokens"], manifest["puzzles"]
     print(
         f"{puzzles['sft']} SFT, {puzzles['train']} RL and {puzzles['test']} test puzzles; "
@@ -381,8 +359,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"model with {manifest['parameters']:,} parameters: {args.out}",
         file=sys.stderr,
     )
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""Expert-style reasoning for puzzles with a known answer, written from marker evidence.
+"""Write reasoning traces from marker genes.
 
-``python -m recipe.cello1.cold_start.marker_traces --cells train.h5ad --data puzzles.json --out sft.json``
+``python -m recipe.cello1 traces markers --cells train.h5ad --data puzzles.json --out sft.json``
 
 The evidence comes from labelled training cells only. A trace has one line for each cell, which cites those genes of the
 cell that speak most for its true type, and from the second line on names the candidates that are left::
@@ -201,14 +201,8 @@ def read_cells(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.cold_start.marker_traces", description=summary)
+    """Describe the options."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--cells", nargs="+", required=True, help="labelled training cells: h5ad files or zarr stores")
     parser.add_argument("--data", required=True, help="puzzles with answers: JSON or JSONL")
     parser.add_argument(
@@ -223,33 +217,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv
-        Arguments, by default those of the process.
-
-    Returns
-    -------
-    Exit code.
-    """
-    args = build_parser().parse_args(argv)
-    try:
-        data = load_puzzles(args.data, require_gold=True)
-        puzzles = data.puzzles
-        # Longer lists than the puzzles': how common a gene is elsewhere shows beyond the end of the list.
-        n_top = 3 * max((len(genes) for puzzle in puzzles for genes in puzzle.cells), default=1)
-        columns = {"type_column": args.type_column, "gene_column": args.gene_column, "use_raw": args.use_raw}
-        evidence = marker_evidence(*read_cells(args.cells, n_top, **columns))
-        write_puzzles(args.out, add_traces(puzzles, evidence, args.n_genes), data.variant)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    data = load_puzzles(args.data, require_gold=True)
+    puzzles = data.puzzles
+    # Longer lists than the puzzles': how common a gene is elsewhere shows beyond the end of the list.
+    n_top = 3 * max((len(genes) for puzzle in puzzles for genes in puzzle.cells), default=1)
+    columns = {"type_column": args.type_column, "gene_column": args.gene_column, "use_raw": args.use_raw}
+    evidence = marker_evidence(*read_cells(args.cells, n_top, **columns))
+    write_puzzles(args.out, add_traces(puzzles, evidence, args.n_genes), data.variant)
     print(f"{len(puzzles)} puzzles with traces, evidence for {len(evidence)} types: {args.out}", file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""Cold start: supervised fine-tuning on puzzles with traces, with TRL and PEFT.
+"""Fine-tune a model on puzzles with traces: the cold start, with TRL and PEFT.
 
-``python -m recipe.cello1.cold_start.sft model=MODEL train=DATA output=DIR [--config NAME] [key=value ...]``
+``python -m recipe.cello1 sft model=MODEL train=DATA output=DIR [--config NAME] [key=value ...]``
 
 Settings come from ``config/cello1_sft.yaml`` (the published ones), then from the files named with ``--config`` (a
 path, or a name in ``config/sft``), then from the command line (``trainer.learning_rate=1e-4``, ``lora=null``). On
@@ -473,14 +473,8 @@ def _progress(output: Path) -> Any:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
-    summary = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.cold_start.sft", description=summary)
+    """Describe the options."""
+    parser = argparse.ArgumentParser()
     parser.add_argument(
         "--config", action="append", default=[], metavar="NAME", help="settings to lay over the published ones"
     )
@@ -488,33 +482,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+AFTER_INTERRUPT = "; run the same command again to resume from the last checkpoint"
 
-    Parameters
-    ----------
-    argv
-        Arguments, by default those of the process.
 
-    Returns
-    -------
-    Exit code.
-    """
-    args = build_parser().parse_intermixed_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
     _use_one_gpu()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("WANDB_PROJECT", "cello1")  # as in config/cello1_base.yaml
-    try:
-        settings = load_settings(args.settings, args.config)
-        done = (Path(settings["output"]) / "model").is_dir()
-        target = train(settings)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    settings = load_settings(args.settings, args.config)
+    done = (Path(settings["output"]) / "model").is_dir()
+    target = train(settings)
     if int(os.environ.get("RANK", 0)) == 0:
         print(f"{'already trained' if done else 'trained model'}: {target}", file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,6 @@
-"""Traces for the cold start from a teacher: ask it, keep what is right (rejection sampling).
+"""Collect reasoning traces from a teacher model, keeping those with the right answer.
 
-    python -m recipe.cello1.cold_start.teacher_traces --data puzzles.json --out sft.json --base-url URL --model NAME --tries 8
+    python -m recipe.cello1 traces teacher --data puzzles.json --out sft.json --base-url URL --model NAME --tries 8
 
 Asks any server with an OpenAI-compatible chat API for each puzzle, up to ``--tries`` times with seeds of their own,
 and keeps the first response that scores 1.0 and holds reasoning. The key comes from ``OPENAI_API_KEY`` alone.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from typing import Any
 from tqdm import tqdm
 
 from recipe.cello1.engines.options import add_sampling, add_server, engine_options, sampling_of
-from recipe.cello1.engines.protocol import Completion, Engine, EngineError, Failure, Request, Sampling, sample_seed
+from recipe.cello1.engines.protocol import Completion, Engine, Failure, Request, Sampling, sample_seed
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.formats.atomic import append_jsonl, atomic_write, dumps, read_items
 from recipe.cello1.formats.items import REASONING_KEY, puzzle_to_item
@@ -343,14 +342,8 @@ def report_table(found: Mapping[str, Any]) -> str:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
+    """Describe the options."""
     parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.cold_start.teacher_traces",
         description="Collect traces from a teacher, keeping those with the right answer; resumes what was interrupted.",
         epilog="The key of the server comes from the environment variable OPENAI_API_KEY.",
     )
@@ -363,62 +356,45 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+AFTER_INTERRUPT = "; responses so far are kept: run the same command again to resume"
 
-    Parameters
-    ----------
-    argv
-        Arguments, ``sys.argv`` by default.
 
-    Returns
-    -------
-    0 if every puzzle is decided and some trace was accepted, 1 if requests failed or nothing was accepted, 2 if the run
-    could not start or had to stop.
-    """
-    args = build_parser().parse_args(argv)
-    try:
-        if args.out.suffix not in (".json", ".jsonl"):
-            msg = f"--out: {args.out} must end in .json or .jsonl"
-            raise ValueError(msg)
-        if args.out.resolve() == args.data.resolve():
-            msg = f"--out is the file of the data, {args.data}; give another one"
-            raise ValueError(msg)
-        if args.limit is not None and args.limit < 1:
-            msg = f"--limit must be at least 1, got {args.limit}"
-            raise ValueError(msg)
-        sampling, options = sampling_of(args), engine_options(args)
-        data = load_puzzles(args.data, args.variant, args.prompt_layout)
-        with start_engine(args.engine, args.model, **options) as engine:
-            kept, found = ask_teacher(
-                engine,
-                data.puzzles[: args.limit],
-                args.out.with_suffix(".tries.jsonl"),
-                tries=args.tries,
-                sampling=sampling,
-                seed=args.seed,
-                layout=data.layout,
-                variant=data.variant,
-            )
-        atomic_write(args.out.with_suffix(".report.json"), dumps(found, indent=1) + "\n")
-        if kept:
-            write_puzzles(args.out, kept, data.variant)
-    except (ValueError, OSError, EngineError) as error:
-        print(f"teacher: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> str | None:
+    """Run the command."""
+    if args.out.suffix not in (".json", ".jsonl"):
+        msg = f"--out: {args.out} must end in .json or .jsonl"
+        raise ValueError(msg)
+    if args.out.resolve() == args.data.resolve():
+        msg = f"--out is the file of the data, {args.data}; give another one"
+        raise ValueError(msg)
+    if args.limit is not None and args.limit < 1:
+        msg = f"--limit must be at least 1, got {args.limit}"
+        raise ValueError(msg)
+    sampling, options = sampling_of(args), engine_options(args)
+    data = load_puzzles(args.data, args.variant, args.prompt_layout)
+    with start_engine(args.engine, args.model, **options) as engine:
+        kept, found = ask_teacher(
+            engine,
+            data.puzzles[: args.limit],
+            args.out.with_suffix(".tries.jsonl"),
+            tries=args.tries,
+            sampling=sampling,
+            seed=args.seed,
+            layout=data.layout,
+            variant=data.variant,
+        )
+    atomic_write(args.out.with_suffix(".report.json"), dumps(found, indent=1) + "\n")
+    if kept:
+        write_puzzles(args.out, kept, data.variant)
     print(report_table(found))
+    missing = []
     if not kept:
         common = max(found["total"]["reasons"].items(), key=lambda entry: entry[1], default=("no response", 0))[0]
-        print(f"teacher: nothing was accepted (most often: {common}); {args.out} is not written", file=sys.stderr)
+        missing.append(f"no trace was accepted (most often: {common}), so {args.out} is not written")
     if not found["complete"]:
         worst = next(iter(found["errors"]))
-        print(
-            f"teacher: {found['total']['failed']} puzzles failed, most often with: {worst}; "
-            "the same command asks for them again",
-            file=sys.stderr,
+        missing.append(
+            f"{found['total']['failed']} puzzles failed, most often with: {worst}; run the same command again to "
+            "retry them"
         )
-    return 0 if kept and found["complete"] else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    return "; ".join(missing) or None

@@ -1,4 +1,4 @@
-"""The parts of ``python -m recipe.cello1.data.prepare``, each with one purpose.
+"""The parts of ``python -m recipe.cello1 prepare``, each with one purpose.
 
 ======================  ================================================================================
 ``store``               one h5ad or zarr file: its tables, and where its matrix lies

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -319,60 +319,3 @@ def _plain_counts(counters: Mapping[str, Counter]) -> dict[str, dict[str, int]]:
         return (int(entry[0]) if entry[0].isdecimal() else 0, entry[0])
 
     return {name: dict(sorted(counter.items(), key=order)) for name, counter in counters.items()}
-
-
-def copy_out(folder: str | Path, names: Iterable[str], url: str, listed_in: str | None = None) -> list[str]:
-    """Copy files to another place.
-
-    Parameters
-    ----------
-    folder
-        Where they are.
-    names
-        Their paths below it, in the order in which they are copied.
-    url
-        A folder in any form that fsspec knows: ``hdfs://host/data``, ``s3://bucket/data``, or a plain path.
-    listed_in
-        Which of them lists them all. What the one of an earlier copy lists, and is not copied now, is removed there.
-
-    Returns
-    -------
-    Where each came to lie.
-
-    Raises
-    ------
-    ValueError
-        If the place cannot be used.
-    """
-    import fsspec
-
-    try:
-        system, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError, OSError) as error:
-        msg = f"--copy-to {url} cannot be used ({error}); the library for this kind of storage may not be installed"
-        raise ValueError(msg) from None
-    names, copied = list(names), []
-    earlier = _listed(system, f"{root.rstrip('/')}/{listed_in}") if listed_in else set()
-    for name in names:
-        target = f"{root.rstrip('/')}/{name}"
-        try:
-            system.makedirs(target.rpartition("/")[0], exist_ok=True)
-            system.put_file(str(Path(folder) / name), target)
-        except OSError as error:
-            msg = f"--copy-to {url}: {name} cannot be written ({error})"
-            raise ValueError(msg) from error
-        copied.append(target)
-    for name in sorted(earlier - set(names)):
-        target = f"{root.rstrip('/')}/{name}"
-        if system.exists(target):
-            system.rm_file(target)
-    return copied
-
-
-def _listed(system: Any, path: str) -> set[str]:
-    """Return the files that a manifest lists: none where it is not there, or not one."""
-    try:
-        found = json.loads(system.cat_file(path))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return set()
-    return {name for name in found if ".." not in PurePosixPath(name).parts and not PurePosixPath(name).is_absolute()}

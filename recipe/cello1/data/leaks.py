@@ -1,14 +1,25 @@
-"""What train and test share: cells, donors, puzzles, and puzzles of the same cells in another order."""
+"""List what two puzzle files share: cells, donors, puzzles."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipe.cello1.data.fingerprints import Fingerprint, all_have_ids, cell_keys, donor_keys, nameless_contexts
+from recipe.cello1.data.fingerprints import (
+    Fingerprint,
+    all_have_ids,
+    cell_keys,
+    donor_keys,
+    fingerprints_of,
+    nameless_contexts,
+)
+from recipe.cello1.data.published import read_puzzle_file
+from recipe.cello1.formats.atomic import atomic_write, dumps
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,3 +178,29 @@ def _inside(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
     if not len(known):
         return np.zeros(len(keys), dtype=bool)
     return known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the options."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("train", help="puzzle file (JSON, JSONL, or parquet, RL data too)")
+    parser.add_argument("test", help="puzzle file")
+    parser.add_argument("--out", type=Path, help="also write the result to this JSON file")
+    parser.add_argument("--fail-on-leak", action="store_true", help="exit with 1 if they share anything")
+    return parser
+
+
+def run(args: argparse.Namespace) -> str | None:
+    """Run the command."""
+    sides = [read_puzzle_file(path, variant=None) for path in (args.train, args.test)]
+    if failures := [text for side in sides for text in side.failures]:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        msg = f"{failures[0]}{more}; an audit needs every puzzle"
+        raise ValueError(msg)
+    result = audit(*[fingerprints_of(side.puzzles) for side in sides])
+    print("\n".join(result.lines()))
+    if args.out:
+        atomic_write(args.out, dumps({"train": args.train, "test": args.test, **result.plain()}, 1) + "\n")
+    if args.fail_on_leak and result.leaks:
+        return "the two files share something (--fail-on-leak)"
+    return None

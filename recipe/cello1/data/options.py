@@ -1,4 +1,4 @@
-"""The options of ``python -m recipe.cello1.data.prepare``, and what they come to."""
+"""The options of ``python -m recipe.cello1 prepare``, and what they come to."""
 
 from __future__ import annotations
 
@@ -65,7 +65,6 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     default, plan = Settings(), Plan()
     summary, _, rest = about.partition("\n\n")
     parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.data.prepare",
         description=summary,
         epilog=rest.replace("``", ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -153,11 +152,6 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument("--layout", choices=LAYOUTS, default=plan.layout, help="prompt layout for verl (%(default)s)")
     group.add_argument(
         "--raw", action="store_true", help=f"also write {RECORDS}/ (a record for each cell) and train_raw files"
-    )
-    group.add_argument(
-        "--copy-to",
-        metavar="URL",
-        help="if all went well, copy the output there through fsspec (hdfs://host/data), over what was copied before",
     )
 
     group = parser.add_argument_group("running")
@@ -284,21 +278,3 @@ def check_for_puzzles(args: argparse.Namespace, parser: argparse.ArgumentParser)
         options = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
         msg = f"{options} needs expression files: the puzzles of puzzle files are made already; leave it out"
         raise ValueError(msg)
-
-
-def make_audit_parser() -> argparse.ArgumentParser:
-    """Describe the ``audit`` command.
-
-    Returns
-    -------
-    The parser.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.data.prepare audit",
-        description="Say what two puzzle files share: cells, donors, puzzles, and the same cells in another order.",
-    )
-    parser.add_argument("train", help="puzzle file (JSON, JSONL, or parquet, RL data too)")
-    parser.add_argument("test", help="puzzle file")
-    parser.add_argument("--out", type=Path, help="also write the result to this JSON file")
-    parser.add_argument("--fail-on-leak", action="store_true", help="exit with 1 if they share anything")
-    return parser

@@ -1,6 +1,6 @@
-"""Make training and test data: cell puzzles from expression files, or from puzzles that others made.
+"""Make train and test sets of puzzles from expression files or published puzzles.
 
-``python -m recipe.cello1.data.prepare INPUT --out DIR`` reads every .h5ad file and .zarr store below the folder INPUT
+``python -m recipe.cello1 prepare INPUT --out DIR`` reads every .h5ad file and .zarr store below the folder INPUT
 and writes
 
 - ``train/train_data.json``, ``test/test_data.json``: puzzles in the CellPuzzles form; beside them a file for each input
@@ -12,10 +12,10 @@ The same seed gives the same bytes, whatever the number of workers. Started agai
 it was stopped. Exit code 1: something could not be used (it is listed, with a remedy; --skip-bad makes it 0), or
 train and test share something and --fail-on-leak is given.
 
-``python -m recipe.cello1.data.prepare --from-hub ncbi/CellPuzzles --out DIR`` does it for a published data set, and
+``python -m recipe.cello1 prepare --from-hub ncbi/CellPuzzles --out DIR`` does it for a published data set, and
 ``prepare_data train.json test.json --out DIR`` for local files in that form (JSON, JSONL, parquet).
 
-``python -m recipe.cello1.data.prepare audit TRAIN TEST`` says what any two files share.
+``python -m recipe.cello1 prepare audit TRAIN TEST`` says what any two files share.
 """
 
 from __future__ import annotations
@@ -23,21 +23,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.data.build import MANIFEST, DataSet, Source, build, copy_out
+from recipe.cello1.data.build import DataSet, Source, build
 from recipe.cello1.data.expression.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.data.extract import FileResult, Job
-from recipe.cello1.data.fingerprints import fingerprints_of
-from recipe.cello1.data.leaks import audit
 from recipe.cello1.data.options import (
     RECORDS,
     check,
     check_for_puzzles,
-    make_audit_parser,
     make_parser,
     plan_of,
     settings_of,
@@ -46,70 +43,36 @@ from recipe.cello1.data.published import OWN_FILES, Imported, read_hub, read_puz
 from recipe.cello1.data.resume import drop_part, load_part, part_puzzles, save_part
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.workers import cpu_count, default_workers, run_jobs
-from recipe.cello1.formats.atomic import atomic_write, dumps
 from recipe.cello1.formats.puzzle_files import SUFFIXES as PUZZLE_SUFFIXES
 from recipe.cello1.task.prompt import Variant
 
 _SHOWN = 20  # items that cannot be read are printed up to this number
 
 
-def build_parser(audit: bool = False) -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Parameters
-    ----------
-    audit
-        Whether of ``prepare_data audit``.
-
-    Returns
-    -------
-    The parser.
-    """
-    return make_audit_parser() if audit else make_parser(__doc__ or "")
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the options."""
+    return make_parser(__doc__ or "")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv
-        Arguments, by default those of the process.
-
-    Returns
-    -------
-    0 if all went well; 1 for an error, for files that could not be used (unless ``--skip-bad``), and for leaks with
-    ``--fail-on-leak``.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    audit = arguments[:1] == ["audit"]
-    parser = build_parser(audit)
-    try:
-        return _audit(parser.parse_args(arguments[1:])) if audit else _prepare(parser, arguments)
-    except ModuleNotFoundError as error:
-        print(f"error: the package {error.name} is not installed: pip install {error.name}", file=sys.stderr)
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+AFTER_INTERRUPT = "; files that were read are kept: run the same command again to resume"
 
 
 # ------------------------------------------------------------------------------------------------------------- work
 
 
-def _prepare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> int:
-    args = parser.parse_args(arguments)
+def run(args: argparse.Namespace) -> str | None:
+    """Run the command."""
     check(args)
     settings = settings_of(args)
     if args.from_hub:
-        check_for_puzzles(args, parser)
+        check_for_puzzles(args, build_parser())
         sources, failures = _imported(read_hub(args.from_hub, settings.variant))
         default_split, about = "given", {"from_hub": args.from_hub}
     else:
         expression, puzzles = _find_inputs(args.inputs)
         if expression:
             return _prepare_expression(args, settings, expression)
-        check_for_puzzles(args, parser)
+        check_for_puzzles(args, build_parser())
         sources, failures = _imported([_read_if_possible(path, settings.variant) for path in puzzles])
         named = {source.split for source in sources}
         default_split, about = "given" if {"train", "test"} <= named else "donor", {}
@@ -141,7 +104,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Sequence[tuple[Path, str]]) -> int:
+def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Sequence[tuple[Path, str]]) -> str | None:
     if args.split == "given":
         msg = "--split given is for puzzle files whose names say train and test; choose another for expression files"
         raise ValueError(msg)
@@ -286,7 +249,8 @@ def _report_files(results: Sequence[FileResult]) -> None:
     print(f"{len(results)} files: {len(results) - n_bad} used, {n_bad} bad")
 
 
-def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> int:
+def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> str | None:
+    """Say what was made; returns what stands in the way of success."""
     for note in found.notes:
         print(f"note  {note}")
     for name, result in found.audits.items():
@@ -294,43 +258,11 @@ def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> int:
         print("\n".join(result.lines()))
     counts = ", ".join(f"{count:,} {side}" for side, count in found.counts.items())
     print(f"\npuzzles: {counts}: {args.out}")
-    status = 0
+    problems = []
     if args.fail_on_leak and not found.audits:
-        print("error: --fail-on-leak: there are no two sides to compare; give a test side, too", file=sys.stderr)
-        status = 1
+        problems.append("--fail-on-leak: there are no two sides to compare; give a test side, too")
     if args.fail_on_leak and any(result.leaks for result in found.audits.values()):
-        print("error: two sides share something, see above (--fail-on-leak); choose another --split", file=sys.stderr)
-        status = 1
+        problems.append("two sides share something, see above (--fail-on-leak); choose another --split")
     if any_bad and not args.skip_bad:
-        print("error: not everything could be used, see above; --skip-bad accepts that", file=sys.stderr)
-        status = 1
-    if args.copy_to and status:
-        print(f"not copied to {args.copy_to}: see the error", file=sys.stderr)
-    elif args.copy_to:
-        copy_out(args.out, found.files, args.copy_to, listed_in=MANIFEST)
-        print(f"copied to {args.copy_to}")
-    return status
-
-
-# ------------------------------------------------------------------------------------------------------------ audit
-
-
-def _audit(args: argparse.Namespace) -> int:
-    read: Callable[[str], Imported] = partial(read_puzzle_file, variant=None)
-    sides = [read(args.train), read(args.test)]
-    if failures := [text for side in sides for text in side.failures]:
-        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        msg = f"{failures[0]}{more}; an audit needs every puzzle"
-        raise ValueError(msg)
-    result = audit(*[fingerprints_of(side.puzzles) for side in sides])
-    print("\n".join(result.lines()))
-    if args.out:
-        atomic_write(args.out, dumps({"train": args.train, "test": args.test, **result.plain()}, 1) + "\n")
-    if args.fail_on_leak and result.leaks:
-        print("error: the two files share something (--fail-on-leak)", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+        problems.append("not everything could be used, see above; --skip-bad accepts that")
+    return "; ".join(problems) or None

@@ -1,14 +1,13 @@
-"""Evaluate predictions: the paper's metrics with 95% intervals, slices, and why answers were not legal.
+"""Score predictions: the paper's metrics with intervals, slices and comparisons.
 
 What counts is decided in :mod:`recipe.cello1.evaluation.scores`; this module puts everything together.
 
-    python -m recipe.cello1.evaluation.evaluate predictions.jsonl --data test.json --out metrics.json
+    python -m recipe.cello1 evaluate predictions.jsonl --data test.json --out metrics.json
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.cello1.engines.protocol import Engine, EngineError
+from recipe.cello1.engines.protocol import Engine
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.evaluation.html_page import to_html
 from recipe.cello1.evaluation.intervals import LEVEL, Estimate, mcnemar, paired_difference, wilson
@@ -267,15 +266,8 @@ def compare(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.evaluation.evaluate", description="Score predictions, with intervals and slices."
-    )
+    """Describe the options."""
+    parser = argparse.ArgumentParser(description="Score predictions, with intervals and slices.")
     parser.add_argument("predictions", type=Path, help=".jsonl, .json, or a folder of <index>.json (published layout)")
     parser.add_argument("--data", type=Path, help="data set with the gold answers; default: those in the records")
     parser.add_argument(
@@ -294,41 +286,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv
-        Arguments, ``sys.argv`` by default.
-
-    Returns
-    -------
-    0, or 2 if the predictions cannot be evaluated.
-    """
-    args = build_parser().parse_args(argv)
-    try:
-        puzzles = load_puzzles(args.data, args.variant).puzzles if args.data else None
-        records = read_predictions(args.predictions)
-        with ExitStack() as stack:
-            judge = None
-            if args.judge:
-                judge = stack.enter_context(start_engine("openai", args.judge, base_url=args.judge_url))
-            result = evaluate(
-                records,
-                puzzles,
-                greedy=read_predictions(args.greedy) if args.greedy else None,
-                ontology=load_ontology() if args.ontology else None,
-                judge=judge,
-                weighted=args.weighted,
-                seed=args.seed,
-            )
-        if args.compare:
-            other = read_predictions(args.compare)
-            result["comparison"] = {"with": str(args.compare), **compare(other, records, puzzles, seed=args.seed)}
-    except (ValueError, OSError, ImportError, EngineError) as error:
-        print(f"evaluate: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    puzzles = load_puzzles(args.data, args.variant).puzzles if args.data else None
+    records = read_predictions(args.predictions)
+    with ExitStack() as stack:
+        judge = None
+        if args.judge:
+            judge = stack.enter_context(start_engine("openai", args.judge, base_url=args.judge_url))
+        result = evaluate(
+            records,
+            puzzles,
+            greedy=read_predictions(args.greedy) if args.greedy else None,
+            ontology=load_ontology() if args.ontology else None,
+            judge=judge,
+            weighted=args.weighted,
+            seed=args.seed,
+        )
+    if args.compare:
+        other = read_predictions(args.compare)
+        result["comparison"] = {"with": str(args.compare), **compare(other, records, puzzles, seed=args.seed)}
     render(result)
     outputs = (
         (args.out, lambda: dumps(result, 2) + "\n"),
@@ -338,9 +315,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path, content in outputs:
         if path:
             atomic_write(path, content())
-            print(f"evaluate: written to {path}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+            print(f"written: {path}")

@@ -121,13 +121,13 @@ def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     if not path.is_file():
-        msg = f"{path} does not exist; make it with `python -m recipe.cello1.data.prepare`, or correct the path"
+        msg = f"{path} does not exist; make it with `python -m recipe.cello1 prepare`, or correct the path"
         raise FileNotFoundError(msg)
     table = read_table(path)
     if missing := [name for name in REQUIRED_COLUMNS if name not in table.column_names]:
         msg = (
             f"{path} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "
-            "Make it with `python -m recipe.cello1.data.prepare`"
+            "Make it with `python -m recipe.cello1 prepare`"
         )
         raise ValueError(msg)
     if table.num_rows == 0:

@@ -1,14 +1,14 @@
-"""Ask a model to solve puzzles: data set in, prediction records out.
+"""Answer puzzles with a model.
 
 The output is JSONL, one record for each item and sample (``index``, ``sample``), written as it gets done. Started again
 with the same arguments, the command goes on where it was: what is there stays, what failed is tried again. When all is
 done the file is put in order, so that it does not depend on how often the run was interrupted.
 
-    python -m recipe.cello1.inference.predict --model MODEL --data test.json --out predictions.jsonl
+    python -m recipe.cello1 predict --model MODEL --data test.json --out predictions.jsonl
 
 The flags of the published script work too: item j goes to shard j mod n, into one JSON per item::
 
-    python -m recipe.cello1.inference.predict --llm_name MODEL --dataset test.json --folder predictions --n 4 --i 0
+    python -m recipe.cello1 predict --llm_name MODEL --dataset test.json --folder predictions --n 4 --i 0
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from recipe.cello1.engines.options import add_asking, add_engines, engine_options, sampling_of
-from recipe.cello1.engines.protocol import Completion, Engine, EngineError, Failure, Request, Sampling, sample_seed
+from recipe.cello1.engines.protocol import Completion, Engine, Failure, Request, Sampling, sample_seed
 from recipe.cello1.engines.start import start_engines
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.journal import prediction_files
@@ -192,14 +192,8 @@ def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, run: 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
+    """Describe the options."""
     parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.inference.predict",
         description="Answer puzzles with a model; resumes what was interrupted.",
     )
     parser.add_argument("--data", "--dataset", required=True, type=Path, help="puzzles: .json, .jsonl or .parquet")
@@ -214,54 +208,34 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
+AFTER_INTERRUPT = "; answers so far are kept: run the same command again to resume"
 
-    Parameters
-    ----------
-    argv
-        Arguments, ``sys.argv`` by default.
 
-    Returns
-    -------
-    0 if every item is answered, 1 if some failed, 2 if the run could not start.
-    """
-    args = build_parser().parse_args(argv)
-    try:
-        sampling, options = sampling_of(args), engine_options(args)
-        if args.limit is not None and args.limit < 1:
-            msg = f"--limit must be at least 1, got {args.limit}"
-            raise ValueError(msg)
-        data = load_puzzles(args.data, args.variant, args.prompt_layout)
-        out = args.out or args.folder / args.model.replace("/", "_")
-        with start_engines(args.engine, args.model, args.num_engines, **options) as engine:
-            if engine.constraint == "candidates":
-                print("predict: this server can be held to the candidates, but may name a type twice", file=sys.stderr)
-            done = predict(
-                engine,
-                data.puzzles[: args.limit],
-                out,
-                sampling=sampling,
-                samples=args.samples,
-                seed=args.seed,
-                layout=data.layout,
-                variant=data.variant,
-                constrain=args.constrain,
-                shard=(args.i, args.n),
-            )
-    except (ValueError, OSError, EngineError) as error:
-        print(f"predict: {error}", file=sys.stderr)
-        return 2
-    print(f"predict: {done.kept + done.answered} of {done.total} answers in {out}")
-    if done.failed:
-        worst, count = max(done.errors.items(), key=lambda entry: entry[1])
-        print(
-            f"predict: {done.failed} failed, most often ({count}) with: {worst}; the same command tries them again",
-            file=sys.stderr,
+def run(args: argparse.Namespace) -> str | None:
+    """Run the command."""
+    sampling, options = sampling_of(args), engine_options(args)
+    if args.limit is not None and args.limit < 1:
+        msg = f"--limit must be at least 1, got {args.limit}"
+        raise ValueError(msg)
+    data = load_puzzles(args.data, args.variant, args.prompt_layout)
+    out = args.out or args.folder / args.model.replace("/", "_")
+    with start_engines(args.engine, args.model, args.num_engines, **options) as engine:
+        if engine.constraint == "candidates":
+            print("note: this server can be held to the candidates, but may name a type twice", file=sys.stderr)
+        done = predict(
+            engine,
+            data.puzzles[: args.limit],
+            out,
+            sampling=sampling,
+            samples=args.samples,
+            seed=args.seed,
+            layout=data.layout,
+            variant=data.variant,
+            constrain=args.constrain,
+            shard=(args.i, args.n),
         )
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    print(f"{done.kept + done.answered} of {done.total} answers: {out}")
+    if not done.failed:
+        return None
+    worst, count = max(done.errors.items(), key=lambda entry: entry[1])
+    return f"{done.failed} requests failed, {count} of them with: {worst}; run the same command again to retry them"

@@ -1,12 +1,11 @@
-"""Several predictions for each item combined into one, by a rule of :mod:`recipe.cello1.task.voting`.
+"""Combine several predictions for each puzzle into one.
 
-``python -m recipe.cello1.inference.vote predictions.jsonl --out voted.jsonl``
+``python -m recipe.cello1 vote predictions.jsonl --out voted.jsonl``
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,15 +148,8 @@ def add_weighted(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.inference.vote", description="Combine several predictions for each item into one."
-    )
+    """Describe the options."""
+    parser = argparse.ArgumentParser(description="Combine several predictions for each item into one.")
     parser.add_argument("predictions", type=Path, help="predictions with several samples for each item")
     parser.add_argument("--out", type=Path, required=True, help="voted predictions, .jsonl or .json")
     parser.add_argument("--rule", default="consensus", choices=RULES)
@@ -167,31 +159,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv
-        Arguments, ``sys.argv`` by default.
-
-    Returns
-    -------
-    0, or 2 if the predictions cannot be combined.
-    """
-    args = build_parser().parse_args(argv)
-    try:
-        records = read_predictions(args.predictions)
-        voted = vote_records(
-            records, rule=args.rule, weighted=args.weighted, smoothing=args.smoothing, variant=args.variant
-        )
-        write_items(args.out, voted)
-    except (ValueError, OSError) as error:
-        print(f"vote: {error}", file=sys.stderr)
-        return 2
-    print(f"vote: {len(records)} predictions combined into {len(voted)} in {args.out}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    records = read_predictions(args.predictions)
+    voted = vote_records(
+        records, rule=args.rule, weighted=args.weighted, smoothing=args.smoothing, variant=args.variant
+    )
+    write_items(args.out, voted)
+    print(f"{len(records)} predictions combined into {len(voted)}: {args.out}")

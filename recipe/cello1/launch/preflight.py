@@ -1,6 +1,6 @@
-"""Check the inputs of a training run before anything is started.
+"""Check the inputs of a training run before a model is loaded.
 
-``python -m recipe.cello1.launch.preflight --model MODEL --train TRAIN --val VAL --run OUTPUT --config NAME -- OVERRIDES``
+``python -m recipe.cello1 preflight --model MODEL --train TRAIN --val VAL --run OUTPUT --config NAME -- OVERRIDES``
 
 Prints the two RL parquet files to train on, one a line: TRAIN and VAL themselves, or, where they are puzzle JSON, their
 conversions in OUTPUT/data. Anything unusable ends with one line that says what and why, before Ray is up.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -318,15 +317,8 @@ def check_run(output: str | Path, identity: dict[str, Any]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m recipe.cello1.launch.preflight", description=__doc__.splitlines()[0]
-    )
+    """Describe the options."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True, help="folder in Hugging Face format, or Hub id")
     parser.add_argument("--train", required=True, help="training data: RL parquet, or puzzle JSON/JSONL")
     parser.add_argument("--val", required=True, help="validation data, likewise")
@@ -336,27 +328,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    arguments = build_parser().parse_args(argv)
-    try:
-        check_overrides(arguments.overrides)
-        check_model(arguments.model)
-        train = rl_data(arguments.train, "train", arguments.run / "data")
-        val = rl_data(arguments.val, "val", arguments.run / "data")
-        config = compose(arguments.config, arguments.overrides)
-        check_rows(config, n_rows(train))
-        check_batches(config)
-        identity = run_identity(arguments.config, config, arguments.model, train, val)
-        check_platform()
-        check_gpus(config)
-        check_run(arguments.run, identity)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    check_overrides(args.overrides)
+    check_model(args.model)
+    train = rl_data(args.train, "train", args.run / "data")
+    val = rl_data(args.val, "val", args.run / "data")
+    config = compose(args.config, args.overrides)
+    check_rows(config, n_rows(train))
+    check_batches(config)
+    identity = run_identity(args.config, config, args.model, train, val)
+    check_platform()
+    check_gpus(config)
+    check_run(args.run, identity)
     print(train, val, sep="\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -80,9 +80,9 @@ if [ -z "${MODEL:-}" ]; then
       actor_rollout_ref.{ref,rollout}.log_prob_micro_batch_size_per_gpu=24)
   fi
   stage "puzzles, tokenizer and model from the PBMC cells that come with scanpy"
-  "$PYTHON" -m recipe.cello1.cold_start.embedded --out "$OUTPUT/data" --seed "$SEED" "${size[@]}"
+  "$PYTHON" -m recipe.cello1 embedded --out "$OUTPUT/data" --seed "$SEED" "${size[@]}"
   stage "cold start: supervised fine-tuning on expert-style traces"
-  "$PYTHON" -m recipe.cello1.cold_start.sft --config embedded "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
+  "$PYTHON" -m recipe.cello1 sft --config embedded "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
     "output=$OUTPUT/sft" "seed=$SEED" "${sft[@]}"
   before=("before SFT=$OUTPUT/data/model" "after SFT=$OUTPUT/sft/model")
   MODEL=$OUTPUT/sft/model
@@ -108,7 +108,7 @@ if [ -n "${RAY_ADDRESS:-}" ]; then
   [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_gpus,object_store_memory}"=null")
 fi
 
-files=$("$PYTHON" -m recipe.cello1.launch.preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
+files=$("$PYTHON" -m recipe.cello1 preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
   --config "cello1_$algorithm" -- "${settings[@]}" "$@")
 train_file=$(sed -n 1p <<<"$files")
 val_file=$(sed -n 2p <<<"$files")
@@ -116,17 +116,17 @@ val_file=$(sed -n 2p <<<"$files")
 composed=$OUTPUT/hydra/.hydra/config.yaml
 stage "$title with verl (HARDWARE=$HARDWARE; log: $OUTPUT/$algorithm.log)"
 if [ ! -e "$OUTPUT/model" ]; then
-  "$PYTHON" -m recipe.cello1.launch.watch --log "$OUTPUT/$algorithm.log" --metrics "$OUTPUT/metrics" --description "$title" -- \
+  "$PYTHON" -m recipe.cello1 watch --log "$OUTPUT/$algorithm.log" --metrics "$OUTPUT/metrics" --description "$title" -- \
     "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${settings[@]}" \
     "$(set_text data.train_files "$train_file")" "$(set_text data.val_files "$val_file")" \
     "$(set_text actor_rollout_ref.model.path "$MODEL")" \
     "$(set_text trainer.default_local_dir "$OUTPUT/$algorithm")" "$(set_text hydra.run.dir "$OUTPUT/hydra")" "$@"
   [ "${TRAIN_ONLY:-0}" = 0 ] || exit 0
   stage "checkpoint to Hugging Face format"
-  "$PYTHON" -m recipe.cello1.rl.export "$OUTPUT/$algorithm" --out "$OUTPUT/model" \
+  "$PYTHON" -m recipe.cello1 export "$OUTPUT/$algorithm" --out "$OUTPUT/model" \
     --config "$composed" --metrics "$OUTPUT/metrics"
 fi
 
 stage "held-out puzzles, before and after"
-"$PYTHON" -m recipe.cello1.launch.summary --data "$val_file" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
+"$PYTHON" -m recipe.cello1 summary --data "$val_file" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
   --config "$composed" "${before[@]}" "after $title=$OUTPUT/model"

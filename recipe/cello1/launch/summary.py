@@ -1,6 +1,6 @@
-"""Say what a training run has gained: models before and after on held-out puzzles, and the course of the training.
+"""Compare models on held-out puzzles, before and after training.
 
-``python -m recipe.cello1.launch.summary --data test.json --metrics OUTPUT/metrics --out OUTPUT/summary "before=A" "after=B"``
+``python -m recipe.cello1 summary --data test.json --metrics OUTPUT/metrics --out OUTPUT/summary "before=A" "after=B"``
 
 Writes ``summary.md``, ``summary.json`` and ``training.png``, and prints the table. What has been predicted is kept, so
 that a second call only reads.
@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -218,13 +217,8 @@ def _stage(text: str) -> tuple[str, str]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
-    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.launch.summary", description=__doc__.splitlines()[0])
+    """Describe the options."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("stages", nargs="+", type=_stage, metavar="NAME=MODEL", help="models in the order of the table")
     parser.add_argument("--data", required=True, help="held-out puzzles: JSON, JSONL or RL parquet")
     parser.add_argument("--metrics", required=True, help="folder with the metrics of the training")
@@ -236,25 +230,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    arguments = build_parser().parse_args(argv)
-    try:
-        limits = read_limits(arguments.config) if arguments.config else {"max_tokens": MAX_TOKENS}
-        given = {name: getattr(arguments, name) for name in ("max_tokens", "max_model_len")}
-        limits |= {name: value for name, value in given.items() if value is not None}
-        data = load_puzzles(arguments.data)
-        data = replace(data, puzzles=data.puzzles[: arguments.limit])
-        puzzles = data.puzzles
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        evaluations = {}
-        for name, model in arguments.stages:
-            stem = arguments.out / re.sub(r"\W+", "-", name.lower())
-            evaluations[name] = evaluate_model(model, data, stem, **limits)
-        steps = read_metrics(arguments.metrics)
-    except (ValueError, OSError, EngineError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    limits = read_limits(args.config) if args.config else {"max_tokens": MAX_TOKENS}
+    given = {name: getattr(args, name) for name in ("max_tokens", "max_model_len")}
+    limits |= {name: value for name, value in given.items() if value is not None}
+    data = load_puzzles(args.data)
+    data = replace(data, puzzles=data.puzzles[: args.limit])
+    puzzles = data.puzzles
+    args.out.mkdir(parents=True, exist_ok=True)
+    evaluations = {}
+    for name, model in args.stages:
+        stem = args.out / re.sub(r"\W+", "-", name.lower())
+        evaluations[name] = evaluate_model(model, data, stem, **limits)
+    steps = read_metrics(args.metrics)
 
     gain = training_gain(steps)
     heading = ["", *evaluations]
@@ -264,32 +253,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"A random legal answer has a cell accuracy of {chance(puzzles):.3f}."
     )
     if gain:
-        plot(steps, arguments.out / "training.png")
+        plot(steps, args.out / "training.png")
         note += (
             f"\nMean training reward: {gain['first']:+.3f} over the first {gain['window']} of {gain['steps']} steps, "
             f"{gain['last']:+.3f} over the last {gain['window']} (gain {gain['gain']:+.3f})."
         )
     report = {"n": len(puzzles), "chance": chance(puzzles), "training": gain, "stages": evaluations}
-    atomic_write(arguments.out / "summary.json", dumps(report, indent=1))
-    atomic_write(arguments.out / "summary.md", f"{_markdown(heading, rows)}\n\n{note}\n")
+    atomic_write(args.out / "summary.json", dumps(report, indent=1))
+    atomic_write(args.out / "summary.md", f"{_markdown(heading, rows)}\n\n{note}\n")
 
     console = terminal()
     print_table(console, Table("Held-out puzzles", heading, rows))
     console.print(note, soft_wrap=True)
-    console.print(f"model:    {arguments.stages[-1][1]}\nresults:  {arguments.out}", soft_wrap=True)
+    console.print(f"model:    {args.stages[-1][1]}\nresults:  {args.out}", soft_wrap=True)
     command = [
         "python",
         "-m",
-        "recipe.cello1.inference.predict",
+        "recipe.cello1",
+        "predict",
         "--model",
-        arguments.stages[-1][1],
+        args.stages[-1][1],
         "--data",
-        arguments.data,
+        args.data,
     ]
     command += ["--samples", "8", "--temperature", "1", "--out", "samples.jsonl"]
     console.print(f"next:     {shlex.join(command)}", soft_wrap=True)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,6 +1,6 @@
 """Run a training command with its output in a log file and its progress on the terminal.
 
-``python -m recipe.cello1.launch.watch --log train.log --metrics metrics/ -- python -m verl.trainer.main_ppo ...``
+``python -m recipe.cello1 watch --log train.log --metrics metrics/ -- python -m verl.trainer.main_ppo ...``
 
 verl prints thousands of lines and, resumed, starts its metrics file anew. Here the lines go to ``--log`` (appended),
 each attempt gets a metrics file of its own, which :mod:`recipe.cello1.rl.run_metrics` joins, and a failure ends with the
@@ -234,13 +234,8 @@ def watch(
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
-    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.launch.watch", description=__doc__.splitlines()[0])
+    """Describe the options."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--log", required=True, help="file that the output is appended to")
     parser.add_argument("--metrics", required=True, help="folder for verl's metrics, one file an attempt")
     parser.add_argument("--description", default="training", help="label of the progress bar")
@@ -248,11 +243,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    arguments = build_parser().parse_args(argv)
-    return watch(arguments.command, arguments.log, arguments.metrics, arguments.description)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    return watch(args.command, args.log, args.metrics, args.description)

@@ -1,6 +1,6 @@
 """Turn the last checkpoint of a training run into a Hugging Face model.
 
-``python -m recipe.cello1.rl.export CHECKPOINTS --out MODEL``
+``python -m recipe.cello1 export CHECKPOINTS --out MODEL``
 
 CHECKPOINTS is the run's ``trainer.default_local_dir`` (the launchers': ``OUTPUT/grpo``), or one checkpoint below it
 (``global_step_N/actor``). The sharded weights of any world size are merged by ``verl.model_merger``, adapters into the
@@ -15,7 +15,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,13 +189,8 @@ def _read_config(path: str | Path | None) -> dict[str, Any]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
-    parser = argparse.ArgumentParser(prog="python -m recipe.cello1.rl.export", description=__doc__.splitlines()[0])
+    """Describe the options."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("run", help="trainer.default_local_dir of the run, or one checkpoint (global_step_N/actor)")
     parser.add_argument("--out", required=True, help="folder of the model; must not exist")
     parser.add_argument("--step", type=int, help="step to export (default: the last complete one)")
@@ -208,24 +202,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line."""
-    arguments = build_parser().parse_args(argv)
-    try:
-        out = export(
-            arguments.run,
-            arguments.out,
-            arguments.step,
-            keep_adapter=arguments.keep_adapter,
-            config=arguments.config,
-            metrics=arguments.metrics,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(out)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    print(
+        export(args.run, args.out, args.step, keep_adapter=args.keep_adapter, config=args.config, metrics=args.metrics)
+    )

@@ -229,7 +229,7 @@ def question_candidates(question: str | None, variant: Variant = "batch") -> tup
     if not question:
         msg = (
             f"{SHAPING_KEY}.candidates reads the candidates from extra_info['question'], which the data lack; "
-            "set it to null, or make the data with `python -m recipe.cello1.data.prepare`"
+            "set it to null, or make the data with `python -m recipe.cello1 prepare`"
         )
         raise ValueError(msg)
     puzzle = parse_user(question, variant)

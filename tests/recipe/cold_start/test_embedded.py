@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipe.cello1.cold_start.embedded import Settings, lose_genes, main, recombine, split_cells
+from recipe.cello1.cold_start.embedded import Settings, lose_genes, recombine, split_cells
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.formats.rl_parquet import read_rl_parquet
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.scoring import score_answer
+from tests.helpers.cli import command
+
+main = command("embedded")
 
 pytest.importorskip("scanpy")
 pytest.importorskip("torch")
@@ -31,7 +34,8 @@ def build(out, seed, hash_seed):
     command = [
         sys.executable,
         "-m",
-        "recipe.cello1.cold_start.embedded",
+        "recipe.cello1",
+        "embedded",
         "--out",
         str(out),
         "--seed",

@@ -2,12 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.cello1.cold_start.marker_traces import add_traces, best_markers, main, marker_evidence, write_trace
+from recipe.cello1.cold_start.marker_traces import add_traces, best_markers, marker_evidence, write_trace
 from recipe.cello1.formats.items import item_to_puzzle, puzzle_to_item
 from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
 from recipe.cello1.task.answer import format_answer, parse_answer
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.scoring import score_answer
+from tests.helpers.cli import command
+
+main = command("traces markers")
 
 CELLS = [("MS4A1", "CD74", "ACTB"), ("CD74", "MS4A1"), ("GNLY", "ACTB"), ("GNLY", "NKG7"), ("LYZ", "CD74", "ACTB")]
 LABELS = ["B", "B", "NK", "NK", "Mono"]

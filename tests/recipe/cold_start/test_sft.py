@@ -22,6 +22,9 @@ from recipe.cello1.formats.rl_parquet import write_rl_parquet
 from recipe.cello1.task.answer import parse_answer
 from recipe.cello1.task.prompt import LAYOUTS, messages
 from recipe.cello1.task.puzzle import Puzzle
+from tests.helpers.cli import command
+
+main = command("sft")
 
 ROOT = Path(__file__).parents[3]
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD56+ NK")
@@ -296,7 +299,7 @@ class TestCheckpoints:
 
 class TestErrors:
     def run(self, capsys, *args):
-        assert sft.main(list(args)) == 1
+        assert main(list(args)) == 1
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1
@@ -329,24 +332,24 @@ class TestTraining:
         import torch
 
         for name in ("a", "b"):
-            assert sft.main(arguments(model, data, tmp_path / name, "max_steps=2", "trainer.learning_rate=1e-3")) == 0
+            assert main(arguments(model, data, tmp_path / name, "max_steps=2", "trainer.learning_rate=1e-3")) == 0
         assert not torch.equal(weights(tmp_path / "a" / "model"), weights(model))
         assert torch.equal(weights(tmp_path / "a" / "model"), weights(tmp_path / "b" / "model"))
         capsys.readouterr()
 
         # Finished: nothing is done again.
         changed = (tmp_path / "a" / "model" / "model.safetensors").stat().st_mtime_ns
-        assert sft.main(arguments(model, data, tmp_path / "a", "max_steps=2", "trainer.learning_rate=1e-3")) == 0
+        assert main(arguments(model, data, tmp_path / "a", "max_steps=2", "trainer.learning_rate=1e-3")) == 0
         assert "already trained" in capsys.readouterr().err
         assert (tmp_path / "a" / "model" / "model.safetensors").stat().st_mtime_ns == changed
 
         # Other settings in the same folder are refused, by name.
-        assert sft.main(arguments(model, data, tmp_path / "a", "max_steps=3", "trainer.learning_rate=1e-3")) == 1
+        assert main(arguments(model, data, tmp_path / "a", "max_steps=3", "trainer.learning_rate=1e-3")) == 1
         assert "max_steps (2, now 3)" in capsys.readouterr().err
 
         # So is another number of processes, which would make another batch.
         monkeypatch.setenv("WORLD_SIZE", "2")
-        assert sft.main(arguments(model, data, tmp_path / "a", "max_steps=2", "trainer.learning_rate=1e-3")) == 1
+        assert main(arguments(model, data, tmp_path / "a", "max_steps=2", "trainer.learning_rate=1e-3")) == 1
         assert "num_processes (1, now 2)" in capsys.readouterr().err
 
     def test_a_start_that_came_to_nothing_binds_nobody(self, model, data, tmp_path, monkeypatch, capsys):
@@ -355,15 +358,15 @@ class TestTraining:
 
         with monkeypatch.context() as patch:
             patch.setattr("trl.SFTTrainer.train", fails)
-            assert sft.main(arguments(model, data, tmp_path / "o", "max_steps=2")) == 1
+            assert main(arguments(model, data, tmp_path / "o", "max_steps=2")) == 1
         batch = "trainer.per_device_train_batch_size=1"
-        assert sft.main(arguments(model, data, tmp_path / "o", "max_steps=2", batch)) == 0
-        assert sft.main(arguments(model, data, tmp_path / "o", "max_steps=2")) == 1
+        assert main(arguments(model, data, tmp_path / "o", "max_steps=2", batch)) == 0
+        assert main(arguments(model, data, tmp_path / "o", "max_steps=2")) == 1
         assert "per_device_train_batch_size" in capsys.readouterr().err
 
     def test_by_default_a_tenth_of_the_training_can_be_lost(self, model, data, tmp_path):
         more = ["max_steps=10", "eval_fraction=0.2", "trainer.save_total_limit=20"]
-        assert sft.main(arguments(model, data, tmp_path / "o", *more)) == 0
+        assert main(arguments(model, data, tmp_path / "o", *more)) == 0
         steps = {int(path.name.rpartition("-")[2]) for path in (tmp_path / "o" / "checkpoints").glob("checkpoint-*")}
         assert steps == set(range(1, 11))
 
@@ -375,7 +378,7 @@ class TestTraining:
         run = arguments(tmp_path / "base", data, tmp_path / "o", "dtype=null", "max_steps=2")
         parameters = sft.make_trainer(sft.load_settings(run), PUZZLES).model.parameters()
         assert {parameter.dtype for parameter in parameters} == {torch.float32}
-        assert sft.main(run) == 0
+        assert main(run) == 0
         assert AutoConfig.from_pretrained(tmp_path / "o" / "model").dtype == torch.bfloat16
 
     @pytest.mark.parametrize("dora", ["true", "false"])
@@ -385,7 +388,7 @@ class TestTraining:
         lora = f"lora={{r: 4, lora_alpha: 8, lora_dropout: 0.05, use_dora: {dora}, target_modules: all-linear}}"
         more = ["max_steps=2", "trainer.learning_rate=1e-2", "eval_fraction=0.2", "trainer.save_steps=1"]
         more += ["trainer.eval_strategy=steps", "trainer.eval_steps=1"]
-        assert sft.main(arguments(model, data, tmp_path / "o", lora, *more)) == 0
+        assert main(arguments(model, data, tmp_path / "o", lora, *more)) == 0
         before, after = load(model), load(tmp_path / "o" / "model")
         assert not list((tmp_path / "o" / "model").glob("adapter*"))
         assert dict(after.named_parameters()).keys() == dict(before.named_parameters()).keys()
@@ -405,7 +408,7 @@ class TestTraining:
         more = ["max_steps=3", "eval_fraction=0.2", "trainer.save_steps=1", "trainer.eval_strategy=steps"]
         more += ["trainer.eval_steps=1", "trainer.save_total_limit=5", "trainer.learning_rate=1.0"]
         more += ["trainer.lr_scheduler_type=constant"]
-        assert sft.main(arguments(model, data, tmp_path / "o", *more)) == 0
+        assert main(arguments(model, data, tmp_path / "o", *more)) == 0
         losses = {
             line["step"]: line["eval_loss"] for line in read_items(tmp_path / "o" / "log.jsonl") if "eval_loss" in line
         }
@@ -428,7 +431,8 @@ class TestTraining:
         command = [
             sys.executable,
             "-m",
-            "recipe.cello1.cold_start.sft",
+            "recipe.cello1",
+            "sft",
             *arguments(model, data, tmp_path / "killed", *more),
         ]
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
@@ -446,13 +450,13 @@ class TestTraining:
 
         run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path, check=False)
         assert run.returncode == 0, run.stderr
-        assert sft.main(arguments(model, data, tmp_path / "whole", *more)) == 0
+        assert main(arguments(model, data, tmp_path / "whole", *more)) == 0
         assert torch.equal(weights(tmp_path / "killed" / "model"), weights(tmp_path / "whole" / "model"))
         steps = [line["step"] for line in read_items(tmp_path / "killed" / "log.jsonl") if "loss" in line]
         assert steps == list(range(1, 13))
 
     def test_it_learns_what_it_is_shown(self, model, data, tmp_path):
         more = ["max_steps=40", "trainer.learning_rate=1e-2", "trainer.logging_steps=1"]
-        assert sft.main(arguments(model, data, tmp_path / "o", *more)) == 0
+        assert main(arguments(model, data, tmp_path / "o", *more)) == 0
         losses = [line["loss"] for line in read_items(tmp_path / "o" / "log.jsonl") if "loss" in line]
         assert losses[-1] < 0.5 * losses[0]

@@ -5,7 +5,7 @@ import pytest
 
 from recipe.cello1.cold_start import teacher_traces as teacher
 from recipe.cello1.cold_start.sft_data import load_examples
-from recipe.cello1.cold_start.teacher_traces import ask_teacher, judge, main, report_table
+from recipe.cello1.cold_start.teacher_traces import ask_teacher, judge, report_table
 from recipe.cello1.engines.protocol import Completion, EngineBase, Failure, Sampling, sample_seed
 from recipe.cello1.formats.atomic import read_items
 from recipe.cello1.formats.items import item_to_puzzle, puzzle_to_item
@@ -14,8 +14,11 @@ from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.prompt import messages
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.scoring import score_answer
+from tests.helpers.cli import command
 from tests.helpers.stub_server import Server, error
 from tests.helpers.toy_model import toy_puzzles
+
+main = command("traces teacher")
 
 PUZZLES = [*toy_puzzles(4, 2), *toy_puzzles(6, 3)[4:]]
 

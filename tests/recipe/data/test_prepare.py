@@ -545,7 +545,7 @@ def test_a_name_that_is_not_utf8_is_bad(folder, tmp_path):
     for name in (place / "a.h5ad", tmp_path / "in" / "b.h5ad"):
         name.write_bytes((folder / "lung" / "file0.h5ad").read_bytes())
     result = subprocess.run(
-        [sys.executable, "-m", "recipe.cello1.data.prepare", tmp_path / "in", "--out", tmp_path / "out", *FEW],
+        [sys.executable, "-m", "recipe.cello1", "prepare", tmp_path / "in", "--out", tmp_path / "out", *FEW],
         cwd=ROOT,
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},  # as a terminal has it
         capture_output=True,
@@ -967,7 +967,7 @@ def test_sizes():
 
 def test_help_names_every_option_and_runs_as_documented():
     result = subprocess.run(
-        [sys.executable, "-m", "recipe.cello1.data.prepare", "--help"],
+        [sys.executable, "-m", "recipe.cello1", "prepare", "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,

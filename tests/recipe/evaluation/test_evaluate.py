@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from recipe.cello1.evaluation.evaluate import NO_ANSWER, compare, evaluate, main
+from recipe.cello1.evaluation.evaluate import NO_ANSWER, compare, evaluate
 from recipe.cello1.evaluation.scores import score_predictions
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.items import puzzle_to_item
@@ -12,6 +12,9 @@ from recipe.cello1.formats.puzzle_files import write_puzzles
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.scoring import score_answer
+from tests.helpers.cli import command
+
+main = command("evaluate")
 
 GOLD = ("B cell", "NK cell", "T cell")
 RUN = {"engine": "fake", "sampling": {"temperature": 0.0}}

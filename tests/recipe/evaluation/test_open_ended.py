@@ -1,7 +1,7 @@
 import pytest
 
 from recipe.cello1.engines.protocol import Completion, EngineBase, Failure
-from recipe.cello1.evaluation.evaluate import evaluate, main
+from recipe.cello1.evaluation.evaluate import evaluate
 from recipe.cello1.evaluation.html_page import to_html
 from recipe.cello1.evaluation.open_ended import ask_judge, by_judge, by_ontology, read_verdict
 from recipe.cello1.evaluation.report import to_markdown
@@ -9,7 +9,10 @@ from recipe.cello1.evaluation.scores import score_predictions
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.ontology import CellOntology
+from tests.helpers.cli import command
 from tests.helpers.toy_ontology import TERMS
+
+main = command("evaluate")
 
 ONTOLOGY = CellOntology(TERMS, "made up")
 GOLD = "T cell | monocyte"

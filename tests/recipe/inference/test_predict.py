@@ -13,10 +13,13 @@ from recipe.cello1.formats.puzzle_files import write_puzzles
 from recipe.cello1.formats.rl_parquet import write_rl_parquet
 from recipe.cello1.formats.rl_rows import rl_row
 from recipe.cello1.inference import predict as predict_module
-from recipe.cello1.inference.predict import main, predict
+from recipe.cello1.inference.predict import predict
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.prompt import LAYOUTS, messages
 from recipe.cello1.task.puzzle import Puzzle
+from tests.helpers.cli import command
+
+main = command("predict")
 
 TYPES = ("B cell", "NK cell", "T cell")
 

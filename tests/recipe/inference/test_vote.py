@@ -4,10 +4,13 @@ from recipe.cello1.evaluation.evaluate import evaluate
 from recipe.cello1.formats.atomic import read_items, write_items
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.predictions import error_record, prediction_record
-from recipe.cello1.inference.vote import main, vote_records
+from recipe.cello1.inference.vote import vote_records
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.voting import logprob_weights
+from tests.helpers.cli import command
+
+main = command("vote")
 
 ABC = ("a", "b", "c")
 

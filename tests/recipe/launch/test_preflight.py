@@ -9,10 +9,13 @@ from recipe.cello1.formats.puzzle_files import write_puzzles
 from recipe.cello1.formats.rl_parquet import read_rl_parquet, write_rl_parquet
 from recipe.cello1.formats.rl_rows import rl_row
 from recipe.cello1.launch import preflight
-from recipe.cello1.launch.preflight import FREE, check_model, compose, main, rl_data
+from recipe.cello1.launch.preflight import FREE, check_model, compose, rl_data
 from recipe.cello1.task.prompt import messages
 from recipe.cello1.task.puzzle import Puzzle
+from tests.helpers.cli import command
 from tests.helpers.toy_model import toy_puzzles
+
+main = command("preflight")
 
 
 @pytest.fixture

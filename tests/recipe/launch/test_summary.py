@@ -7,10 +7,13 @@ import pytest
 from recipe.cello1.evaluation.evaluate import evaluate
 from recipe.cello1.formats.puzzle_files import write_puzzles
 from recipe.cello1.launch import summary
-from recipe.cello1.launch.summary import as_rows, chance, main, plot, training_gain
+from recipe.cello1.launch.summary import as_rows, chance, plot, training_gain
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.puzzle import Puzzle
+from tests.helpers.cli import command
 from tests.helpers.toy_model import toy_puzzles
+
+main = command("summary")
 
 
 def steps(rewards):

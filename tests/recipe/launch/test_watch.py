@@ -9,8 +9,11 @@ import time
 import pytest
 
 from recipe.cello1.launch import watch as module
-from recipe.cello1.launch.watch import failure_reason, main, watch
+from recipe.cello1.launch.watch import failure_reason, watch
 from recipe.cello1.rl.run_metrics import read_metrics
+from tests.helpers.cli import command
+
+main = command("watch")
 
 STEPS = """
     import json, os
@@ -124,7 +127,7 @@ def test_a_command_that_does_not_want_to_end_is_killed(tmp_path, monkeypatch):
 def test_command_does_not_outlive_a_killed_watch(tmp_path):
     pid = tmp_path / "pid"
     child = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    command = [sys.executable, "-m", "recipe.cello1.launch.watch", "--log", str(tmp_path / "log"), "--metrics"]
+    command = [sys.executable, "-m", "recipe.cello1", "watch", "--log", str(tmp_path / "log"), "--metrics"]
     process = subprocess.Popen([*command, str(tmp_path / "m"), "--", *python(child)], stderr=subprocess.DEVNULL)
     wait_for(lambda: pid.exists() and pid.read_text())
     process.kill()

@@ -4,9 +4,12 @@ import math
 
 import pytest
 
-from recipe.cello1.rl.export import ADAPTER, MAX_DIFFERENCE, _finish, export, find_checkpoint, latest_step, main
+from recipe.cello1.rl.export import ADAPTER, MAX_DIFFERENCE, _finish, export, find_checkpoint, latest_step
 from recipe.cello1.rl.model_card import model_card
+from tests.helpers.cli import command
 from tests.helpers.toy_model import build_toy_model
+
+main = command("export")
 
 
 @pytest.fixture

