@@ -9,18 +9,7 @@ NAME = "cello1_annotate"
 
 
 def register(module: ModuleType | Any | None = None) -> None:
-    """Add the function to ``scanpy.tl``; a second call changes nothing.
-
-    Parameters
-    ----------
-    module
-        Where to add it, ``scanpy.tl`` by default.
-
-    Raises
-    ------
-    ImportError
-        If the name is taken by something else.
-    """
+    """Add the function to ``scanpy.tl``; a second call changes nothing."""
     from scverse_plugin.tl import annotate
 
     if module is None:

@@ -146,7 +146,9 @@ def parsed(name: str, argv: list[str]):
         data_options.check(args)
         data_options.settings_of(args)
         return args
-    args = module.build_parser().parse_intermixed_args(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    args = module.build_parser().parse_intermixed_args(argv[:end])
+    args.rest = argv[end + 1 :]
     if name == "sft":
         from peft import LoraConfig
         from trl import SFTConfig
@@ -242,7 +244,7 @@ def check_call(words: list[str]):
         case ["-m", "recipe.cello1", *words]:
             name, argv = split_command(words)
             args = parsed(name, argv)
-            return check_call(args.command[1:]) if name == "watch" else None
+            return check_call(args.rest[1:]) if name == "watch" else None
         case _:
             pytest.fail(f"no check for what the launcher runs: {words}")
 

@@ -1,8 +1,8 @@
 """``cello1 COMMAND``, or ``python -m recipe.cello1 COMMAND``: one shell around every command.
 
-A command is a module with ``build_parser()`` and ``run(args)``. ``run`` returns nothing when all is done, a sentence when
-something is missing, or an exit code of its own. Other packages add commands through the entry-point group
-``cello1.commands``.
+A command is a module with ``build_parser()`` and ``run(args)``; what follows ``--`` is ``args.rest`` for those whose
+parser has a default for it. ``run`` returns nothing when all is done, a sentence when something is missing, or an exit code
+of its own. Other packages add commands through the entry-point group ``cello1.commands``.
 
 Exit codes: 0 done, 1 the input or the run failed, 2 wrong usage, 130 interrupted.
 """
@@ -84,17 +84,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Parameters
-    ----------
-    argv
-        Command and its arguments; ``sys.argv`` by default.
-
-    Returns
-    -------
-    Exit code, see above.
-    """
+    """Run a command."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage(), file=sys.stdout if words else sys.stderr)
@@ -116,7 +106,8 @@ def _run(name: str, module: str, words: list[str]) -> int:
 
     command = None
     end = words.index("--") if "--" in words else len(words)
-    traceback = "--traceback" in words[:end]
+    words, rest = words[:end], words[end + 1 :]
+    traceback = "--traceback" in words
     if traceback:
         words.remove("--traceback")
     try:
@@ -124,10 +115,11 @@ def _run(name: str, module: str, words: list[str]) -> int:
         parser = command.build_parser()
         parser.prog = f"cello1 {name}"
         parser.description = parser.description or summary(module)
-        try:
-            args = parser.parse_intermixed_args(words)  # settings and options in any order
-        except TypeError:  # a parser that hands on all that follows
-            args = parser.parse_args(words)
+        args = parser.parse_intermixed_args(words)
+        if rest:  # for a program that the command calls
+            if parser.get_default("rest") is None:
+                parser.error(f"nothing can follow --, got {' '.join(rest)}")
+            args.rest = rest
         outcome = command.run(args)
     except KeyboardInterrupt:
         print(f"cello1 {name}: interrupted{getattr(command, 'AFTER_INTERRUPT', '')}", file=sys.stderr)

@@ -24,34 +24,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8000, help="port on the loopback address")
     parser.add_argument("--name", help="name under which it is served; the folder by default")
     parser.add_argument("--print-only", action="store_true", help="print the command and stop")
-    parser.add_argument("more", nargs="*", metavar="-- OPTION", help="options of vllm serve, handed on as they are")
+    parser.set_defaults(rest=[])
+    parser.epilog = "What follows -- goes to vllm serve as it is."
     return parser
 
 
 def serve_command(model: Path, *, port: int = 8000, name: str | None = None, more: Sequence[str] = ()) -> list[str]:
-    """Return the ``vllm serve`` line for a model.
-
-    Parameters
-    ----------
-    model
-        Model folder.
-    port
-        Port on the loopback address.
-    name
-        Name under which it is served; the folder as given by default.
-    more
-        Further options.
-
-    Returns
-    -------
-    The command: bound to the loopback address, with the processor for constrained answers; with vLLM's build for CPU,
-    without what fails there.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no model.
-    """
+    """Return the ``vllm serve`` line for a model."""
     if not (model / "config.json").is_file():
         msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
         raise FileNotFoundError(msg)
@@ -71,7 +50,7 @@ def _vllm_on_cpu() -> bool:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    command = serve_command(args.model, port=args.port, name=args.name, more=args.more)
+    command = serve_command(args.model, port=args.port, name=args.name, more=args.rest)
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     print(*(f"{key}={value}" for key, value in environment.items()), shlex.join(command), flush=True)
     if args.print_only:

@@ -29,45 +29,21 @@ _WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A word of the reasoning that stands for a gene.
+    """A word of the reasoning that stands for a gene."""
 
-    Attributes
-    ----------
-    start, stop
-        Where it stands.
-    gene
-        The word.
-    in_prompt
-        Whether the prompt lists it; otherwise the model has made it up, as far as these cells go.
-    """
-
+    # Where it stands
     start: int
     stop: int
+    # The word
     gene: str
+    # Whether the prompt lists it; otherwise the model has made it up, as far as these cells go
     in_prompt: bool
 
 
 def mentions(
     reasoning: str, prompt: Collection[str], known: Collection[str], names: Collection[str]
 ) -> Iterator[Mention]:
-    """Find the genes in a reasoning.
-
-    Parameters
-    ----------
-    reasoning
-        The text.
-    prompt
-        Genes that the prompt lists.
-    known
-        Gene symbols of the whole data set: a word among them is a gene, whatever it looks like.
-    names
-        Names of cell types: words in them are no genes.
-
-    Yields
-    ------
-    The mentions, in order. Case counts: ``CAT`` is a gene, ``cat`` is none. What only looks like a gene counts, too: a
-    model makes up genes that the data do not have.
-    """
+    """Find the genes in a reasoning."""
     listed, symbols = frozenset(prompt), frozenset(known)
     capitals = {name.upper() for name in symbols}
     no_genes = {word for name in names for word in _WORD.findall(name)}

@@ -21,25 +21,7 @@ from scverse_plugin.adata._groups import obs_names
 
 
 class ContextWriter:
-    """Writes the context of the cells of one donor.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    context
-        One text for all, or one for each sample; ``None``: made from ``keys``.
-    keys
-        Columns of ``obs``, or a mapping of columns to sentences with ``{value}``; ``None``: the CELLxGENE columns that
-        ``obs`` has.
-    samples
-        Names of the samples; ``None`` without ``sample_key``.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, has no sentence, or a text does not fit on one line.
-    """
+    """Writes the context of the cells of one donor."""
 
     def __init__(
         self,
@@ -88,19 +70,7 @@ class ContextWriter:
                 raise ValueError(msg)
 
     def __call__(self, sample: str, cells: Sequence[int]) -> str:
-        """Write the sentences.
-
-        Parameters
-        ----------
-        sample
-            The sample of the cells.
-        cells
-            Their rows. A column in which they differ is left out, and noted in ``differing``.
-
-        Returns
-        -------
-        The sentences on one line; empty when nothing is known.
-        """
+        """Write the sentences."""
         if self._texts is not None:
             return self._texts.get(sample, self._texts.get("", ""))
         if self._columns is None:

@@ -19,32 +19,16 @@ TYPICAL_AMONG = 50  # cells of a group that the representative ones are chosen f
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
-    """A column as codes.
+    """A column as codes."""
 
-    Attributes
-    ----------
-    codes
-        int64, -1 where the column says nothing.
-    names
-        Name of each code.
-    """
-
+    # int64, -1 where the column says nothing
     codes: np.ndarray
+    # Name of each code
     names: tuple[str, ...]
 
 
 def obs_names(adata: AnnData) -> list[str]:
-    """Return the columns of ``obs``, for messages.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-
-    Returns
-    -------
-    Their names.
-    """
+    """Return the columns of ``obs``, for messages."""
     return list(map(str, adata.obs.columns))
 
 
@@ -60,26 +44,7 @@ def _labels(series: pd.Series) -> Labels:
 
 
 def read_groups(adata: AnnData, groupby: str | None, groups: Sequence[str] | None) -> Labels:
-    """Read the groups.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    groupby
-        Column of ``obs``; ``None`` makes every cell a group.
-    groups
-        The groups to keep, all by default.
-
-    Returns
-    -------
-    The groups; cells outside have the code -1.
-
-    Raises
-    ------
-    ValueError
-        If the column is missing, not categorical or has gaps, or a group does not exist.
-    """
+    """Read the groups."""
     if groupby is None:
         if groups is not None:
             msg = f"groups={list(groups)} needs groupby, the column of obs that has these groups"
@@ -124,26 +89,7 @@ def read_groups(adata: AnnData, groupby: str | None, groups: Sequence[str] | Non
 
 
 def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> Labels | None:
-    """Read the samples (donors).
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    sample_key
-        Column of ``obs``.
-    rows
-        int64, the cells that need a sample.
-
-    Returns
-    -------
-    The samples; ``None`` without a column.
-
-    Raises
-    ------
-    ValueError
-        If the column is missing or has gaps.
-    """
+    """Read the samples (donors)."""
     if sample_key is None:
         return None
     if sample_key not in adata.obs.columns:
@@ -166,27 +112,7 @@ def make_units(
     source: Expression,
     rng: np.random.Generator,
 ) -> tuple[list[Unit], np.ndarray]:
-    """Make the units and draw the cells that stand for them.
-
-    Parameters
-    ----------
-    groups, samples
-        Group and sample of each cell.
-    by_sample
-        Whether each sample of a group gets a label of its own.
-    n_cells
-        Cells drawn for each unit.
-    cell_choice
-        ``"random"`` or ``"representative"``.
-    source
-        The expression, for the representative ones.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    The units, and for each cell the position of its unit (int64, -1 for none).
-    """
+    """Make the units and draw the cells that stand for them."""
     n_samples = len(samples.names) if samples is not None else 1
     sample_codes = samples.codes if samples is not None else np.zeros(len(groups.codes), dtype=np.int64)
     keys = np.where(groups.codes >= 0, groups.codes * n_samples + sample_codes if by_sample else groups.codes, -1)

@@ -27,20 +27,13 @@ _DENSE_BLOCK = 1 << 24  # values looked at at once
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expression:
-    """A matrix and what its columns stand for.
+    """A matrix and what its columns stand for."""
 
-    Attributes
-    ----------
-    matrix
-        Cells x genes, as it is stored.
-    name
-        How it is called in messages.
-    genes
-        Symbols of the columns.
-    """
-
+    # Cells x genes, as it is stored
     matrix: Any
+    # How it is called in messages
     name: str
+    # Symbols of the columns
     genes: GeneTable
 
 
@@ -53,24 +46,7 @@ def open_expression(
     mask_var: str | np.ndarray | Sequence[bool] | None = None,
     exclude_genes: Sequence[str] = (),
 ) -> Expression:
-    """Find the matrix and the gene symbols.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    layer, use_raw, gene_symbols, mask_var, exclude_genes
-        See :func:`scverse_plugin.tl.annotate`.
-
-    Returns
-    -------
-    The matrix, still unread.
-
-    Raises
-    ------
-    ValueError
-        If something asked for is not there, or the genes have Ensembl ids for names.
-    """
+    """Find the matrix and the gene symbols."""
     if layer is not None and use_raw:
         msg = "Cannot specify `layer` and have `use_raw=True`."
         raise ValueError(msg)
@@ -140,34 +116,12 @@ def _check_symbols(symbols: Sequence[str], var: Any, where: str, gene_symbols: s
 
 
 def is_dask(matrix: Any) -> bool:
-    """Say whether a matrix is a dask array, without importing dask.
-
-    Parameters
-    ----------
-    matrix
-        Any matrix.
-
-    Returns
-    -------
-    Whether it is.
-    """
+    """Say whether a matrix is a dask array, without importing dask."""
     return type(matrix).__module__.partition(".")[0] == "dask"
 
 
 def read_rows(matrix: Any, rows: np.ndarray) -> Any:
-    """Read rows of a matrix wherever it lies.
-
-    Parameters
-    ----------
-    matrix
-        numpy, scipy.sparse, dask, or what anndata has for a matrix on disk.
-    rows
-        int64, sorted and distinct: files can be read in no other way.
-
-    Returns
-    -------
-    CSR matrix or numpy array.
-    """
+    """Read rows of a matrix wherever it lies."""
     part = matrix[rows]
     if is_dask(part):
         part = part.compute()
@@ -175,25 +129,7 @@ def read_rows(matrix: Any, rows: np.ndarray) -> Any:
 
 
 def check_values(source: Expression, rows: np.ndarray, obs_names: Sequence[str]) -> None:
-    """Check the cells that may be drawn: no negative values, no NaN, none without a gene.
-
-    Of a matrix in memory, whatever its format, all these cells are checked and no others; of a file or a dask array
-    only those that are read.
-
-    Parameters
-    ----------
-    source
-        The matrix.
-    rows
-        int64, the rows that will be drawn from.
-    obs_names
-        Names of all cells.
-
-    Raises
-    ------
-    ValueError
-        If the values cannot be ranked, or a cell expresses nothing.
-    """
+    """Check the cells that may be drawn: no negative values, no NaN, none without a gene."""
     matrix = source.matrix
     if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
         _check_sparse(source.name, matrix, rows, obs_names)
@@ -295,31 +231,7 @@ def _by_symbol(block: Any, genes: GeneTable) -> Any:
 def list_genes(
     source: Expression, rows: np.ndarray, obs_names: Sequence[str], *, n_top: int, rank_by: str = "expression"
 ) -> dict[int, tuple[str, ...]]:
-    """List the top genes of some cells.
-
-    Parameters
-    ----------
-    source
-        The matrix.
-    rows
-        int64, in any order.
-    obs_names
-        Names of all cells.
-    n_top
-        Genes to list.
-    rank_by
-        ``"expression"``, or ``"specificity"``: the value over the gene's mean in ``rows`` plus the mean of all genes,
-        as in :mod:`recipe.cello1.data.extract`.
-
-    Returns
-    -------
-    Genes of each row.
-
-    Raises
-    ------
-    ValueError
-        If values cannot be ranked, a cell expresses none of the genes, or a parameter is out of range.
-    """
+    """List the top genes of some cells."""
     if rank_by not in RANKS:
         msg = f"rank_by must be one of {', '.join(RANKS)}, got {rank_by!r}"
         raise ValueError(msg)
@@ -346,21 +258,7 @@ def _weights(source: Expression, rows: np.ndarray) -> np.ndarray:
 
 
 def most_typical(source: Expression, rows: np.ndarray, n: int) -> np.ndarray:
-    """Choose the cells that are most like the mean of all of them (cosine of the log values).
-
-    Parameters
-    ----------
-    source
-        The matrix.
-    rows
-        int64, at least one.
-    n
-        How many to choose.
-
-    Returns
-    -------
-    int64, some of ``rows``, the most typical first.
-    """
+    """Choose the cells that are most like the mean of all of them (cosine of the log values)."""
     ordered = np.unique(rows)
     if len(ordered) <= 1:
         return ordered

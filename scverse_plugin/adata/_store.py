@@ -27,22 +27,7 @@ SUPPORT, VOTES, ONTOLOGY = "_support", "_votes", "_ontology_term_id"
 
 
 def check_key(key: object) -> str:
-    """Check ``key_added``.
-
-    Parameters
-    ----------
-    key
-        The key.
-
-    Returns
-    -------
-    The key.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be a key.
-    """
+    """Check ``key_added``."""
     if not isinstance(key, str) or not key.strip() or "/" in key:
         msg = f"key_added must be a name without '/', got {key!r}; 'cello1' for example"
         raise ValueError(msg)
@@ -50,19 +35,7 @@ def check_key(key: object) -> str:
 
 
 def is_ours(adata: AnnData, key: str) -> bool:
-    """Say whether ``uns[key]`` was written by this tool.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    key
-        The key.
-
-    Returns
-    -------
-    Whether it was.
-    """
+    """Say whether ``uns[key]`` was written by this tool."""
     entry = adata.uns.get(key)
     return (
         isinstance(entry, Mapping) and isinstance(entry.get("params"), Mapping) and entry["params"].get("tool") == TOOL
@@ -70,39 +43,12 @@ def is_ours(adata: AnnData, key: str) -> bool:
 
 
 def columns_of(adata: AnnData, key: str) -> frozenset[str]:
-    """Return the columns of ``obs`` and ``obsm`` that a run has written.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    key
-        The key of the run.
-
-    Returns
-    -------
-    Their names; none if there is no such run.
-    """
+    """Return the columns of ``obs`` and ``obsm`` that a run has written."""
     return frozenset(map(str, adata.uns[key]["columns"])) if is_ours(adata, key) else frozenset()
 
 
 def check_free(adata: AnnData, key: str, columns: Sequence[str] | None = None) -> None:
-    """Check that writing under a key replaces nothing of the user's.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    key
-        The key.
-    columns
-        Columns of ``obs`` that would be written; by default everything that goes by this key.
-
-    Raises
-    ------
-    ValueError
-        If it would.
-    """
+    """Check that writing under a key replaces nothing of the user's."""
     ours = columns_of(adata, key)
     named = (key, key + SUPPORT, key + ONTOLOGY) if columns is None else columns
     taken = [f"obs[{name!r}]" for name in named if name in adata.obs.columns and name not in ours]
@@ -118,20 +64,7 @@ def check_free(adata: AnnData, key: str, columns: Sequence[str] | None = None) -
 
 
 def check_writable(adata: AnnData, *, copy: bool) -> None:
-    """Check that results can be put into an object; anndata would refuse it only when everything has been asked.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    copy
-        Whether a copy is to be made.
-
-    Raises
-    ------
-    ValueError
-        If the object is backed and has to be copied.
-    """
+    """Check that results can be put into an object; anndata would refuse it only when everything has been asked."""
     if adata.isbacked and adata.is_view:
         # Not view.to_memory(): with anndata 0.11 the result has no X.
         msg = (
@@ -145,17 +78,7 @@ def check_writable(adata: AnnData, *, copy: bool) -> None:
 
 
 def write_ontology(adata: AnnData, key: str, column: pd.Series) -> None:
-    """Write the ids of a run.
-
-    Parameters
-    ----------
-    adata
-        Annotated data, changed in place.
-    key
-        The key of the run.
-    column
-        An id for each cell.
-    """
+    """Write the ids of a run."""
     if adata.is_view:
         adata._init_as_actual(adata.copy())
     adata.obs[key + ONTOLOGY] = column
@@ -163,24 +86,7 @@ def write_ontology(adata: AnnData, key: str, column: pd.Series) -> None:
 
 
 def stored(adata: AnnData, key: str) -> dict[str, Any]:
-    """Return what a run has left in ``uns``.
-
-    Parameters
-    ----------
-    adata
-        Annotated data.
-    key
-        The key of the run.
-
-    Returns
-    -------
-    ``uns[key]``.
-
-    Raises
-    ------
-    ValueError
-        If there is no such run.
-    """
+    """Return what a run has left in ``uns``."""
     if not is_ours(adata, key):
         runs = [str(name) for name in adata.uns if is_ours(adata, name)]
         found = f"there are {runs}" if runs else "there is none; call sc.tl.cello1_annotate first"
@@ -190,40 +96,14 @@ def stored(adata: AnnData, key: str) -> dict[str, Any]:
 
 
 def plain(text: str) -> str:
-    """Make a text fit for HDF5, which takes neither NUL nor lone surrogates.
-
-    Parameters
-    ----------
-    text
-        Any text.
-
-    Returns
-    -------
-    The same with these characters replaced.
-    """
+    """Make a text fit for HDF5, which takes neither NUL nor lone surrogates."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
 def groups_table(
     units: Sequence[Unit], tally: Tally, calls: Calls, checks: CellChecks, sizes: np.ndarray, unassigned: str
 ) -> pd.DataFrame:
-    """Make ``uns[key]["groups"]``.
-
-    Parameters
-    ----------
-    units
-        The units.
-    tally, calls, checks
-        What was found.
-    sizes
-        int64, cells of each unit.
-    unassigned
-        Label of units without one.
-
-    Returns
-    -------
-    One row for each unit.
-    """
+    """Make ``uns[key]["groups"]``."""
 
     def name(code: int) -> str:
         return tally.types[code] if code >= 0 else ""
@@ -263,25 +143,7 @@ def traces_table(
     variant: Variant,
     reasoning: bool,
 ) -> pd.DataFrame:
-    """Make ``uns[key]["traces"]``.
-
-    Parameters
-    ----------
-    drafts, puzzles, replies
-        What was asked and what came back.
-    units
-        The units.
-    obs_names
-        Names of all cells.
-    variant
-        Task variant of the prompts.
-    reasoning
-        Whether to keep puzzle text and reasoning.
-
-    Returns
-    -------
-    One row for each puzzle.
-    """
+    """Make ``uns[key]["traces"]``."""
     parsed = [parse_answer(reply.text) for reply in replies]
     status = [
         "error"
@@ -320,33 +182,13 @@ def traces_table(
 
 
 def position_table(bias: PositionBias) -> pd.DataFrame:
-    """Make ``uns[key]["positions"]``.
-
-    Parameters
-    ----------
-    bias
-        What was found.
-
-    Returns
-    -------
-    One row for each position in a puzzle.
-    """
+    """Make ``uns[key]["positions"]``."""
     table = {"position": np.arange(1, len(bias.n) + 1), "votes": bias.n, "agreement": bias.agreement}
     return pd.DataFrame(table, index=_index(len(bias.n)))
 
 
 def plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Make ``uns[key]["params"]``: text, numbers and truth values; anything else as JSON; ``None`` left out.
-
-    Parameters
-    ----------
-    params
-        The parameters.
-
-    Returns
-    -------
-    What can be written.
-    """
+    """Make ``uns[key]["params"]``: text, numbers and truth values; anything else as JSON; ``None`` left out."""
     found: dict[str, Any] = {}
     for name, value in params.items():
         if isinstance(value, np.generic):
@@ -371,27 +213,7 @@ def write(
     rest: Mapping[str, Any],
     categories: Sequence[str],
 ) -> None:
-    """Write a run.
-
-    Parameters
-    ----------
-    adata
-        Annotated data, changed in place.
-    key
-        The key.
-    unit_of
-        int64, unit of each cell; -1 for none.
-    groups
-        What :func:`groups_table` made.
-    rates
-        Float array of shape (units, types).
-    types
-        Names of its columns.
-    rest
-        Further entries of ``uns[key]``.
-    categories
-        Labels in order.
-    """
+    """Write a run."""
     inside = unit_of >= 0
     place = {name: code for code, name in enumerate(categories)}
     codes = np.array([place[name] for name in groups["label"]] + [-1], dtype=np.int64)  # code -1 takes the last entry

@@ -17,28 +17,7 @@ CellTypes: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | pd.Series |
 def read_types(
     cell_types: CellTypes, adata: AnnData, reference: AnnData | None, samples: Sequence[str] | None
 ) -> tuple[dict[str, tuple[str, ...]], bool]:
-    """Read the candidates.
-
-    Parameters
-    ----------
-    cell_types
-        See :func:`scverse_plugin.tl.annotate`.
-    adata
-        What is annotated.
-    reference
-        The object whose ``obs`` a column name refers to; ``adata`` by default.
-    samples
-        Names of the samples; ``None`` without ``sample_key``.
-
-    Returns
-    -------
-    For each sample (``""`` without samples) its types, sorted; and whether each sample has a list of its own.
-
-    Raises
-    ------
-    ValueError
-        If the types are unusable, or samples lack a list.
-    """
+    """Read the candidates."""
     if isinstance(cell_types, Mapping):
         return _by_sample(cell_types, samples), True
     if isinstance(cell_types, str):
@@ -72,24 +51,7 @@ def _by_sample(cell_types: Mapping[Any, Any], samples: Sequence[str] | None) -> 
 
 
 def checked_types(types: Any, name: str) -> tuple[str, ...]:
-    """Check a list of types.
-
-    Parameters
-    ----------
-    types
-        The list.
-    name
-        How it is called in messages.
-
-    Returns
-    -------
-    The types, sorted.
-
-    Raises
-    ------
-    ValueError
-        If it is no list, empty, repeats a type or holds an unusable name.
-    """
+    """Check a list of types."""
     if isinstance(types, str | bytes) or not isinstance(types, Sequence | np.ndarray | pd.Index | pd.Series):
         msg = f"{name} must be a list of types (['B cell', 'T cell']), got {type(types).__name__}"
         raise ValueError(msg)
@@ -102,26 +64,7 @@ def checked_types(types: Any, name: str) -> tuple[str, ...]:
 
 
 def check_decoys(decoys: Sequence[str], types: Sequence[str], unassigned: str) -> tuple[str, ...]:
-    """Check the decoys, and that no type is called like the mark for cells without a label.
-
-    Parameters
-    ----------
-    decoys
-        Types that no cell should be.
-    types
-        All candidate types.
-    unassigned
-        Label of cells without a type.
-
-    Returns
-    -------
-    The decoys, sorted.
-
-    Raises
-    ------
-    ValueError
-        If a decoy is unusable or a candidate, or ``unassigned`` is one of the types.
-    """
+    """Check the decoys, and that no type is called like the mark for cells without a label."""
     if not isinstance(unassigned, str) or not unassigned.strip():
         msg = f"unassigned must be a name, got {unassigned!r}; 'Unassigned' for example"
         raise ValueError(msg)

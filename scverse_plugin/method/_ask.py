@@ -21,48 +21,24 @@ ON_ERROR = ("raise", "skip")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What came back for a puzzle.
+    """What came back for a puzzle."""
 
-    Attributes
-    ----------
-    text
-        The response, verbatim; ``None`` if the machinery failed.
-    finish_reason, tokens, prompt_tokens
-        As the engine reports them.
-    seed
-        Seed of the completion; -1 for greedy decoding.
-    error
-        Why there is no response; empty if there is one.
-    cached
-        Whether it came from the cache.
-    """
-
+    # The response, verbatim; ``None`` if the machinery failed
     text: str | None
+    # As the engine reports them
     finish_reason: str = ""
     tokens: int = 0
     prompt_tokens: int = 0
+    # Seed of the completion; -1 for greedy decoding
     seed: int = -1
+    # Why there is no response; empty if there is one
     error: str = ""
+    # Whether it came from the cache
     cached: bool = False
 
 
 class Cache:
-    """Responses kept in a ``.jsonl`` file, one a line, written as they come in.
-
-    A line is found again by everything that decides a response: messages, model and its fingerprint, kind of engine,
-    address of the server, sampling, seed and constraint. What is kept is the raw response, so that a hit is read
-    exactly as a miss is.
-
-    Parameters
-    ----------
-    path
-        The file, made when the first response comes; ``None`` for no cache.
-
-    Raises
-    ------
-    ValueError
-        If the path does not end in ``.jsonl``, or the file is not such a cache.
-    """
+    """Responses kept in a ``.jsonl`` file, one a line, written as they come in."""
 
     def __init__(self, path: str | Path | None) -> None:
         self.path = None if path is None else Path(path)
@@ -80,19 +56,7 @@ class Cache:
                 self._known[record["key"]] = record
 
     def get(self, key: str, seed: int) -> Reply | None:
-        """Look a response up.
-
-        Parameters
-        ----------
-        key
-            See :func:`request_key`.
-        seed
-            Seed of the request.
-
-        Returns
-        -------
-        The response, if there is one.
-        """
+        """Look a response up."""
         found = self._known.get(key)
         if found is None:
             return None
@@ -101,15 +65,7 @@ class Cache:
         return Reply(found["text"], reason, tokens=tokens, prompt_tokens=prompt_tokens, seed=seed, cached=True)
 
     def add(self, key: str, reply: Reply) -> None:
-        """Keep a response.
-
-        Parameters
-        ----------
-        key
-            See :func:`request_key`.
-        reply
-            The response.
-        """
+        """Keep a response."""
         if self.path is None:
             return
         record = {
@@ -124,21 +80,7 @@ class Cache:
 
 
 def request_key(engine: Engine, request: Request, sampling: Sampling) -> str:
-    """Return what two requests share only if they ask the same of the same model in the same way.
-
-    Parameters
-    ----------
-    engine
-        What answers.
-    request
-        The request.
-    sampling
-        How.
-
-    Returns
-    -------
-    40 hexadecimal digits.
-    """
+    """Return what two requests share only if they ask the same of the same model in the same way."""
     what = {
         "engine": engine.name,
         "model": engine.model,
@@ -167,39 +109,7 @@ def ask(
     on_error: str = "raise",
     progress: bool = True,
 ) -> list[Reply]:
-    """Put puzzles to an engine.
-
-    Parameters
-    ----------
-    engine
-        What answers.
-    puzzles
-        The puzzles.
-    layout, variant
-        Prompt layout and task variant.
-    sampling
-        How to sample.
-    seeds
-        Seed of each completion; unused for greedy decoding.
-    constrain
-        Whether each answer must be a legal one-to-one matching.
-    cache
-        Where finished responses are looked up and kept.
-    on_error
-        ``"raise"``: after the first failure of the machinery ask nothing more, wait for what is under way, keep it and
-        raise. ``"skip"``: go on; the puzzle has no response.
-    progress
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    The replies, in the order of the puzzles.
-
-    Raises
-    ------
-    EngineError
-        With ``on_error="raise"``, if the machinery failed. It says what to do.
-    """
+    """Put puzzles to an engine."""
     requests: list[Request] = []
     keys: list[str] = []
     for puzzle, seed in zip(puzzles, seeds, strict=True):
@@ -257,17 +167,5 @@ def _advice(failed: Sequence[str], replies: dict[str, Reply], total: int, cache:
 
 
 def completion_seeds(n: int, rng: np.random.Generator) -> list[int]:
-    """Draw a seed for each completion.
-
-    Parameters
-    ----------
-    n
-        How many.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    Ints in [0, 2**31).
-    """
+    """Draw a seed for each completion."""
     return rng.integers(2**31, size=n).tolist()

@@ -27,36 +27,7 @@ def opened(
     max_concurrency: int | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[Engine]:
-    """Start an engine, and close it at the end; an engine that was passed ready-made is left open.
-
-    Parameters
-    ----------
-    engine
-        Name, or an object with the methods of :class:`recipe.cello1.engines.protocol.Engine`.
-    model
-        Folder, or name of the model on the server.
-    base_url
-        Address of the server.
-    constrained
-        Whether answers will be constrained.
-    max_concurrency
-        Puzzles under way at a time.
-    options
-        Further options of the engine.
-
-    Yields
-    ------
-    The engine.
-
-    Raises
-    ------
-    ValueError
-        If the parameters contradict each other or one is missing.
-    FileNotFoundError
-        If there is no such model folder.
-    EngineError
-        If the engine cannot be started.
-    """
+    """Start an engine, and close it at the end; an engine that was passed ready-made is left open."""
     if not isinstance(engine, str):
         check_engine(engine, model=model, base_url=base_url, options=options)
         yield engine
@@ -78,18 +49,7 @@ def opened(
 def check_engine(
     engine: object, *, model: str | Path | None, base_url: str | None, options: Mapping[str, Any] | None
 ) -> None:
-    """Check the parameters that choose the engine, before any work is done.
-
-    Parameters
-    ----------
-    engine, model, base_url, options
-        As for :func:`opened`.
-
-    Raises
-    ------
-    ValueError
-        If they contradict each other or one is missing.
-    """
+    """Check the parameters that choose the engine, before any work is done."""
     if not isinstance(engine, str):
         if lacking := [name for name in _PROTOCOL if not hasattr(engine, name)]:
             msg = (
@@ -117,22 +77,7 @@ def check_engine(
 
 
 def local_model(model: str) -> str:
-    """Find a model on this machine; nothing is downloaded.
-
-    Parameters
-    ----------
-    model
-        Folder, or a name on the Hugging Face hub that has been downloaded before.
-
-    Returns
-    -------
-    The folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is not there.
-    """
+    """Find a model on this machine; nothing is downloaded."""
     path = Path(model).expanduser()
     if path.is_dir():
         return str(path)
@@ -157,32 +102,12 @@ def _downloaded(name: str) -> str:
 
 
 def engine_version(engine: Engine) -> str:
-    """Return the version of the package that an engine runs on; for a server, that of its client.
-
-    Parameters
-    ----------
-    engine
-        The engine.
-
-    Returns
-    -------
-    The version; empty for an engine of somebody else's.
-    """
+    """Return the version of the package that an engine runs on; for a server, that of its client."""
     return package_versions((engine.name,))[engine.name] if engine.name in ENGINES else ""
 
 
 def public_address(url: str | None) -> str:
-    """Remove from an address what may be secret: user, password, query.
-
-    Parameters
-    ----------
-    url
-        The address.
-
-    Returns
-    -------
-    Scheme, host, port and path; empty for none.
-    """
+    """Remove from an address what may be secret: user, password, query."""
     if not url:
         return ""
     parts = urlsplit(url)

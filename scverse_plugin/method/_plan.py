@@ -20,49 +20,24 @@ LARGEST_LIST = 15  # candidates; the largest size of the same data
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A puzzle before genes and texts are filled in.
+    """A puzzle before genes and texts are filled in."""
 
-    Attributes
-    ----------
-    round
-        Number of the round.
-    donor
-        Donor of all cells.
-    members
-        Position of each unit, in cell order.
-    cells
-        Row of each cell.
-    candidates
-        Types in the order they are shown.
-    screening
-        Whether it only serves to shorten the list of candidates.
-    """
-
+    # Number of the round
     round: int
+    # Donor of all cells
     donor: str
+    # Position of each unit, in cell order
     members: tuple[int, ...]
+    # Row of each cell
     cells: tuple[int, ...]
+    # Types in the order they are shown
     candidates: tuple[str, ...]
+    # Whether it only serves to shorten the list of candidates
     screening: bool = False
 
 
 def choose_puzzle_size(n_units: int, n_types: int, *, cells: bool) -> int:
-    """Choose how many cells a puzzle has.
-
-    Parameters
-    ----------
-    n_units
-        Groups.
-    n_types
-        Candidate types.
-    cells
-        Whether every cell is a unit of its own.
-
-    Returns
-    -------
-    1 for cells, since neighbours in a puzzle may well be of one type. With more groups than types some must share a
-    type: then half as many cells as types, so that there is always a way out.
-    """
+    """Choose how many cells a puzzle has."""
     if cells or n_types < 2:
         return 1
     if n_units > n_types:
@@ -71,17 +46,7 @@ def choose_puzzle_size(n_units: int, n_types: int, *, cells: bool) -> int:
 
 
 class Members:
-    """Draws, round by round, which units meet; each is in at least one puzzle of every round.
-
-    Parameters
-    ----------
-    units
-        The units.
-    size
-        Most cells in a puzzle, for each donor.
-    rng
-        Random generator.
-    """
+    """Draws, round by round, which units meet; each is in at least one puzzle of every round."""
 
     def __init__(self, units: Sequence[Unit], size: Mapping[str, int], rng: np.random.Generator) -> None:
         self.units = units
@@ -95,12 +60,7 @@ class Members:
         self._here = {donor: np.array(positions) for donor, positions in here.items()}
 
     def round(self) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-        """Draw one round.
-
-        Returns
-        -------
-        Donor, members and rows of each puzzle.
-        """
+        """Draw one round."""
         done = np.zeros(len(self.units), dtype=bool)
         puzzles = []
         for first in self.rng.permutation(len(self.units)).tolist():
@@ -138,21 +98,7 @@ class Members:
 
 
 def candidate_blocks(types: Sequence[str], size: int, rng: np.random.Generator) -> list[list[str]]:
-    """Deal the types into lists that fit a puzzle, each type at least once.
-
-    Parameters
-    ----------
-    types
-        The types.
-    size
-        Most types in a list.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    The lists; the last one is filled up with types of the others.
-    """
+    """Deal the types into lists that fit a puzzle, each type at least once."""
     order = [types[i] for i in rng.permutation(len(types))]
     blocks = [order[i : i + size] for i in range(0, len(order), size)]
     lacking = size - len(blocks[-1])
@@ -165,25 +111,7 @@ def candidate_blocks(types: Sequence[str], size: int, rng: np.random.Generator) 
 def leading_candidates(
     rates: np.ndarray, types: Sequence[str], members: Sequence[int], size: int, rng: np.random.Generator
 ) -> list[str]:
-    """Choose the types that the members of a puzzle are likely to be: the best of each, the second best of each...
-
-    Parameters
-    ----------
-    rates
-        Float array of shape (units, types): how often each type was chosen when it was met.
-    types
-        Types, as the columns.
-    members
-        The units in the puzzle.
-    size
-        How many types to choose.
-    rng
-        Decides between equals.
-
-    Returns
-    -------
-    The types.
-    """
+    """Choose the types that the members of a puzzle are likely to be: the best of each, the second best of each..."""
     noise = rng.random((len(members), len(types)))
     order = np.lexsort((noise, -rates[list(members)]), axis=1)
     found: dict[int, None] = {}
@@ -196,18 +124,6 @@ def leading_candidates(
 
 
 def arrange(candidates: Sequence[str], rng: np.random.Generator | None) -> tuple[str, ...]:
-    """Order the candidates of a puzzle.
-
-    Parameters
-    ----------
-    candidates
-        The types.
-    rng
-        Shuffles them; ``None`` sorts them, as in the puzzles that models are trained on.
-
-    Returns
-    -------
-    All of them.
-    """
+    """Order the candidates of a puzzle."""
     ordered = sorted(candidates)
     return tuple(ordered) if rng is None else tuple([ordered[i] for i in rng.permutation(len(ordered))])

@@ -30,26 +30,17 @@ Wording = Callable[[Draft], Hashable]
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The candidates.
+    """The candidates."""
 
-    Attributes
-    ----------
-    types
-        Every type, sorted.
-    of
-        For each donor the types on its list, sorted.
-    decoys
-        Types that no cell should be.
-    size
-        Most candidates in a puzzle, decoys included.
-    shuffle
-        Whether candidates are shown in random order instead of sorted.
-    """
-
+    # Every type, sorted
     types: tuple[str, ...]
+    # For each donor the types on its list, sorted
     of: Mapping[str, tuple[str, ...]]
+    # Types that no cell should be
     decoys: tuple[str, ...] = ()
+    # Most candidates in a puzzle, decoys included
     size: int = 15
+    # Whether candidates are shown in random order instead of sorted
     shuffle: bool = False
 
     def n_decoys(self, donor: str) -> int:
@@ -67,25 +58,7 @@ class Lists:
 
 
 def screening(units: Sequence[Unit], lists: Lists, size: Mapping[str, int], rng: np.random.Generator) -> list[Draft]:
-    """Draw puzzles in which every unit meets every type of its list, several times in different company.
-
-    Where the right type is not shown a wrong one must be chosen: once proves nothing. The right one is chosen again.
-
-    Parameters
-    ----------
-    units
-        The units.
-    lists
-        The candidates.
-    size
-        Most cells in a puzzle, for each donor.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    The puzzles; none if all types fit one.
-    """
+    """Draw puzzles in which every unit meets every type of its list, several times in different company."""
     if not any(lists.needs_screening(donor) for donor in lists.of):
         return []
     members_of = Members(units, size, rng)
@@ -110,34 +83,7 @@ def final_rounds(
     wording: Wording | None = None,
     asked: set[Hashable] | None = None,
 ) -> list[Draft]:
-    """Draw the puzzles that decide.
-
-    Greedy decoding answers the same question in the same way: to count that again would be to invent confidence. What
-    has been asked before, word for word, is asked with the candidates in another order; if no new one is found it is
-    left out.
-
-    Parameters
-    ----------
-    units, lists, size
-        As for :func:`screening`.
-    n_rounds
-        How often each unit is asked about at least.
-    rng
-        Random generator.
-    screened
-        Votes so far.
-    first
-        Number of the first round.
-    wording
-        What two drafts share only if the model sees the same. ``None`` if it answers the same question anew each time
-        (sampling).
-    asked
-        Wordings of earlier rounds; those of these rounds are added.
-
-    Returns
-    -------
-    The puzzles.
-    """
+    """Draw the puzzles that decide."""
     asked = set() if asked is None else asked
     members_of = Members(units, size, rng)
     drafts = []
@@ -173,17 +119,11 @@ def _unasked(draft: Draft, wording: Wording, asked: set[Hashable], rng: np.rando
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Solved:
-    """What came out.
+    """What came out."""
 
-    Attributes
-    ----------
-    tally
-        Votes of the deciding rounds.
-    drafts, replies
-        All puzzles and their replies, the screening first.
-    """
-
+    # Votes of the deciding rounds
     tally: Tally
+    # All puzzles and their replies, the screening first
     drafts: list[Draft]
     replies: list[Reply]
 
@@ -197,19 +137,7 @@ def solve(
     rng: np.random.Generator,
     wording: Wording | None = None,
 ) -> Solved:
-    """Ask all rounds.
-
-    Parameters
-    ----------
-    units, lists, size, n_rounds, rng, wording
-        As for :func:`final_rounds`.
-    ask
-        Puts puzzles to the engine.
-
-    Returns
-    -------
-    Votes, puzzles and replies.
-    """
+    """Ask all rounds."""
     drafts = screening(units, lists, size, rng)
     replies = ask(drafts) if drafts else []
     n_screening = len(drafts)
@@ -231,19 +159,5 @@ def solve(
 
 
 def fill(draft: Draft, genes: Mapping[int, tuple[str, ...]], context: str) -> Puzzle:
-    """Make the puzzle of a draft.
-
-    Parameters
-    ----------
-    draft
-        The draft.
-    genes
-        Listed genes of each row.
-    context
-        Donor sentences.
-
-    Returns
-    -------
-    The puzzle, without an answer.
-    """
+    """Make the puzzle of a draft."""
     return Puzzle(tuple([genes[row] for row in draft.cells]), draft.candidates, None, context)

@@ -1,6 +1,6 @@
 """Answers to votes, votes to labels.
 
-The rules are those of :mod:`recipe.cello1.task.voting`: it reads the answers, counts them and finds the assignment. Here is
+The rules are those of ``recipe.cello1.task.voting``: it reads the answers, counts them and finds the assignment. Here is
 what an annotation adds: a vote counts against how often unit and type have met, and nothing becomes a label that the
 votes do not carry.
 """
@@ -23,31 +23,21 @@ MIXED_AGREEMENT = 0.8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tally:
-    """Votes and meetings.
+    """Votes and meetings."""
 
-    Attributes
-    ----------
-    types
-        Types, the decoys last.
-    n_decoys
-        How many of them are decoys.
-    votes, met
-        Float arrays of shape (units, types).
-    failures, puzzles
-        int64, for each unit the puzzles without a vote for it, and all of them.
-    repeated
-        Puzzles whose answer names a type twice.
-    casts
-        Every single vote: unit, row of the cell, type, position in the puzzle, cells in it; int64 of shape (votes, 5).
-    """
-
+    # Types, the decoys last
     types: tuple[str, ...]
+    # How many of them are decoys
     n_decoys: int
+    # Float arrays of shape (units, types)
     votes: np.ndarray
     met: np.ndarray
+    # int64, for each unit the puzzles without a vote for it, and all of them
     failures: np.ndarray
     puzzles: np.ndarray
+    # Puzzles whose answer names a type twice
     repeated: int
+    # Every single vote: unit, row of the cell, type, position in the puzzle, cells in it; int64 of shape (votes, 5)
     casts: np.ndarray
 
     @property
@@ -68,24 +58,7 @@ def count(
     types: Sequence[str],
     decoys: Sequence[str] = (),
 ) -> Tally:
-    """Count votes.
-
-    Parameters
-    ----------
-    drafts
-        The puzzles.
-    texts
-        The response to each; ``None`` where the machinery gave none.
-    n_units
-        Number of units.
-    types, decoys
-        Candidate types.
-
-    Returns
-    -------
-    The tally. A malformed response, or one that names a type twice (for which the reward pays -1), is a failure of all
-    cells of its puzzle; an item that is no candidate is one of its cell.
-    """
+    """Count votes."""
     everything = (*types, *decoys)
     column = {name: j for j, name in enumerate(everything)}
     votes = np.zeros((n_units, len(everything)))
@@ -117,72 +90,34 @@ def count(
 
 
 def names_twice(answer: Sequence[str] | None) -> bool:
-    """Say whether an answer names a type twice: a legal one matches one to one.
-
-    Parameters
-    ----------
-    answer
-        The types, ``None`` for an unreadable response.
-
-    Returns
-    -------
-    Whether it does; case is ignored.
-    """
+    """Say whether an answer names a type twice: a legal one matches one to one."""
     return answer is not None and len({name.lower() for name in answer}) < len(answer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calls:
-    """What the votes say of each unit.
+    """What the votes say of each unit."""
 
-    Attributes
-    ----------
-    best
-        int64, the type with most to be said for it; -1 without votes. Never a decoy.
-    support
-        Float array, how often it was chosen when it was met.
-    runner_up
-        int64, the strongest other type, decoys included; -1 where no other type got a vote.
-    runner_up_support, margin
-        Float arrays: its support, and the difference. The margin is negative for a unit that gave way to
-        another, or whose best type has less support but met it more often.
-    entropy
-        Float array, bits; NaN without votes.
-    status
-        For each unit ``"ok"``, which alone means a label, ``"low_support"``, ``"tie"``, ``"decoy"`` or ``"no_votes"``.
-    """
-
+    # int64, the type with most to be said for it; -1 without votes. Never a decoy
     best: np.ndarray
+    # Float array, how often it was chosen when it was met
     support: np.ndarray
+    # int64, the strongest other type, decoys included; -1 where no other type got a vote
     runner_up: np.ndarray
+    # Float arrays: its support, and the difference. The margin is negative for a unit that gave way to another, or
+    # whose best type has less support but met it more often
     runner_up_support: np.ndarray
     margin: np.ndarray
+    # Float array, bits; NaN without votes
     entropy: np.ndarray
+    # For each unit ``"ok"``, which alone means a label, ``"low_support"``, ``"tie"``, ``"decoy"`` or ``"no_votes"``
     status: tuple[str, ...]
 
 
 def call(
     tally: Tally, allowed: np.ndarray, *, samples: Sequence[str], one_to_one: Sequence[str], min_support: float
 ) -> Calls:
-    """Decide on the labels.
-
-    Parameters
-    ----------
-    tally
-        The votes.
-    allowed
-        bool of shape (units, types without decoys): which types stand on the list of each unit.
-    samples
-        Sample of each unit.
-    one_to_one
-        The samples in which no type may be given twice.
-    min_support
-        Units with less support get no label.
-
-    Returns
-    -------
-    The calls.
-    """
+    """Decide on the labels."""
     n_types = len(tally.types) - tally.n_decoys
     rates = tally.rates
     weighed = tally.weighed
@@ -224,43 +159,24 @@ def call(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CellChecks:
-    """How much the cells of a unit agree with each other.
+    """How much the cells of a unit agree with each other."""
 
-    Attributes
-    ----------
-    cells
-        int64, cells of the unit that got votes.
-    agreement
-        Share of these cells whose own votes name the unit's type first; NaN without votes.
-    gap
-        Chance that two votes on one cell agree, less the chance that votes on two different cells do. Near 0 where the
-        cells are alike, however unsure the model is; large where each cell is clear and they differ, as in a mixture
-        of types (over-merged clusters, doublets). NaN unless some cell was asked twice and there are two cells.
-    mixed
-        bool, whether ``gap`` is at least ``MIXED_GAP`` and twice its standard error among cells that are alike, and
-        ``agreement`` below ``MIXED_AGREEMENT``.
-    """
-
+    # int64, cells of the unit that got votes
     cells: np.ndarray
+    # Share of these cells whose own votes name the unit's type first; NaN without votes
     agreement: np.ndarray
+    # Chance that two votes on one cell agree, less the chance that votes on two different cells do. Near 0 where
+    # the cells are alike, however unsure the model is; large where each cell is clear and they differ, as in a
+    # mixture of types (over-merged clusters, doublets). NaN unless some cell was asked twice and there are two
+    # cells
     gap: np.ndarray
+    # bool, whether ``gap`` is at least ``MIXED_GAP`` and twice its standard error among cells that are alike, and
+    # ``agreement`` below ``MIXED_AGREEMENT``
     mixed: np.ndarray
 
 
 def check_cells(tally: Tally, best: np.ndarray) -> CellChecks:
-    """Compare the cells of each unit.
-
-    Parameters
-    ----------
-    tally
-        The votes.
-    best
-        int64, type of each unit.
-
-    Returns
-    -------
-    The checks.
-    """
+    """Compare the cells of each unit."""
     n_units = len(best)
     cells = np.zeros(n_units, dtype=np.int64)
     agreement = np.full(n_units, np.nan)
@@ -283,10 +199,7 @@ def check_cells(tally: Tally, best: np.ndarray) -> CellChecks:
 
 
 def _gap(table: np.ndarray) -> tuple[float, float]:
-    """Return agreement within rows less agreement between rows, over all pairs of votes, and its standard error.
-
-    The error is that of the pairs within rows, which are the fewer, if they agreed as often as those between.
-    """
+    """Return agreement within rows less agreement between rows, over all pairs of votes, and its standard error."""
     n = table.sum(axis=1)
     pairs_within = (n * (n - 1)).sum()
     pairs_between = n.sum() ** 2 - (n**2).sum()
@@ -298,17 +211,7 @@ def _gap(table: np.ndarray) -> tuple[float, float]:
 
 
 def decoy_rate(tally: Tally) -> float:
-    """Return how often a decoy was chosen when one was shown: an estimate of how often any wrong type is.
-
-    Parameters
-    ----------
-    tally
-        The votes.
-
-    Returns
-    -------
-    A share; NaN without decoys.
-    """
+    """Return how often a decoy was chosen when one was shown: an estimate of how often any wrong type is."""
     if not tally.n_decoys:
         return float("nan")
     chances = tally.met[:, -tally.n_decoys :].sum()
@@ -317,35 +220,17 @@ def decoy_rate(tally: Tally) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PositionBias:
-    """How much it matters where in a puzzle a cell stands.
+    """How much it matters where in a puzzle a cell stands."""
 
-    Attributes
-    ----------
-    n, agreement
-        For each position the votes, and the share of them for the unit's type.
-    p_value
-        Of a chi-squared test that the share is the same everywhere; NaN where there is nothing to compare.
-    """
-
+    # For each position the votes, and the share of them for the unit's type
     n: np.ndarray
     agreement: np.ndarray
+    # Of a chi-squared test that the share is the same everywhere; NaN where there is nothing to compare
     p_value: float
 
 
 def position_bias(tally: Tally, best: np.ndarray) -> PositionBias:
-    """Compare the positions in a puzzle; cells alone in theirs do not count.
-
-    Parameters
-    ----------
-    tally
-        The votes.
-    best
-        int64, type of each unit.
-
-    Returns
-    -------
-    The comparison.
-    """
+    """Compare the positions in a puzzle; cells alone in theirs do not count."""
     casts = tally.casts[tally.casts[:, 4] > 1]
     if not len(casts):
         return PositionBias(np.zeros(0, dtype=np.int64), np.zeros(0), float("nan"))

@@ -9,44 +9,20 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Something that gets one label.
+    """Something that gets one label."""
 
-    Attributes
-    ----------
-    group
-        Name of the group; of the cell where every cell is a unit of its own.
-    sample
-        The sample whose candidates hold; empty where all samples share theirs.
-    cells
-        Rows of the cells drawn to stand for it.
-    donors
-        Donor of each of these cells; empty strings without donors.
-    """
-
+    # Name of the group; of the cell where every cell is a unit of its own
     group: str
+    # The sample whose candidates hold; empty where all samples share theirs
     sample: str
+    # Rows of the cells drawn to stand for it
     cells: tuple[int, ...]
+    # Donor of each of these cells; empty strings without donors
     donors: tuple[str, ...]
 
 
 def draw_cells(rows: np.ndarray, donors: np.ndarray | None, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw cells of a group, from as many donors as possible.
-
-    Parameters
-    ----------
-    rows
-        int64, the group's rows.
-    donors
-        int64, donor of each of these rows; ``None`` for a single donor.
-    n
-        How many to draw at most.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    int64, some of ``rows`` in random order, the donors taking turns.
-    """
+    """Draw cells of a group, from as many donors as possible."""
     if donors is None:
         return rng.choice(rows, size=min(n, len(rows)), replace=False, shuffle=True)
     order = rng.permutation(len(rows))

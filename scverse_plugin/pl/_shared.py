@@ -15,19 +15,7 @@ _SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def make_axes(ax: Axes | None, width: float, height: float) -> Axes:
-    """Return the axes to draw on.
-
-    Parameters
-    ----------
-    ax
-        The caller's, if there are any.
-    width, height
-        Size of the figure otherwise, in inches.
-
-    Returns
-    -------
-    The axes.
-    """
+    """Return the axes to draw on."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
 
 
@@ -40,27 +28,7 @@ def finish(
     save: bool | str | None,
     return_fig: bool,
 ) -> Any:
-    """Save, show and return as scanpy's plots do.
-
-    Parameters
-    ----------
-    name
-        Beginning of the file name.
-    axes
-        What was drawn on.
-    given
-        The axes that the caller passed, if any: their figure is not shown.
-    show
-        Whether to show; ``None``: scanpy's setting.
-    save
-        Whether to save in ``sc.settings.figdir``; a text is added to the file name, and may end in a suffix.
-    return_fig
-        Whether to return the figure.
-
-    Returns
-    -------
-    The figure, the axes if nothing is shown, else ``None``.
-    """
+    """Save, show and return as scanpy's plots do."""
     figure: Any = (axes[0] if isinstance(axes, list) else axes).figure
     if save is None:
         save = settings.autosave
@@ -83,19 +51,7 @@ def finish(
 
 
 def heatmap(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str) -> None:
-    """Draw a matrix of shares with its numbers.
-
-    Parameters
-    ----------
-    ax
-        Axes.
-    values
-        Float array, 0 to 1.
-    rows, columns
-        Names.
-    label
-        Of the colour bar.
-    """
+    """Draw a matrix of shares with its numbers."""
     image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
     ax.set_xticks(range(len(columns)), literal(columns), rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(rows)), literal(rows))
@@ -108,30 +64,10 @@ def heatmap(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence
 
 
 def literal(names: Sequence[str]) -> list[str]:
-    r"""Return names as matplotlib shows them unchanged.
-
-    Parameters
-    ----------
-    names
-        Names of groups or types.
-
-    Returns
-    -------
-    The names with ``$`` written as ``\$``.
-    """
+    r"""Return names as matplotlib shows them unchanged."""
     return [name.replace("$", r"\$") for name in names]
 
 
 def row_names(table: Any) -> list[str]:
-    """Name the rows of a table of :func:`scverse_plugin.get.cello1_df`.
-
-    Parameters
-    ----------
-    table
-        The table.
-
-    Returns
-    -------
-    Group, or group and sample.
-    """
+    """Name the rows of a table of :func:`scverse_plugin.get.cello1_df`."""
     return [" · ".join(map(str, name)) if isinstance(name, tuple) else str(name) for name in table.index]

@@ -145,7 +145,7 @@ def annotate(
         Folder of the model, or its name on the server.
     engine
         ``"vllm"`` (in this process), ``"openai"`` (a server with an OpenAI-compatible API, its key in the environment
-        variable ``OPENAI_API_KEY``), ``"transformers"``, or an object like :class:`recipe.cello1.engines.protocol.Engine`.
+        variable ``OPENAI_API_KEY``), ``"transformers"``, or a :class:`recipe.cello1.engines.protocol.Engine`.
     base_url
         Address of the server, ``http://127.0.0.1:8000/v1`` for example.
     engine_options

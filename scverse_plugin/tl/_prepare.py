@@ -27,68 +27,35 @@ from scverse_plugin.method._units import Unit
 
 @dataclass(slots=True, eq=False)
 class Prepared:
-    """Everything that is known before the first puzzle is asked.
+    """Everything that is known before the first puzzle is asked."""
 
-    Attributes
-    ----------
-    units, unit_of
-        What gets a label, and the unit of each cell (int64, -1 for none).
-    lists, size
-        The candidates, and the most cells in a puzzle for each donor.
-    allowed
-        bool of shape (units, types): which types stand on the list of each unit.
-    one_to_one
-        Samples in which no type is given twice.
-    genes
-        Listed genes of each cell drawn.
-    context
-        Writes the context.
-    rng, seed
-        Random numbers, and what they started from.
-    matrix
-        Name of the matrix that was read.
-    """
-
+    # What gets a label, and the unit of each cell (int64, -1 for none)
     units: list[Unit]
     unit_of: np.ndarray
+    # The candidates, and the most cells in a puzzle for each donor
     lists: Lists
     size: dict[str, int]
+    # bool of shape (units, types): which types stand on the list of each unit
     allowed: np.ndarray
+    # Samples in which no type is given twice
     one_to_one: tuple[str, ...]
+    # Listed genes of each cell drawn
     genes: dict[int, tuple[str, ...]]
+    # Writes the context
     context: ContextWriter
+    # Random numbers, and what they started from
     rng: np.random.Generator
     seed: int
+    # Name of the matrix that was read
     matrix: str
 
     def puzzle(self, draft: Draft) -> Puzzle:
-        """Fill a draft in.
-
-        Parameters
-        ----------
-        draft
-            The draft.
-
-        Returns
-        -------
-        The puzzle.
-        """
+        """Fill a draft in."""
         return fill(draft, self.genes, self.context(draft.donor, draft.cells))
 
 
 def check_options(given: Mapping[str, Any]) -> None:
-    """Check what needs no data.
-
-    Parameters
-    ----------
-    given
-        The parameters of :func:`scverse_plugin.tl.annotate`.
-
-    Raises
-    ------
-    ValueError
-        If one is out of range.
-    """
+    """Check what needs no data."""
     _store.check_key(given["key_added"])
     try:
         check_layout(given["prompt_layout"])
@@ -130,24 +97,7 @@ def check_options(given: Mapping[str, Any]) -> None:
 
 
 def prepare(adata: AnnData, given: Mapping[str, Any]) -> Prepared:
-    """Read what is needed from the object.
-
-    Parameters
-    ----------
-    adata
-        Annotated data; read only.
-    given
-        The parameters of :func:`scverse_plugin.tl.annotate`.
-
-    Returns
-    -------
-    Units, genes, candidates, random numbers.
-
-    Raises
-    ------
-    ValueError
-        If data and parameters do not fit.
-    """
+    """Read what is needed from the object."""
     rng = given["rng"]
     seed = int(rng.integers(2**31)) if isinstance(rng, np.random.Generator) else int(rng)
     own = np.random.default_rng(seed)
@@ -241,21 +191,7 @@ def _mask_mark(mask: Any) -> dict[str, Any]:
 
 
 def provenance(given: Mapping[str, Any], prepared: Prepared, about: Mapping[str, str]) -> dict[str, Any]:
-    """Return what is needed to repeat the run, and no secret.
-
-    Parameters
-    ----------
-    given
-        The parameters of :func:`scverse_plugin.tl.annotate`.
-    prepared
-        What was made of them.
-    about
-        What is known of the engine.
-
-    Returns
-    -------
-    Plain values.
-    """
+    """Return what is needed to repeat the run, and no secret."""
     import scverse_plugin
 
     left_out = {"adata", "reference", "engine", "model", "engine_options", "base_url", "rng", "progress", "copy"}

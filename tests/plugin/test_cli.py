@@ -60,7 +60,7 @@ def test_types_from_a_file_and_a_dry_run(file, tmp_path, capsys):
 def test_errors_are_one_line(argv, message, capsys):
     assert main(argv) == 1
     found = capsys.readouterr().err.strip().splitlines()
-    assert found[-1].startswith(message)
+    assert found[-1].startswith(f"cello1 {argv[0]}: {message}")
 
 
 def test_no_output_when_it_fails(file, tmp_path, capsys):

@@ -53,37 +53,25 @@ _STREAMS = ("split", "sft", "train", "test")  # each has random numbers of its o
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What decides the bytes of the files.
+    """What decides the bytes of the files."""
 
-    Attributes
-    ----------
-    seed
-        Seed of split, puzzles and weights.
-    n_sft, n_train, n_test
-        Puzzles of each file, rounded up to a multiple of the number of sizes.
-    sizes
-        Numbers of cells in a puzzle.
-    n_top
-        Genes listed for each cell.
-    layout
-        Prompt layout.
-    test_share
-        Share of each type's cells that is held out.
-    gene_loss
-        Lowest and highest share of its expressed genes that a recombined cell loses.
-    n_cited
-        Genes that a trace cites for each cell.
-    """
-
+    # Seed of split, puzzles and weights
     seed: int
+    # Puzzles of each file, rounded up to a multiple of the number of sizes
     n_sft: int = 16000
     n_train: int = 972  # 27 batches of config/scale/embedded.yaml: the last 5 of its 32 steps see those of the first 5
     n_test: int = 900
+    # Numbers of cells in a puzzle
     sizes: tuple[int, ...] = (3, 4, 5)
+    # Genes listed for each cell
     n_top: int = 12
+    # Prompt layout
     layout: Layout = "system"
+    # Share of each type's cells that is held out
     test_share: float = 0.2
+    # Lowest and highest share of its expressed genes that a recombined cell loses
     gene_loss: tuple[float, float] = (0.0, 0.7)
+    # Genes that a trace cites for each cell
     n_cited: int = 3
 
 
@@ -91,26 +79,7 @@ SMOKE = {"n_sft": 600, "n_train": 60, "n_test": 24}
 
 
 def split_cells(labels: Sequence[str], test_share: float, rng: np.random.Generator) -> np.ndarray:
-    """Choose the held-out cells, the same share of each type.
-
-    Parameters
-    ----------
-    labels
-        Type of each cell.
-    test_share
-        Share to hold out, in (0, 1). At least one cell of each type is held out and at least one is kept.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    Boolean array, ``True`` for the held-out cells.
-
-    Raises
-    ------
-    ValueError
-        If the share is out of range or a type has a single cell.
-    """
+    """Choose the held-out cells, the same share of each type."""
     if not 0 < test_share < 1:
         msg = f"test_share must lie between 0 and 1, got {test_share}"
         raise ValueError(msg)
@@ -127,43 +96,14 @@ def split_cells(labels: Sequence[str], test_share: float, rng: np.random.Generat
 
 
 def recombine(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Make a cell of which each gene comes from a random one of some cells.
-
-    Parameters
-    ----------
-    values
-        Expression of cells of one type (cells x genes).
-    rng
-        Random generator.
-
-    Returns
-    -------
-    Expression of the new cell, one value a gene. The genes keep their distribution in the type and lose the correlation
-    by which a cell could be recognised.
-    """
+    """Make a cell of which each gene comes from a random one of some cells."""
     return values[rng.integers(len(values), size=values.shape[1]), np.arange(values.shape[1])]
 
 
 def lose_genes(
     genes: Sequence[str], share: tuple[float, float], n_top: int, rng: np.random.Generator
 ) -> tuple[str, ...]:
-    """List the top genes of a cell after a random part of its expressed genes was lost.
-
-    Parameters
-    ----------
-    genes
-        All expressed genes of the cell, in descending order.
-    share
-        Lowest and highest expected loss; it is drawn uniformly.
-    n_top
-        Genes to list. They are never fewer than they would be without the loss.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    The genes, in the order they had.
-    """
+    """List the top genes of a cell after a random part of its expressed genes was lost."""
     rate = rng.uniform(*share)
     order = rng.random(len(genes))
     kept = np.flatnonzero(order >= rate)
@@ -173,19 +113,7 @@ def lose_genes(
 
 
 def build(out: str | Path, settings: Settings) -> dict[str, Any]:
-    """Build all files.
-
-    Parameters
-    ----------
-    out
-        The folder.
-    settings
-        What to build.
-
-    Returns
-    -------
-    The manifest.
-    """
+    """Build all files."""
     import scanpy as sc
 
     out = Path(out)
@@ -294,24 +222,7 @@ def _hashes(out: Path) -> dict[str, str]:
 
 
 def is_built(out: str | Path, settings: Settings) -> bool:
-    """Say whether a folder already holds what these settings give.
-
-    Parameters
-    ----------
-    out
-        The folder.
-    settings
-        What is wanted.
-
-    Returns
-    -------
-    ``False`` if there is no manifest or a file is missing or changed: then it has to be built.
-
-    Raises
-    ------
-    ValueError
-        If it was built with other settings, which trained models may belong to.
-    """
+    """Say whether a folder already holds what these settings give."""
     out = Path(out)
     if not (out / MANIFEST).is_file():
         return False

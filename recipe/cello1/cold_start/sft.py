@@ -161,10 +161,7 @@ def find_checkpoint(folder: str | Path) -> Path | None:
 
 
 def _is_whole(checkpoint: Path, step: int) -> bool:
-    """Whether the state, which the trainer writes last, is there and complete, and training can go on from it.
-
-    From a checkpoint of the last step the trainer goes on with one more, unless that step ends an epoch.
-    """
+    """Whether the state, which the trainer writes last, is there and complete, and training can go on from it."""
     try:
         state = json.loads((checkpoint / _STATE).read_bytes())
     except (FileNotFoundError, ValueError):

@@ -20,28 +20,7 @@ if TYPE_CHECKING:
 def load_examples(
     path: str | Path, layout: Layout = "system", variant: Variant = "batch", *, require_reasoning: bool = True
 ) -> list[Puzzle]:
-    """Read the puzzles to train on.
-
-    Parameters
-    ----------
-    path
-        Puzzle items or RL rows (which have no traces), in JSON, JSONL or parquet.
-    layout, variant
-        Prompt layout and task variant they are trained with.
-    require_reasoning
-        Whether an item without a trace is an error. If not, it is trained with empty reasoning.
-
-    Returns
-    -------
-    The puzzles.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If an item is unusable, naming file, item and key, or its rows say that they are of another layout or variant.
-    """
+    """Read the puzzles to train on."""
     puzzles = load_puzzles(path, variant, layout, require_gold=True).puzzles
     if require_reasoning:
         for index, puzzle in enumerate(puzzles):
@@ -55,22 +34,7 @@ def load_examples(
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Find the text that ends a turn of the assistant in a chat template (``<|im_end|>`` for Qwen).
-
-    Parameters
-    ----------
-    tokenizer
-        A tokenizer with a chat template.
-
-    Returns
-    -------
-    The text of one token.
-
-    Raises
-    ------
-    ValueError
-        If there is no template, or no token ends the turn.
-    """
+    """Find the text that ends a turn of the assistant in a chat template (``<|im_end|>`` for Qwen)."""
     if not getattr(tokenizer, "chat_template", None):
         msg = "the model's tokenizer has no chat template; use an instruction-tuned model"
         raise ValueError(msg)
@@ -87,23 +51,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 def prompt_completion(
     puzzle: Puzzle, tokenizer: PreTrainedTokenizerBase, end: str, layout: Layout = "system", variant: Variant = "batch"
 ) -> dict[str, str]:
-    """Render a puzzle for training.
-
-    Parameters
-    ----------
-    puzzle
-        A puzzle with an answer.
-    tokenizer
-        A tokenizer with a chat template.
-    end
-        What :func:`end_of_turn` returned.
-    layout, variant
-        Prompt layout and task variant.
-
-    Returns
-    -------
-    ``prompt``, up to where the assistant speaks, and ``completion``, its response with the end of turn.
-    """
+    """Render a puzzle for training."""
     prompt = tokenizer.apply_chat_template(
         messages(puzzle, layout, variant), tokenize=False, add_generation_prompt=True
     )
@@ -115,26 +63,7 @@ def prompt_completion(
 
 
 def split_evaluation(n: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Split items into training and evaluation.
-
-    Parameters
-    ----------
-    n
-        Number of items.
-    fraction
-        Share for evaluation; above 0 it is one item at least.
-    seed
-        Random seed.
-
-    Returns
-    -------
-    Positions for training and for evaluation, each in ascending order.
-
-    Raises
-    ------
-    ValueError
-        If nothing would be left to train on.
-    """
+    """Split items into training and evaluation."""
     n_eval = max(1, round(n * fraction)) if fraction > 0 else 0
     if n - n_eval < 1:
         msg = f"train has {n} items, of which eval_fraction={fraction} leaves none to train on"

@@ -5,7 +5,8 @@
 Asks any server with an OpenAI-compatible chat API for each puzzle, up to ``--tries`` times with seeds of their own,
 and keeps the first response that scores 1.0 and holds reasoning. The key comes from ``OPENAI_API_KEY`` alone.
 
-Files: ``OUT``, the accepted puzzles with their traces in the order of the data, for :mod:`recipe.cello1.cold_start.sft`;
+Files: ``OUT``, the accepted puzzles with their traces in the order of the data, for
+:mod:`~recipe.cello1.cold_start.sft`;
 ``OUT`` with ``.tries.jsonl``, every response as it comes in; ``OUT`` with ``.report.json``, the acceptance by number of
 cells. Started again, the command goes on from the responses it has; with more ``--tries`` it asks again for what was
 rejected. A failure of the machinery is no response: it uses up no try, and is asked again next time.
@@ -65,19 +66,7 @@ class _State:
 
 
 def judge(text: str, puzzle: Puzzle) -> tuple[bool, str, float]:
-    """Decide on a response.
-
-    Parameters
-    ----------
-    text
-        The response.
-    puzzle
-        The puzzle with its answer.
-
-    Returns
-    -------
-    Whether it is accepted, why not (``wrong``, ``no_reasoning`` or a reason of the parser), and its score.
-    """
+    """Decide on a response."""
     score = score_answer(text, puzzle.answer or ())
     if score.score < 1:
         return False, str(score.reason) if score.reason != Reason.OK else WRONG, score.score
@@ -98,39 +87,7 @@ def ask_teacher(
     variant: Variant = "batch",
     progress: bool = True,
 ) -> tuple[list[Puzzle], dict[str, Any]]:
-    """Collect traces, going on from what the journal holds.
-
-    Parameters
-    ----------
-    engine
-        The teacher.
-    puzzles
-        Puzzles with answers. Traces they have are replaced.
-    journal
-        ``.jsonl`` file of all responses.
-    tries
-        Most responses to ask for each puzzle.
-    sampling
-        How to sample; temperature 0.7 by default.
-    seed
-        Seed of the run; each response has its own, made of this, its puzzle and its number.
-    layout
-        Prompt layout.
-    variant
-        Task variant.
-    progress
-        Whether to show a progress bar.
-
-    Returns
-    -------
-    The puzzles with an accepted trace as ``meta["reasoning"]``, in their order, and the report (see :func:`report`).
-
-    Raises
-    ------
-    ValueError
-        If a puzzle has no answer, ``tries`` is not positive, several greedy responses are asked for, or the journal is
-        of another teacher, setting or data set.
-    """
+    """Collect traces, going on from what the journal holds."""
     sampling = sampling or Sampling(temperature=_TEMPERATURE)
     if not puzzles:
         msg = "puzzles is empty; there is nothing to ask"
@@ -256,27 +213,7 @@ def _resume(journal: Path, run: Mapping[str, Any], digests: Sequence[str]) -> li
 
 
 def report(puzzles: Sequence[Puzzle], states: Sequence[_State], run: Mapping[str, Any], tries: int) -> dict[str, Any]:
-    """Count what was accepted, by number of cells.
-
-    Parameters
-    ----------
-    puzzles
-        The puzzles.
-    states
-        What is known of each.
-    run
-        Settings of the run.
-    tries
-        Most responses for each puzzle.
-
-    Returns
-    -------
-    ``run``, ``tries``, ``complete`` (no puzzle failed), ``errors`` (how often each occurred), and ``total`` and
-    ``by_n_cells`` with: ``puzzles``, ``accepted``, ``rejected`` (all tries used up), ``failed`` (by the machinery, to
-    be asked again; neither accepted nor rejected), ``accepted_share`` (of accepted and rejected; ``None`` without any),
-    ``responses``, ``response_share`` (accepted of all responses), ``cut`` (responses at the length limit),
-    ``mean_tokens`` (of a response), and ``reasons`` of the rejected responses.
-    """
+    """Count what was accepted, by number of cells."""
     sizes = sorted({puzzle.n_cells for puzzle in puzzles})
     pairs = list(zip(puzzles, states, strict=True))
     by_size = {str(n): _counts([state for puzzle, state in pairs if puzzle.n_cells == n]) for n in sizes}
@@ -311,17 +248,7 @@ def _counts(states: Sequence[_State]) -> dict[str, Any]:
 
 
 def report_table(found: Mapping[str, Any]) -> str:
-    """Write a report as a Markdown table.
-
-    Parameters
-    ----------
-    found
-        What :func:`report` returned.
-
-    Returns
-    -------
-    One line for each number of cells, and one for all.
-    """
+    """Write a report as a Markdown table."""
 
     def share(value: float | None) -> str:
         return "-" if value is None else f"{value:.1%}"

@@ -41,29 +41,7 @@ _ARROW = " -> "
 def build_tokenizer(
     puzzles: Sequence[Puzzle], *, layout: Layout = "system", min_count: int = 10, n_merges: int = 128
 ) -> PreTrainedTokenizerBase:
-    """Train the tokenizer on rendered puzzles.
-
-    Parameters
-    ----------
-    puzzles
-        Training puzzles with answers, batch variant.
-    layout
-        Prompt layout.
-    min_count
-        How often a gene must stand in the puzzles to become a token; rarer ones, and all unseen ones, are spelled.
-    n_merges
-        Merges of the byte-level BPE that spells everything else.
-
-    Returns
-    -------
-    A ``Qwen2Tokenizer`` with a chat template. As Qwen's own it brings text to Unicode NFC; NFC text comes back
-    unchanged from encoding and decoding.
-
-    Raises
-    ------
-    ValueError
-        If there are no puzzles or one has no answer.
-    """
+    """Train the tokenizer on rendered puzzles."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
 
@@ -149,23 +127,7 @@ def build_model(
     n_heads: int = 4,
     max_positions: int = 2048,
 ) -> Qwen2ForCausalLM:
-    """Make a randomly initialised Qwen2 model, float32.
-
-    Parameters
-    ----------
-    tokenizer
-        Decides the vocabulary and the special tokens.
-    seed
-        Seed of the weights; torch's own random state is left as it was.
-    hidden_size, intermediate_size, n_layers, n_heads
-        Sizes. vLLM's CPU attention takes heads of 32, 64, 80, 96, 112, 128... (hidden_size / n_heads).
-    max_positions
-        Longest sequence.
-
-    Returns
-    -------
-    The model, with tied embeddings.
-    """
+    """Make a randomly initialised Qwen2 model, float32."""
     import torch
     from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 

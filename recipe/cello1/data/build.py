@@ -33,45 +33,29 @@ _PACKAGES = ("cello1", "numpy", "scipy", "numba", "h5py", "anndata", "zarr", "py
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where puzzles come from.
+    """Where puzzles come from."""
 
-    Attributes
-    ----------
-    name
-        Its name: of the data set in the files for each source, and of the order.
-    load
-        Returns the puzzles, the same each time.
-    split
-        The side that the source gives them; empty if it leaves that open.
-    files
-        Whether to write files for this source alone, besides the merged ones.
-    """
-
+    # Its name: of the data set in the files for each source, and of the order
     name: str
+    # Returns the puzzles, the same each time
     load: Callable[[], Sequence[Puzzle]]
+    # The side that the source gives them; empty if it leaves that open
     split: str = ""
+    # Whether to write files for this source alone, besides the merged ones
     files: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """What was built.
+    """What was built."""
 
-    Attributes
-    ----------
-    counts
-        Puzzles on each side.
-    audits
-        What the test side (and the validation side) share with the others, by ``train/test`` and so on.
-    files
-        The files written, relative to the output folder, the manifest last.
-    notes
-        What is worth saying of the split.
-    """
-
+    # Puzzles on each side
     counts: Mapping[str, int]
+    # What the test side (and the validation side) share with the others, by ``train/test`` and so on
     audits: Mapping[str, Audit]
+    # The files written, relative to the output folder, the manifest last
     files: tuple[str, ...]
+    # What is worth saying of the split
     notes: tuple[str, ...] = ()
 
 
@@ -83,33 +67,7 @@ def build(
     about: Mapping[str, Any] | None = None,
     more_files: Sequence[str] = (),
 ) -> DataSet:
-    """Write a data set.
-
-    Parameters
-    ----------
-    sources
-        The puzzles; their order is that of the files.
-    out
-        The folder. The manifest is written last; until then, and if the data set cannot be made, it says so under
-        ``error``, and lists under ``stale_files`` what earlier or unfinished runs have left there.
-    settings
-        How the puzzles were made; seed and task variant serve here, too.
-    plan
-        How they are put together.
-    about
-        More for the manifest.
-    more_files
-        Files in the folder that were written before and belong to the data set.
-
-    Returns
-    -------
-    What was built.
-
-    Raises
-    ------
-    ValueError
-        If there are no puzzles, or they cannot be split as wanted.
-    """
+    """Write a data set."""
     out = Path(out)
     head = {
         "format": 1,
@@ -282,19 +240,7 @@ def _write_json(
 
 
 def raw_item(puzzle: Puzzle, settings: Settings) -> dict[str, Any]:
-    """Make the published raw form of a puzzle.
-
-    Parameters
-    ----------
-    puzzle
-        A puzzle with an answer.
-    settings
-        How it was made.
-
-    Returns
-    -------
-    ``selected_cells``, ``question``, ``answer``, ``group``.
-    """
+    """Make the published raw form of a puzzle."""
     donor, batch = str(puzzle.meta.get("donor_id", "")), puzzle.meta.get("batch")
     return {
         "selected_cells": list(puzzle.meta.get("cell_ids", [])),

@@ -2,7 +2,7 @@
 
 ::
 
-    fields:                       # a column, and what its values become; forms as in recipe.cello1.task.context.FieldRule
+    fields:                       # a column, and what its values become; forms: task.context.FieldRule
       treatment: "The patient received {value}."
     datasets:                     # which columns the files of a folder have; "*" stands for every folder
       my_study: [treatment, ever_smoker]
@@ -24,72 +24,26 @@ EVERY_FOLDER = "*"
 
 @dataclass(frozen=True, slots=True)
 class ContextTable:
-    """Columns and their sentences.
+    """Columns and their sentences."""
 
-    Attributes
-    ----------
-    rules
-        How each column is written.
-    datasets
-        Columns of the files in a folder, by the folder's name.
-    source
-        What the user's file says, empty without one: it decides the bytes of the output, so the manifest has it.
-    """
-
+    # How each column is written
     rules: Mapping[str, FieldRule] = field(default_factory=lambda: dict(FIELD_RULES))
+    # Columns of the files in a folder, by the folder's name
     datasets: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict(DATASET_FIELDS))
+    # What the user's file says, empty without one: it decides the bytes of the output, so the manifest has it
     source: str = ""
 
     def extra(self, folder: str) -> tuple[str, ...]:
-        """Return the extra columns of the files in a folder, in the order of their sentences.
-
-        Parameters
-        ----------
-        folder
-            Name of the folder.
-
-        Returns
-        -------
-        Column names.
-        """
+        """Return the extra columns of the files in a folder, in the order of their sentences."""
         return tuple(dict.fromkeys((*self.datasets.get(folder, ()), *self.datasets.get(EVERY_FOLDER, ()))))
 
     def sentences(self, values: Mapping[str, Any], folder: str) -> str:
-        """Write the context of a cell.
-
-        Parameters
-        ----------
-        values
-            Its metadata.
-        folder
-            Name of the folder of its file.
-
-        Returns
-        -------
-        The sentences on one line.
-        """
+        """Write the context of a cell."""
         return build_context(values, self.extra(folder), self.rules)
 
 
 def load_context_table(path: str | Path | None) -> ContextTable:
-    """Read a user's table on top of the shipped one.
-
-    Parameters
-    ----------
-    path
-        YAML file; ``None`` for the shipped table alone.
-
-    Returns
-    -------
-    The table.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not such a table, naming the key.
-    """
+    """Read a user's table on top of the shipped one."""
     if path is None:
         return ContextTable()
     import yaml

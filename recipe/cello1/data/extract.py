@@ -37,76 +37,45 @@ _ENDS = 1 << 20  # bytes at either end of a file that its fingerprint covers
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file to work on.
+    """One file to work on."""
 
-    Attributes
-    ----------
-    path
-        The file.
-    name
-        Its path below the input folder without suffix; the name of its data set.
-    folder
-        Name of the folder it lies in, which decides its extra context fields.
-    settings
-        What is wanted.
-    threads
-        Threads to read with.
-    records
-        Where to write the cell records, if wanted.
-    """
-
+    # The file
     path: str
+    # Its path below the input folder without suffix; the name of its data set
     name: str
+    # Name of the folder it lies in, which decides its extra context fields
     folder: str
+    # What is wanted
     settings: Settings
+    # Threads to read with
     threads: int = 1
+    # Where to write the cell records, if wanted
     records: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FileResult:
-    """What became of a file.
+    """What became of a file."""
 
-    Attributes
-    ----------
-    name
-        As in the job.
-    puzzles
-        Its puzzles.
-    notes
-        What was left out or falls short, and why.
-    n_cells, n_pool, n_records
-        Cells in the file, cells drawn from, cell records written.
-    reason, remedy
-        Why it could not be used, and what to do; empty if it could.
-    fingerprint
-        Size and content hash of the file, see :func:`fingerprint`.
-    """
-
+    # As in the job
     name: str
+    # Its puzzles
     puzzles: Sequence[Puzzle] = ()
+    # What was left out or falls short, and why
     notes: tuple[str, ...] = ()
+    # Cells in the file, cells drawn from, cell records written
     n_cells: int = 0
     n_pool: int = 0
     n_records: int = 0
+    # Why it could not be used, and what to do; empty if it could
     reason: str = ""
     remedy: str = ""
+    # Size and content hash of the file, see :func:`fingerprint`
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
 
 def fingerprint(path: str | Path) -> dict[str, Any]:
-    """Describe the content of a file without reading all of it.
-
-    Parameters
-    ----------
-    path
-        A file, or the folder of a zarr store.
-
-    Returns
-    -------
-    ``bytes`` and ``sha256_of_ends``: the hash of the first and last MiB of a file, or of the names and sizes of the
-    files in a folder.
-    """
+    """Describe the content of a file without reading all of it."""
     path = Path(path)
     digest = hashlib.sha256()
     if path.is_dir():
@@ -124,19 +93,7 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
 
 
 def process_file(job: Job, progress: Progress | None = None) -> FileResult:
-    """Make the puzzles of one file.
-
-    Parameters
-    ----------
-    job
-        The file and what is wanted.
-    progress
-        Told the number of cells each time some were read.
-
-    Returns
-    -------
-    The puzzles, or why there are none. A file that cannot be used is a result, not an exception.
-    """
+    """Make the puzzles of one file."""
     try:
         known = fingerprint(job.path)
         with Store(job.path) as store:
@@ -187,17 +144,7 @@ def _without_poor_cells(table: Table, reader: CellReader, settings: Settings) ->
 
 
 class _Cells:
-    """What is known of the cells that were read.
-
-    Attributes
-    ----------
-    genes
-        The listed genes of those that are of use, by row.
-    useless
-        The rows of the others.
-    spoiled
-        How many of these have NaN or infinity.
-    """
+    """What is known of the cells that were read."""
 
     def __init__(self, reader: CellReader, min_genes: int) -> None:
         self.genes: dict[int, tuple[str, ...]] = {}
@@ -264,12 +211,7 @@ def _first_new(
 def _with_useful_cells(
     puzzles: Sequence[PuzzleIndex], table: Table, cells: _Cells, rng: np.random.Generator
 ) -> Iterator[PuzzleIndex]:
-    """Read the cells of puzzles and put others of their kind in the place of those that turn out to be of no use.
-
-    Yields
-    ------
-    The puzzles; those that no cell is left for are dropped. Two may have become the same.
-    """
+    """Read the cells of puzzles and put others of their kind in the place of those that turn out to be of no use."""
     cells.read(row for puzzle in puzzles for row in puzzle.rows)
     n_tried = 1  # doubled each time, so that of a kind without any use all cells are read soon
     while True:

@@ -32,95 +32,45 @@ VALUE_SEPARATOR = " | "  # between the values of a puzzle whose cells differ, fo
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What tells a puzzle and its parts from others; small, so that those of a large data set fit into memory.
+    """What tells a puzzle and its parts from others; small, so that those of a large data set fit into memory."""
 
-    Attributes
-    ----------
-    n_cells
-        Number of cells.
-    donor, context
-        The donor's id and the context, hashed; ``None`` where there is none.
-    dataset
-        The data set, hashed; ``None`` if unknown.
-    tissues
-        Its tissues, hashed, uint64.
-    cell_ids
-        Its cells by id in the data set, uint64; empty where they have none.
-    donor_cell_ids
-        Its cells by id of the donor, uint64; empty where there is no donor, or an id tells nothing.
-    cell_genes
-        Its cells by genes, uint64.
-    telling
-        For each cell, whether its genes prove it to be the same.
-    shown
-        The puzzle as it is shown.
-    cells_shown
-        The same without regard to context and order of cells.
-    """
-
+    # Number of cells
     n_cells: int
+    # The donor's id and the context, hashed; ``None`` where there is none
     donor: int | None
     context: int | None
+    # The data set, hashed; ``None`` if unknown
     dataset: int | None
+    # Its tissues, hashed, uint64
     tissues: np.ndarray
+    # Its cells by id in the data set, uint64; empty where they have none
     cell_ids: np.ndarray
+    # Its cells by id of the donor, uint64; empty where there is no donor, or an id tells nothing
     donor_cell_ids: np.ndarray
+    # Its cells by genes, uint64
     cell_genes: np.ndarray
+    # For each cell, whether its genes prove it to be the same
     telling: np.ndarray
+    # The puzzle as it is shown
     shown: int
+    # The same without regard to context and order of cells
     cells_shown: int
 
 
 def hash64(*parts: str) -> int:
-    """Hash some texts.
-
-    Parameters
-    ----------
-    *parts
-        Texts; none of them may hold NUL.
-
-    Returns
-    -------
-    64 bits: among ten million texts two agree by chance with a probability of 3e-6.
-    """
+    """Hash some texts."""
     digest = hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
 
 
 def fingerprints_of(puzzles: Sequence[Puzzle], dataset: str = "") -> list[Fingerprint]:
-    """Take the fingerprints of the puzzles of one source; its longest list tells how many genes are listed at most.
-
-    Parameters
-    ----------
-    puzzles
-        The puzzles.
-    dataset
-        The data set of those that do not say.
-
-    Returns
-    -------
-    The fingerprints.
-    """
+    """Take the fingerprints of the puzzles of one source; its longest list tells how many genes are listed at most."""
     n_top = max((len(cell) for puzzle in puzzles for cell in puzzle.cells), default=TELLING_GENES)
     return [fingerprint_of(puzzle, dataset, n_top) for puzzle in puzzles]
 
 
 def fingerprint_of(puzzle: Puzzle, dataset: str = "", n_top: int = TELLING_GENES) -> Fingerprint:
-    """Take the fingerprint of a puzzle.
-
-    Parameters
-    ----------
-    puzzle
-        The puzzle.
-    dataset
-        The data set of a puzzle that does not say.
-    n_top
-        How many genes are listed at most.
-
-    Returns
-    -------
-    The fingerprint.
-    """
+    """Take the fingerprint of a puzzle."""
     meta = puzzle.meta
     donor = _text(meta.get("donor_id"))
     name = _text(meta.get("dataset")) or dataset
@@ -162,66 +112,22 @@ def _array(values: Sequence[int]) -> np.ndarray:
 
 
 def all_have_ids(puzzles: Iterable[Fingerprint]) -> bool:
-    """Say whether every cell has an id, so that short lists of genes need not serve.
-
-    Parameters
-    ----------
-    puzzles
-        The puzzles that are to be compared.
-
-    Returns
-    -------
-    ``True`` if so.
-    """
+    """Say whether every cell has an id, so that short lists of genes need not serve."""
     return all(len(puzzle.cell_ids) == puzzle.n_cells for puzzle in puzzles)
 
 
 def cell_keys(puzzle: Fingerprint, have_ids: bool) -> np.ndarray:
-    """List what the cells of a puzzle are known by.
-
-    Parameters
-    ----------
-    puzzle
-        The puzzle.
-    have_ids
-        What :func:`all_have_ids` says of the puzzles that are compared.
-
-    Returns
-    -------
-    uint64 keys. Two puzzles share a cell if and only if they share a key.
-    """
+    """List what the cells of a puzzle are known by."""
     genes = puzzle.cell_genes[puzzle.telling] if have_ids else puzzle.cell_genes
     return np.concatenate([puzzle.cell_ids, puzzle.donor_cell_ids, genes])
 
 
 def nameless_contexts(puzzles: Iterable[Fingerprint]) -> frozenset[int]:
-    """List the contexts of the puzzles that name no donor.
-
-    Parameters
-    ----------
-    puzzles
-        The puzzles that are to be compared.
-
-    Returns
-    -------
-    Their hashes.
-    """
+    """List the contexts of the puzzles that name no donor."""
     return frozenset(puzzle.context for puzzle in puzzles if puzzle.donor is None and puzzle.context is not None)
 
 
 def donor_keys(puzzle: Fingerprint, nameless: Collection[int]) -> np.ndarray:
-    """List what the donor of a puzzle is known by.
-
-    Parameters
-    ----------
-    puzzle
-        The puzzle.
-    nameless
-        What :func:`nameless_contexts` says of the puzzles that are compared.
-
-    Returns
-    -------
-    uint64 keys, none where nothing is known. Two puzzles may be of one donor if and only if they share a key.
-    """
+    """List what the donor of a puzzle is known by."""
     known = [puzzle.donor, puzzle.context if puzzle.context in nameless else None]
     return _array([key for key in known if key is not None])

@@ -24,18 +24,12 @@ from recipe.cello1.formats.atomic import atomic_write, dumps
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """How many of some kind there are on each side, and on both.
+    """How many of some kind there are on each side, and on both."""
 
-    Attributes
-    ----------
-    train, test
-        Different ones on each side.
-    shared
-        Those of the test side that stand on the train side, too.
-    """
-
+    # Different ones on each side
     train: int
     test: int
+    # Those of the test side that stand on the train side, too
     shared: int
 
     @property
@@ -46,31 +40,21 @@ class Shared:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What two sides share.
+    """What two sides share."""
 
-    Attributes
-    ----------
-    cells, donors
-        Different cells and donors.
-    puzzles
-        Test puzzles that stand in train as they are shown.
-    reordered
-        Further test puzzles whose cells make a train puzzle in another order or context.
-    puzzles_with_shared_cells, puzzles_with_shared_donors
-        Test puzzles with at least one cell, or their donor, in train.
-    clean_puzzles
-        Test puzzles that share no cell with train.
-    donors_from_context
-        Puzzles that name no donor, whose context stands for it.
-    """
-
+    # Different cells and donors
     cells: Shared
     donors: Shared
+    # Test puzzles that stand in train as they are shown
     puzzles: Shared
+    # Further test puzzles whose cells make a train puzzle in another order or context
     reordered: Shared
+    # Test puzzles with at least one cell, or their donor, in train
     puzzles_with_shared_cells: Shared
     puzzles_with_shared_donors: Shared
+    # Test puzzles that share no cell with train
     clean_puzzles: int
+    # Puzzles that name no donor, whose context stands for it
     donors_from_context: int
 
     @property
@@ -108,17 +92,7 @@ class Audit:
 
 
 def audit(train: Sequence[Fingerprint], test: Sequence[Fingerprint]) -> Audit:
-    """Compare two sides.
-
-    Parameters
-    ----------
-    train, test
-        Their puzzles.
-
-    Returns
-    -------
-    What they share.
-    """
+    """Compare two sides."""
     have_ids = all_have_ids(train) and all_have_ids(test)
     train_keys = _joined([cell_keys(puzzle, have_ids) for puzzle in train])
     train_cells = _joined([_main_keys(puzzle, have_ids) for puzzle in train])

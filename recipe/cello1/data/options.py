@@ -20,22 +20,7 @@ _FOR_EXPRESSION = (
 
 
 def sizes(text: str) -> tuple[int, ...]:
-    """Read a list of sizes.
-
-    Parameters
-    ----------
-    text
-        Numbers and ranges: ``8-15``, or ``8,10,12``.
-
-    Returns
-    -------
-    The sizes in this order.
-
-    Raises
-    ------
-    argparse.ArgumentTypeError
-        If it is none.
-    """
+    """Read a list of sizes."""
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
@@ -51,17 +36,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 
 def make_parser(about: str) -> argparse.ArgumentParser:
-    """Describe the command.
-
-    Parameters
-    ----------
-    about
-        What it does: a summary, an empty line, and the rest.
-
-    Returns
-    -------
-    The parser.
-    """
+    """Describe the command."""
     default, plan = Settings(), Plan()
     summary, _, rest = about.partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -167,22 +142,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """Return what puzzles are wanted.
-
-    Parameters
-    ----------
-    args
-        Parsed arguments.
-
-    Returns
-    -------
-    The settings.
-
-    Raises
-    ------
-    ValueError
-        If they make no sense.
-    """
+    """Return what puzzles are wanted."""
     single = args.task == "single"
     if single and args.sizes not in (None, (1,)):
         msg = f"--sizes {','.join(map(str, args.sizes))} does not go with --task single, which has one cell a puzzle"
@@ -210,19 +170,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def plan_of(args: argparse.Namespace, split: str) -> Plan:
-    """Return how the data set is put together.
-
-    Parameters
-    ----------
-    args
-        Parsed arguments.
-    split
-        One of ``SPLIT_MODES``.
-
-    Returns
-    -------
-    The plan.
-    """
+    """Return how the data set is put together."""
     return Plan(
         split=split,
         max_test=args.max_test,
@@ -235,18 +183,7 @@ def plan_of(args: argparse.Namespace, split: str) -> Plan:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check what does not depend on the inputs.
-
-    Parameters
-    ----------
-    args
-        Parsed arguments.
-
-    Raises
-    ------
-    ValueError
-        If they make no sense, naming the option.
-    """
+    """Check what does not depend on the inputs."""
     if bool(args.inputs) == bool(args.from_hub):
         msg = "give either INPUT or --from-hub"
         raise ValueError(msg)
@@ -259,20 +196,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def check_for_puzzles(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuse options that would do nothing, since the puzzles are made already.
-
-    Parameters
-    ----------
-    args
-        Parsed arguments.
-    parser
-        What parsed them.
-
-    Raises
-    ------
-    ValueError
-        If there are any, naming them.
-    """
+    """Refuse options that would do nothing, since the puzzles are made already."""
     useless = [name for name in _FOR_EXPRESSION if getattr(args, name) != parser.get_default(name)]
     if useless:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in useless)

@@ -21,27 +21,18 @@ ANY_SUSPENSION = "any"
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The metadata of a file that puzzles are made from.
+    """The metadata of a file that puzzles are made from."""
 
-    Attributes
-    ----------
-    types, donors
-        Of every cell.
-    batches
-        The same; ``None`` where the file has none.
-    pool
-        int64, sorted: rows that may be drawn from.
-    notes
-        What was left out and why.
-    n_cells
-        Cells in the file.
-    """
-
+    # Of every cell
     types: Labels
     donors: Labels
+    # The same; ``None`` where the file has none
     batches: Labels | None
+    # int64, sorted: rows that may be drawn from
     pool: np.ndarray
+    # What was left out and why
     notes: tuple[str, ...]
+    # Cells in the file
     n_cells: int
 
     def take(self, rows: np.ndarray) -> tuple[Labels, Labels, Labels | None]:
@@ -50,26 +41,7 @@ class Table:
 
 
 def read_table(store: Store, settings: Settings, rng: np.random.Generator) -> Table:
-    """Read the metadata and draw the pool.
-
-    Parameters
-    ----------
-    store
-        The file.
-    settings
-        What is wanted.
-    rng
-        Random generator of the file.
-
-    Returns
-    -------
-    The table. Its pool is empty when the file has no cell that is wanted.
-
-    Raises
-    ------
-    BadFileError
-        If a column is missing or holds something that cannot be used.
-    """
+    """Read the metadata and draw the pool."""
     columns = store.columns("obs")
     notes = []
     usable = np.ones(store.n_obs, dtype=bool)
@@ -133,27 +105,7 @@ def draw(
     sizes: Iterable[int],
     wanted: int,
 ) -> list[PuzzleIndex]:
-    """Draw puzzles from the pool.
-
-    Parameters
-    ----------
-    table
-        The metadata.
-    settings
-        What is wanted.
-    rng
-        Random generator of the file.
-    without
-        Rows of the pool that turned out to be of no use.
-    sizes
-        Numbers of cells in a puzzle.
-    wanted
-        How many puzzles of each size.
-
-    Returns
-    -------
-    Puzzles, whose rows are those of the file.
-    """
+    """Draw puzzles from the pool."""
     pool = table.pool
     if without:
         pool = pool[~np.isin(pool, np.fromiter(without, np.int64, len(without)))]
@@ -166,15 +118,7 @@ def draw(
 
 
 class Peers:
-    """The cells of a pool that may stand for each other: those of one donor (and batch) and type.
-
-    Parameters
-    ----------
-    table
-        The metadata.
-    without
-        Rows of the pool that are of no use.
-    """
+    """The cells of a pool that may stand for each other: those of one donor (and batch) and type."""
 
     def __init__(self, table: Table, without: Collection[int]) -> None:
         self._pool = table.pool
@@ -185,61 +129,19 @@ class Peers:
         self._rows, self._sorted = self._pool[useful], self._kinds[useful]
 
     def draw(self, row: int, count: int, rng: np.random.Generator) -> list[int]:
-        """Draw cells that may stand for another.
-
-        Parameters
-        ----------
-        row
-            The other cell, of the pool, of use or not.
-        count
-            How many at most.
-        rng
-            Random generator.
-
-        Returns
-        -------
-        Rows in random order, none twice; empty if there are none.
-        """
+        """Draw cells that may stand for another."""
         kind = self._kinds[np.searchsorted(self._pool, row)]
         first, last = np.searchsorted(self._sorted, [kind, kind + 1])
         return self._rows[first + rng.choice(last - first, min(count, last - first), replace=False)].tolist()
 
 
 def wanted_puzzles(table: Table, settings: Settings) -> int:
-    """Say how many puzzles of each size are wanted: ``per_size``, or one for each cell where that is 0.
-
-    Parameters
-    ----------
-    table
-        The metadata.
-    settings
-        What is wanted.
-
-    Returns
-    -------
-    The number, at least 1.
-    """
+    """Say how many puzzles of each size are wanted: ``per_size``, or one for each cell where that is 0."""
     return settings.per_size or max(1, len(table.pool))
 
 
 def shortfall(table: Table, settings: Settings, found: Mapping[int, int], any_useless: bool) -> list[str]:
-    """Say where there are fewer puzzles than wanted.
-
-    Parameters
-    ----------
-    table
-        The metadata.
-    settings
-        What was wanted.
-    found
-        Number of puzzles of each size.
-    any_useless
-        Whether cells of the pool turned out to be of no use.
-
-    Returns
-    -------
-    Notes, at most one.
-    """
+    """Say where there are fewer puzzles than wanted."""
     least = max(1, settings.per_size)
     short = {size: found.get(size, 0) for size in settings.sizes if found.get(size, 0) < least}
     if not short:
@@ -254,19 +156,7 @@ def shortfall(table: Table, settings: Settings, found: Mapping[int, int], any_us
 
 
 def lonely_cells(table: Table, settings: Settings) -> list[str]:
-    """Say how many cells make no single-cell puzzle, since their donor has no other type to choose from.
-
-    Parameters
-    ----------
-    table
-        The metadata.
-    settings
-        What was wanted.
-
-    Returns
-    -------
-    Notes, at most one.
-    """
+    """Say how many cells make no single-cell puzzle, since their donor has no other type to choose from."""
     if not settings.single or settings.open_ended:
         return []
     count = int(_groups_of_one_type(*table.take(table.pool)).sum())
@@ -278,17 +168,7 @@ def lonely_cells(table: Table, settings: Settings) -> list[str]:
 
 
 def candidates_of_group(table: Table) -> dict[tuple[str, str], tuple[str, ...]]:
-    """List the types of each donor and batch in the pool: the candidates of single-cell puzzles.
-
-    Parameters
-    ----------
-    table
-        The metadata.
-
-    Returns
-    -------
-    Sorted types by donor and batch, with an empty batch where there is none.
-    """
+    """List the types of each donor and batch in the pool: the candidates of single-cell puzzles."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     types, donors, batches = table.take(table.pool)
     keys, codes = _group_codes(donors, batches), types.codes

@@ -207,10 +207,7 @@ def _with_good_names(files: Sequence[tuple[Path, str]]) -> tuple[list[tuple[Path
 
 
 def _walk(folder: Path) -> list[tuple[Path, str]]:
-    """Find the expression files below a folder, in the order of their names; a .zarr folder is one of them.
-
-    Links are followed. What is there under several names counts once, under the first: nothing is multiplied.
-    """
+    """Find the expression files below a folder, in the order of their names; a .zarr folder is one of them."""
     found = []
     todo = [folder]
     seen = set()

@@ -29,39 +29,20 @@ _WORD = re.compile(r"[a-z]+")
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """Puzzles read from one place.
+    """Puzzles read from one place."""
 
-    Attributes
-    ----------
-    name
-        The file, or the split of the Hub data set.
-    split
-        The split that its name speaks of; empty if it does not.
-    puzzles
-        Those that could be read.
-    failures
-        What is wrong with the others, one line each.
-    """
-
+    # The file, or the split of the Hub data set
     name: str
+    # The split that its name speaks of; empty if it does not
     split: str
+    # Those that could be read
     puzzles: tuple[Puzzle, ...]
+    # What is wrong with the others, one line each
     failures: tuple[str, ...] = ()
 
 
 def split_in_name(name: str) -> str:
-    """Find the split that a file name speaks of, as the Hub does.
-
-    Parameters
-    ----------
-    name
-        For example ``train_data.json``.
-
-    Returns
-    -------
-    ``train``, ``test``, ``val`` or ``reasoning``; empty if none or several are named. ``reasoning`` goes before others:
-    such files have traces.
-    """
+    """Find the split that a file name speaks of, as the Hub does."""
     found = {SPLITS[word] for word in _WORD.findall(Path(name).stem.lower()) if word in SPLITS}
     if "reasoning" in found:
         return "reasoning"
@@ -69,27 +50,7 @@ def split_in_name(name: str) -> str:
 
 
 def read_puzzle_file(path: str | Path, variant: Variant | None = "batch") -> Imported:
-    """Read a file of puzzles.
-
-    Parameters
-    ----------
-    path
-        A ``.json`` list, ``.jsonl``, or parquet of items (``system_msg``, ``user_msg``, ``assistant_msg``, or
-        ``question`` and ``answer``) or of RL rows.
-    variant
-        Task variant; ``None`` to find it out from the first item.
-
-    Returns
-    -------
-    The puzzles, and what could not be read.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it cannot be read at all, or has no items.
-    """
+    """Read a file of puzzles."""
     path = Path(path)
     puzzles, failures = _convert(read_rows(path), variant)
     return Imported(path.name, split_in_name(path.name), puzzles, tuple(f"{path.name}: {text}" for text in failures))
@@ -119,24 +80,7 @@ def _variant_of(item: Any) -> Variant | None:
 
 
 def read_hub(name: str, variant: Variant = "batch") -> list[Imported]:
-    """Read all splits of a data set from the Hub.
-
-    Parameters
-    ----------
-    name
-        Its id, for example ``ncbi/CellPuzzles``, or a folder that has the same files.
-    variant
-        Task variant.
-
-    Returns
-    -------
-    One entry for each split.
-
-    Raises
-    ------
-    ConnectionError
-        If it is neither in the local cache nor to be reached.
-    """
+    """Read all splits of a data set from the Hub."""
     import datasets
 
     try:

@@ -16,34 +16,12 @@ _FORMAT = 3  # raise it when the same settings give other puzzles
 
 
 def part_path(out: Path, name: str) -> Path:
-    """Return where the part of a file lies.
-
-    Parameters
-    ----------
-    out
-        The output folder.
-    name
-        Name of the file's data set.
-
-    Returns
-    -------
-    The path.
-    """
+    """Return where the part of a file lies."""
     return out / FOLDER / f"{name}.json"
 
 
 def part_key(job: Job) -> str:
-    """Hash what a part depends on: the file, as far as its size and date tell, and the settings.
-
-    Parameters
-    ----------
-    job
-        The file.
-
-    Returns
-    -------
-    Hexadecimal hash.
-    """
+    """Hash what a part depends on: the file, as far as its size and date tell, and the settings."""
     path = Path(job.path)
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -52,21 +30,7 @@ def part_key(job: Job) -> str:
 
 
 def save_part(out: Path, job: Job, result: FileResult) -> FileResult:
-    """Save the result of a file that could be used.
-
-    Parameters
-    ----------
-    out
-        The output folder.
-    job
-        The file.
-    result
-        What came out.
-
-    Returns
-    -------
-    The result without its puzzles.
-    """
+    """Save the result of a file that could be used."""
     if not result.reason:
         puzzles = [asdict(puzzle) for puzzle in result.puzzles]
         head = asdict(replace(result, puzzles=()))
@@ -76,19 +40,7 @@ def save_part(out: Path, job: Job, result: FileResult) -> FileResult:
 
 
 def load_part(out: Path, job: Job) -> FileResult | None:
-    """Load the result of a file, if it is there and still holds.
-
-    Parameters
-    ----------
-    out
-        The output folder.
-    job
-        The file.
-
-    Returns
-    -------
-    The result without its puzzles; ``None`` if the file has to be worked on.
-    """
+    """Load the result of a file, if it is there and still holds."""
     path = part_path(out, job.name)
     if not path.is_file() or (job.records and not Path(job.records).is_file()):
         return None
@@ -104,31 +56,11 @@ def load_part(out: Path, job: Job) -> FileResult | None:
 
 
 def drop_part(out: Path, name: str) -> None:
-    """Forget a part before its file is worked on again: were that killed, its cell records would be newer than it.
-
-    Parameters
-    ----------
-    out
-        The output folder.
-    name
-        Name of the file's data set.
-    """
+    """Forget a part before its file is worked on again: were that killed, its cell records would be newer than it."""
     part_path(out, name).unlink(missing_ok=True)
 
 
 def part_puzzles(out: Path, name: str) -> list[Puzzle]:
-    """Load the puzzles of a part.
-
-    Parameters
-    ----------
-    out
-        The output folder.
-    name
-        Name of the file's data set.
-
-    Returns
-    -------
-    The puzzles.
-    """
+    """Load the puzzles of a part."""
     part = json.loads(part_path(out, name).read_bytes())
     return [Puzzle(**found) for found in part["result"]["puzzles"]]

@@ -18,57 +18,39 @@ from recipe.cello1.task.prompt import VARIANTS, Variant
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What puzzles are wanted. The defaults are those of the published data.
+    """What puzzles are wanted. The defaults are those of the published data."""
 
-    Attributes
-    ----------
-    seed
-        Seed of everything drawn.
-    variant
-        Task variant, a key of ``recipe.cello1.task.prompt.VARIANTS``.
-    sizes
-        Numbers of cells in a puzzle; ``(1,)`` for the single-cell variants.
-    per_size
-        Puzzles of each size and file; 0 for as many as there are cells.
-    max_cells
-        Cells of a file that are drawn from; 0 for all.
-    n_top
-        Genes listed for each cell.
-    min_genes
-        Cells that express fewer genes are not used.
-    suspension
-        Value of ``suspension_type`` of the cells to use, or ``"any"``.
-    type_column, donor_column, batch_column
-        Columns of ``obs``. The batch column is used where a file has it.
-    gene_column
-        Column of ``var`` with the gene symbols, or ``"index"``.
-    layer, use_raw
-        Which matrix is read.
-    exclude_genes, exclude_types
-        Regular expressions for symbols and types to leave out.
-    rank_by
-        ``"expression"`` or ``"specificity"``.
-    context
-        Table of context fields.
-    """
-
+    # Seed of everything drawn
     seed: int = 1
+    # Task variant, a key of ``recipe.cello1.task.prompt.VARIANTS``
     variant: Variant = "batch"
+    # Numbers of cells in a puzzle; ``(1,)`` for the single-cell variants
     sizes: tuple[int, ...] = tuple(range(8, 16))
+    # Puzzles of each size and file; 0 for as many as there are cells
     per_size: int = 40
+    # Cells of a file that are drawn from; 0 for all
     max_cells: int = 20_000
+    # Genes listed for each cell
     n_top: int = 50
+    # Cells that express fewer genes are not used
     min_genes: int = 1
+    # Value of ``suspension_type`` of the cells to use, or ``"any"``
     suspension: str = "cell"
+    # Columns of ``obs``. The batch column is used where a file has it
     type_column: str = "cell_type"
     donor_column: str = "donor_id"
     batch_column: str = "batch"
+    # Column of ``var`` with the gene symbols, or ``"index"``
     gene_column: str = "feature_name"
+    # Which matrix is read
     layer: str | None = None
     use_raw: bool = False
+    # Regular expressions for symbols and types to leave out
     exclude_genes: tuple[str, ...] = ()
     exclude_types: tuple[str, ...] = ()
+    # ``"expression"`` or ``"specificity"``
     rank_by: str = "expression"
+    # Table of context fields
     context: ContextTable = field(default_factory=ContextTable)
 
     def __post_init__(self) -> None:
@@ -115,22 +97,7 @@ class Settings:
         return GeneLists(**{item.name: getattr(self, item.name) for item in fields(GeneLists)})
 
     def excluded_types(self, names: Iterable[str]) -> list[str]:
-        """Find the types that are to be left out.
-
-        Parameters
-        ----------
-        names
-            Types.
-
-        Returns
-        -------
-        Those that a pattern fits as a whole, in any case.
-
-        Raises
-        ------
-        ValueError
-            If a pattern is not a regular expression.
-        """
+        """Find the types that are to be left out."""
         patterns = []
         for pattern in self.exclude_types:
             try:
@@ -147,16 +114,6 @@ class Settings:
         return {**found, "context": self.context.source or "shipped table"}
 
     def rng(self, *words: str) -> np.random.Generator:
-        """Make a random generator for one purpose.
-
-        Parameters
-        ----------
-        *words
-            What it is for. It depends on these and the seed only, not on what else is drawn, or in which order.
-
-        Returns
-        -------
-        The generator.
-        """
+        """Make a random generator for one purpose."""
         digest = hashlib.sha256("\0".join([str(self.seed), *words]).encode()).digest()
         return np.random.default_rng(np.frombuffer(digest, dtype="<u4").tolist())

@@ -26,51 +26,23 @@ LARGE_SHARE = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Positions of the puzzles of each side, ascending.
+    """Positions of the puzzles of each side, ascending."""
 
-    Attributes
-    ----------
-    train, test
-        The two sides.
-    left_out
-        Puzzles of test groups beyond the quota: of use for testing, never for training.
-    n_groups
-        How many groups there are.
-    quotas
-        Test puzzles wanted of each stratum.
-    """
-
+    # The two sides
     train: np.ndarray
     test: np.ndarray
+    # Puzzles of test groups beyond the quota: of use for testing, never for training
     left_out: np.ndarray
+    # How many groups there are
     n_groups: int
+    # Test puzzles wanted of each stratum
     quotas: Mapping[int, int]
 
 
 def quotas_of(
     counts: Mapping[int, int], max_test: int = MAX_TEST, min_per_stratum: int | None = None
 ) -> dict[int, int]:
-    """Say how many test puzzles to take of each stratum.
-
-    The published rule: of a set no larger than ``max_test`` 10% of each stratum, at least 1; of a larger one
-    ``max_test`` in all, ``min_per_stratum`` of each stratum and the rest in proportion. The published rule would leave
-    a set of 1,101 puzzles one for training; here no more than a fifth of a large set is taken, and one puzzle of a
-    stratum always stays for training.
-
-    Parameters
-    ----------
-    counts
-        Puzzles of each stratum.
-    max_test
-        Test puzzles at most.
-    min_per_stratum
-        Test puzzles of each stratum at least, as far as there are so many; ``None`` is the published 5 of a set larger
-        than ``max_test``, and 1 of others.
-
-    Returns
-    -------
-    Number for each stratum.
-    """
+    """Say how many test puzzles to take of each stratum."""
     total = sum(counts.values())
     most = {key: max(0, count - 1) for key, count in counts.items()}
     if total <= max_test:
@@ -88,17 +60,7 @@ def quotas_of(
 
 
 def group_puzzles(keys: Sequence[np.ndarray]) -> np.ndarray:
-    """Find the groups of puzzles that must stay together.
-
-    Parameters
-    ----------
-    keys
-        For each puzzle its keys, uint64. A puzzle without any is a group of its own.
-
-    Returns
-    -------
-    int64, the group of each puzzle, numbered in the order of their first puzzles.
-    """
+    """Find the groups of puzzles that must stay together."""
     n = len(keys)
     if n == 0:
         return np.empty(0, dtype=np.int64)
@@ -121,32 +83,7 @@ def split_puzzles(
     max_test: int = MAX_TEST,
     min_per_stratum: int | None = None,
 ) -> Split:
-    """Choose the test puzzles.
-
-    Groups are tried in random order. A group is taken if at least half of its puzzles fit the quotas; if quotas are
-    then still open, so are groups of which less fits, the best fitting first, as long as half of the puzzles stay for
-    training. Puzzles of a taken group beyond the quotas are left out.
-
-    Parameters
-    ----------
-    strata
-        Stratum of each puzzle: its number of cells.
-    keys
-        What must not be on both sides, as for :func:`group_puzzles`.
-    rng
-        Random generator.
-    max_test, min_per_stratum
-        As for :func:`quotas_of`.
-
-    Returns
-    -------
-    The split.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two puzzles, all form one group, or no group can be spared.
-    """
+    """Choose the test puzzles."""
     strata = np.asarray(strata, dtype=np.int64)
     n = len(strata)
     if n < 2:
@@ -221,59 +158,28 @@ SPLIT_MODES = ("donor", "dataset", "tissue", "puzzle", "given")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How the data set is put together.
+    """How the data set is put together."""
 
-    Attributes
-    ----------
-    split
-        One of ``SPLIT_MODES``.
-    max_test, min_per_size
-        Test puzzles at most, and of each number of cells at least; for ``None`` see
-        :func:`recipe.cello1.data.split.quotas_of`.
-    val_size
-        Validation puzzles taken from the training side, 0 for none.
-    drop_overlap
-        Whether test puzzles that share a cell with training are left out.
-    layout
-        Prompt layout of the RL rows.
-    raw
-        Whether to write the training puzzles in the published raw form, too.
-    """
-
+    # One of ``SPLIT_MODES``
     split: str = "donor"
+    # Test puzzles at most, and of each number of cells at least; for ``None`` see
+    # :func:`recipe.cello1.data.split.quotas_of`
     max_test: int = MAX_TEST
     min_per_size: int | None = None
+    # Validation puzzles taken from the training side, 0 for none
     val_size: int = 0
+    # Whether test puzzles that share a cell with training are left out
     drop_overlap: bool = False
+    # Prompt layout of the RL rows
     layout: Layout = "system"
+    # Whether to write the training puzzles in the published raw form, too
     raw: bool = False
 
 
 def decide_sides(
     names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]], settings: Settings, plan: Plan
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Decide the side of each puzzle.
-
-    Parameters
-    ----------
-    names
-        Name of each source, and the side that it gives its puzzles (empty if it leaves that open).
-    known
-        The puzzles of each source.
-    settings
-        How the puzzles were made; its seed serves here, too.
-    plan
-        How they are put together.
-
-    Returns
-    -------
-    For each source an array of names of sides, and notes on the split.
-
-    Raises
-    ------
-    ValueError
-        If they cannot be split as wanted.
-    """
+    """Decide the side of each puzzle."""
     notes: list[str] = []
     flat = [puzzle for own in known for puzzle in own]
     if plan.split == "given":

@@ -27,31 +27,7 @@ def cpu_count() -> int:
 def run_jobs(
     jobs: Sequence[Job], *, workers: int = 1, ray_address: str | None = None, progress: bool = True, done: int = 0
 ) -> Iterator[tuple[Job, FileResult]]:
-    """Work on all files.
-
-    Parameters
-    ----------
-    jobs
-        The files.
-    workers
-        Processes on this machine; 1 for this one alone.
-    ray_address
-        Work on this Ray cluster instead (``"auto"``, ``"ray://host:10001"``, ``"local"``). Input and output folder must
-        have the same path on all of its machines, and the package must be importable there.
-    progress
-        Whether to show bars for files and cells.
-    done
-        Files that were done before, for the bar.
-
-    Yields
-    ------
-    Files and what became of them, in the order in which they are done.
-
-    Raises
-    ------
-    RuntimeError
-        If the cluster is lost. What was yielded before holds.
-    """
+    """Work on all files."""
     files = tqdm(total=len(jobs) + done, initial=done, desc="files", unit="file", disable=not progress)
     cells = tqdm(desc="cells", unit="cell", unit_scale=True, disable=not progress, mininterval=1.0)
     try:
@@ -166,15 +142,5 @@ def _on_ray(jobs: Sequence[Job], address: str, cells: tqdm) -> Iterator[tuple[Jo
 
 
 def default_workers(n_jobs: int) -> int:
-    """Return how many processes to use where the user does not say: one for each file, as far as there are processors.
-
-    Parameters
-    ----------
-    n_jobs
-        Number of files.
-
-    Returns
-    -------
-    At least 1.
-    """
+    """Return how many processes to use where the user does not say."""
     return max(1, min(n_jobs, cpu_count()))

@@ -17,38 +17,18 @@ _DIGITS = 12  # of a fingerprint, which every prediction holds
 
 
 class Prompt(NamedTuple):
-    """A request as the model gets it.
+    """A request as the model gets it."""
 
-    Attributes
-    ----------
-    ids
-        Token ids of the prompt.
-    opened
-        What the chat template has already put into the assistant's turn.
-    room
-        Most tokens that the completion may have.
-    """
-
+    # Token ids of the prompt
     ids: list[int]
+    # What the chat template has already put into the assistant's turn
     opened: str
+    # Most tokens that the completion may have
     room: int
 
 
 class LocalEngine(EngineBase):
-    """The common part of the engines that load a model here.
-
-    Parameters
-    ----------
-    model
-        Model folder or name on the hub.
-    lora
-        Folder of a LoRA adapter.
-
-    Raises
-    ------
-    FileNotFoundError
-        If ``model`` or ``lora`` is a path and nothing is there.
-    """
+    """The common part of the engines that load a model here."""
 
     def __init__(self, model: str, lora: str | None) -> None:
         check_model_path(model)
@@ -81,22 +61,7 @@ class LocalEngine(EngineBase):
 
 
 def lora_rank(lora: str) -> int:
-    """Read the rank of a LoRA adapter.
-
-    Parameters
-    ----------
-    lora
-        Folder of the adapter, as PEFT saves it.
-
-    Returns
-    -------
-    The rank.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no adapter.
-    """
+    """Read the rank of a LoRA adapter."""
     path = Path(lora) / "adapter_config.json"
     if not path.is_file():
         msg = f"lora: {lora} holds no adapter_config.json; give the folder of a LoRA adapter as PEFT saves it"
@@ -105,18 +70,7 @@ def lora_rank(lora: str) -> int:
 
 
 def cpu_dtype(model: str) -> str:
-    """Choose the number format of a model on CPUs, the same for every engine.
-
-    Parameters
-    ----------
-    model
-        Folder or name of the model.
-
-    Returns
-    -------
-    ``"auto"`` (the model's own), but ``"float32"`` where the processor would emulate bfloat16, which is slow (x86
-    without AMX or AVX512-BF16), and for a model of float32, which vLLM's own ``"auto"`` would make bfloat16.
-    """
+    """Choose the number format of a model on CPUs, the same for every engine."""
     import torch
     from transformers import AutoConfig
 
@@ -129,21 +83,7 @@ def cpu_dtype(model: str) -> str:
 
 
 def constraint_fault(vocabulary: Vocabulary | None, request: Request, room: int) -> str:
-    """Say why a request's answer cannot be constrained.
-
-    Parameters
-    ----------
-    vocabulary
-        Tokens of the model; ``None`` if the engine was not started for constrained answers.
-    request
-        The request.
-    room
-        Most tokens the completion may have.
-
-    Returns
-    -------
-    Why not; empty if it can, or if the request is unconstrained.
-    """
+    """Say why a request's answer cannot be constrained."""
     if not request.n_answers:
         return ""
     if vocabulary is None:
@@ -158,25 +98,7 @@ def constraint_fault(vocabulary: Vocabulary | None, request: Request, room: int)
 
 
 def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], str]:
-    """Apply the chat template.
-
-    Parameters
-    ----------
-    tokenizer
-        A Hugging Face tokenizer.
-    messages
-        Chat messages.
-
-    Returns
-    -------
-    Token ids of the prompt, and what the template has already put into the assistant's turn (``<think>`` in the
-    templates of some reasoning models): the completion goes on from there, so it belongs in front of its text.
-
-    Raises
-    ------
-    ValueError
-        If the tokenizer has no chat template.
-    """
+    """Apply the chat template."""
     if not getattr(tokenizer, "chat_template", None):
         msg = "the model's tokenizer has no chat template; use a chat model, or add chat_template.jinja to its folder"
         raise ValueError(msg)

@@ -3,7 +3,7 @@
 The key is read from the environment (``OPENAI_API_KEY``), and neither kept in records nor shown in messages.
 
 Constrained answers: a vLLM server started with
-``--logits-processors recipe.cello1.engines.constrained.vllm_processor:MatchingLogitsProcessor`` gives exactly legal ones, as in process;
+``--logits-processors`` and ``protocol.LOGITS_PROCESSOR`` gives exactly legal ones, as in process;
 an answer that is not legal all the same means that the server does not constrain, and is a failure. Other servers are
 asked for structured output (a JSON schema with one field for each cell), which their APIs allow at most to keep to the
 candidates: a type may come twice. ``constraint`` says which of the two it is.
@@ -44,38 +44,7 @@ _LONGEST_DELAY = 60.0
 
 
 class OpenAIEngine(EngineBase):
-    """A server with an OpenAI-compatible chat API.
-
-    Parameters
-    ----------
-    model
-        Name of the model on the server.
-    base_url
-        Address of the API, ``http://host:8000/v1`` for example; ``OPENAI_BASE_URL`` by default.
-    concurrency
-        Requests under way at a time.
-    timeout
-        Seconds to wait for one answer. Reasoning takes minutes on a busy server.
-    retries
-        How often to try again after a failure that may pass (no connection, time-out, status 408, 409, 429, 5xx), with
-        growing pauses. A ``Retry-After`` of the server is honoured, by all requests.
-    longest_wait
-        Most seconds to wait because the server says so; if it asks for more, the request fails.
-    constrained
-        Whether requests may be constrained.
-    server
-        ``"vllm"``, ``"other"``, or ``"auto"`` to ask the server. Decides how answers are constrained.
-    think_opened
-        Whether the server's chat template ends with ``<think>``, which then is not part of what it returns: it is put
-        before answers that do not have it.
-
-    Raises
-    ------
-    EngineError
-        If the ``openai`` package is missing, or the server cannot be reached, refuses the key or lacks the model.
-    ValueError
-        If an option is out of range, or no address is given.
-    """
+    """A server with an OpenAI-compatible chat API."""
 
     name = "openai"
     fingerprint = ""

@@ -39,19 +39,7 @@ _ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
 def add_sampling(
     parser: argparse.ArgumentParser, *, temperature: float = 0.0, max_tokens: int = 2048
 ) -> argparse._ArgumentGroup:
-    """Add the options of prompt and sampling that go with any use of a model.
-
-    Parameters
-    ----------
-    parser
-        Where to.
-    temperature, max_tokens
-        Defaults.
-
-    Returns
-    -------
-    The group of these options, for more of them.
-    """
+    """Add the options of prompt and sampling that go with any use of a model."""
     group = parser.add_argument_group("prompt and sampling")
     group.add_argument("--prompt-layout", choices=LAYOUTS, help="default: the one that RL data names, else system")
     group.add_argument("--variant", choices=sorted(VARIANTS), help="default: the one that RL data names, else batch")
@@ -63,15 +51,7 @@ def add_sampling(
 
 
 def add_asking(parser: argparse.ArgumentParser, *, samples: int = 1, temperature: float = 0.0) -> None:
-    """Add the options of prompt and sampling, with those for predictions.
-
-    Parameters
-    ----------
-    parser
-        Where to.
-    samples, temperature
-        Defaults.
-    """
+    """Add the options of prompt and sampling, with those for predictions."""
     group = add_sampling(parser, temperature=temperature)
     group.add_argument("--samples", type=int, default=samples, help="answers for each puzzle (default %(default)s)")
     group.add_argument("--logprobs", action="store_true", help="record the log-probability of each answer")
@@ -80,13 +60,7 @@ def add_asking(parser: argparse.ArgumentParser, *, samples: int = 1, temperature
 
 
 def add_engines(parser: argparse.ArgumentParser) -> None:
-    """Add model, engine and the options of every engine.
-
-    Parameters
-    ----------
-    parser
-        Where to.
-    """
+    """Add model, engine and the options of every engine."""
     parser.add_argument("--model", "--llm_name", required=True, help="model folder or name")
     parser.add_argument("--engine", default="vllm", choices=sorted(ENGINES))
     parser.add_argument("--num-engines", type=int, default=1, help="engines side by side, as Ray actors (default 1)")
@@ -94,13 +68,7 @@ def add_engines(parser: argparse.ArgumentParser) -> None:
 
 
 def add_server(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a model on a server, which answers freely.
-
-    Parameters
-    ----------
-    parser
-        Where to.
-    """
+    """Add the options of a model on a server, which answers freely."""
     parser.add_argument("--model", required=True, help="name of the model on the server")
     _add_flags(parser, "openai", without=("--server",))  # it only decides how answers are constrained
     parser.set_defaults(engine="openai", constrain=False, logprobs=False, reasoning_budget=None)
@@ -118,22 +86,7 @@ def _add_flags(parser: argparse.ArgumentParser, *engines: str, without: Sequence
 
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
-    """Collect the options of sampling.
-
-    Parameters
-    ----------
-    args
-        Parsed arguments.
-
-    Returns
-    -------
-    How to sample.
-
-    Raises
-    ------
-    ValueError
-        If a value is out of range.
-    """
+    """Collect the options of sampling."""
     if args.reasoning_budget is not None and not args.constrain:
         msg = "--reasoning-budget needs --constrain"
         raise ValueError(msg)
@@ -141,22 +94,7 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Collect the options of the engine.
-
-    Parameters
-    ----------
-    args
-        Parsed arguments.
-
-    Returns
-    -------
-    Keyword arguments of :func:`recipe.cello1.engines.start.start_engine`.
-
-    Raises
-    ------
-    ValueError
-        If an option of another engine was given.
-    """
+    """Collect the options of the engine."""
     own = {flag for flag, *_ in _ENGINE_FLAGS[args.engine]}
     options: dict[str, Any] = {"constrained": True} if args.constrain else {}
     for flag in dict.fromkeys(flag for flags in _ENGINE_FLAGS.values() for flag, *_ in flags):

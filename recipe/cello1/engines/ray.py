@@ -38,30 +38,7 @@ class _Worker:
 
 
 class RayEngines(EngineBase):
-    """Several engines of the same kind as Ray actors; see :func:`recipe.cello1.engines.start.start_engines`.
-
-    A Ray cluster that ``RAY_ADDRESS`` names, or that this process is already part of, is used; else one is started here
-    and stopped on closing. On GPUs each engine gets as many as its tensor parallelism needs, on CPUs its part of the
-    cores.
-
-    Parameters
-    ----------
-    engine
-        Kind of engine.
-    model
-        Model folder or name; a folder must be there on every machine of the cluster.
-    number
-        How many engines.
-    start
-        What starts one of them, in its actor.
-    **options
-        Options of each engine.
-
-    Raises
-    ------
-    EngineError
-        If Ray is not installed, has too few GPUs, or an engine cannot be started.
-    """
+    """Several engines of the same kind as Ray actors; see :func:`recipe.cello1.engines.start.start_engines`."""
 
     def __init__(self, engine: str, model: str, number: int, start: Callable[[], EngineBase], **options: Any) -> None:
         self.name = engine

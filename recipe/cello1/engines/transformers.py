@@ -20,34 +20,7 @@ if TYPE_CHECKING:
 
 
 class TransformersEngine(LocalEngine):
-    """A transformers model, in batches.
-
-    Parameters
-    ----------
-    model
-        Model folder or name on the hub.
-    max_model_len
-        Longest prompt and completion together, in tokens; ``None``: what the model allows.
-    dtype
-        ``"auto"`` is the model's own, but float32 on CPUs without bfloat16 units.
-    device
-        ``"cpu"``, ``"cuda"``...; ``None``: an accelerator if there is one.
-    batch_size
-        Completions made together. Halved when memory runs out.
-    lora
-        Folder of a LoRA adapter to apply.
-    constrained
-        Whether requests may be constrained to a legal answer.
-
-    Raises
-    ------
-    FileNotFoundError
-        If ``model`` or ``lora`` is a path and nothing is there.
-    EngineError
-        If transformers is not installed or cannot load the model.
-    ValueError
-        If ``batch_size`` is not positive.
-    """
+    """A transformers model, in batches."""
 
     name = "transformers"
 
@@ -72,7 +45,7 @@ class TransformersEngine(LocalEngine):
             import torch
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
-            msg = f"transformers cannot be imported ({error}); use an environment made by recipe/cello1/launch/setup_env.sh"
+            msg = f"transformers cannot be imported ({error}); make an environment with launch/setup_env.sh"
             raise EngineError(msg) from error
         if device is None:
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -228,11 +201,7 @@ class _Row:
 
 
 class _Sampler:
-    """Chooses each row's next token: constraint, temperature, top-p, and a draw from the row's own generator.
-
-    The draw adds Gumbel noise to the log-probabilities and takes the highest, which is a sample of the distribution
-    (Gumbel-max). So each row has its own seed, whatever else is in the batch, and no global generator is touched.
-    """
+    """Chooses each row's next token: constraint, temperature, top-p, and a draw from the row's own generator."""
 
     def __init__(self, rows: Sequence[_Row], sampling: Sampling, ends: frozenset[int], pad: int) -> None:
         self.rows = rows

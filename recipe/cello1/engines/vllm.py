@@ -36,41 +36,7 @@ _InWork = tuple[int, str, bool]
 
 
 class VllmEngine(LocalEngine):
-    """vLLM in this process.
-
-    Requests are handed over as earlier ones get done, so that the batch stays full to the end.
-
-    Parameters
-    ----------
-    model
-        Model folder or name on the hub.
-    max_model_len
-        Longest prompt and completion together, in tokens; ``None``: what the model and the memory allow.
-    dtype
-        ``"auto"`` is the model's own (float32 models on GPUs: bfloat16), but float32 on CPUs without bfloat16 units,
-        where emulating it is slow.
-    tensor_parallel_size
-        GPUs that share each layer.
-    lora
-        Folder of a LoRA adapter to apply.
-    max_num_seqs
-        Most completions in work at a time; ``None``: vLLM's choice.
-    gpu_memory_utilization
-        Share of the GPU's memory to use; ``None``: vLLM's choice. Without effect on CPU.
-    constrained
-        Whether requests may be constrained to a legal answer. (vLLM does without some of its overlap then.)
-    enforce_eager
-        Whether to do without compilation and CUDA graphs; ``None``: only on CPU.
-    **options
-        Further arguments of ``vllm.LLM``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If ``model`` or ``lora`` is a path and nothing is there.
-    EngineError
-        If vLLM is not installed or cannot start.
-    """
+    """vLLM in this process."""
 
     name = "vllm"
 

@@ -63,7 +63,7 @@ def evaluate(
     ontology, judge
         To score open-ended answers by what they mean.
     weighted
-        Whether the consensus weighs answers by log-probability; see :func:`recipe.cello1.evaluation.voting_rules.compare_rules`.
+        Whether the consensus weighs answers by log-probability; see ``voting_rules.compare_rules``.
     seed
         Seed of the bootstrap.
 

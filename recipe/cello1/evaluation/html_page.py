@@ -29,17 +29,7 @@ figure { margin: 0; } figcaption { font-weight: 600; }
 
 
 def to_html(result: Mapping[str, Any]) -> str:
-    """Write an evaluation as one HTML page that needs nothing else: plots are inline SVG, there are no scripts.
-
-    Parameters
-    ----------
-    result
-        What :func:`recipe.cello1.evaluation.evaluate.evaluate` returned.
-
-    Returns
-    -------
-    The page.
-    """
+    """Write an evaluation as one HTML page that needs nothing else: plots are inline SVG, there are no scripts."""
     esc = html.escape
     run = "".join(f"<li>{esc(str(key))}: {esc(str(value))}</li>" for key, value in result["run"].items())
     plots = [_accuracy_by_n(result), _lengths(result), _reliability(result)]

@@ -20,23 +20,7 @@ _MOST_NAMES = 20  # unknown names listed
 
 
 def by_ontology(answers: Sequence[Scored], ontology: CellOntology, *, seed: int = 0) -> dict[str, Any]:
-    """Relate each answered type to the gold of its cell by the Cell Ontology.
-
-    Parameters
-    ----------
-    answers
-        Scored answers, at least one.
-    ontology
-        The ontology.
-    seed
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    ``version``; ``relations`` (relation, or ``"no answer"`` for cells of malformed answers -> estimate of the share of
-    cells, over puzzles); ``distance`` (estimate over the puzzles with a cell of which both terms are known, or
-    ``None``); ``unknown`` (the most frequent names the ontology has not -> count).
-    """
+    """Relate each answered type to the gold of its cell by the Cell Ontology."""
     unknown: Counter[str] = Counter()
     distances: list[float] = []
     verdicts: list[list[str | None]] = []
@@ -64,22 +48,7 @@ def by_ontology(answers: Sequence[Scored], ontology: CellOntology, *, seed: int 
 
 
 def by_judge(answers: Sequence[Scored], engine: Engine, *, seed: int = 0) -> dict[str, Any]:
-    """Have a language model relate each answered type to the gold of its cell.
-
-    Parameters
-    ----------
-    answers
-        Scored answers, at least one.
-    engine
-        The judge.
-    seed
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    ``model``; ``relations`` as :func:`by_ontology`, over the cells that were judged; ``n_judged`` and ``n_failed``
-    (cells); ``failures`` (reason -> pairs of names).
-    """
+    """Have a language model relate each answered type to the gold of its cell."""
     rows = [_pairs(group) for group in per_puzzle(answers).values()]
     said = ask_judge(engine, [pair for row in rows for pair in row if pair is not None])
     verdicts = [[NO_ANSWER if pair is None else said.found.get(pair) for pair in row] for row in rows]
@@ -136,34 +105,16 @@ Pair = tuple[str, str]  # answered, gold
 
 
 class Verdicts(NamedTuple):
-    """What the judge said.
+    """What the judge said."""
 
-    Attributes
-    ----------
-    found
-        Pair -> one of ``VERDICTS``.
-    failures
-        Pair -> why there is no verdict.
-    """
-
+    # Pair -> one of ``VERDICTS``
     found: dict[Pair, str]
+    # Pair -> why there is no verdict
     failures: dict[Pair, str]
 
 
 def ask_judge(engine: Engine, pairs: Iterable[Pair]) -> Verdicts:
-    """Have pairs of names judged.
-
-    Parameters
-    ----------
-    engine
-        The judge.
-    pairs
-        Answered name and gold name; repeated ones are asked once, equal ones not at all.
-
-    Returns
-    -------
-    The verdicts and failures.
-    """
+    """Have pairs of names judged."""
     verdicts = Verdicts({}, {})
     asked: list[Pair] = []
     for pair in dict.fromkeys(pairs):
@@ -190,17 +141,7 @@ def _request(pair: Pair) -> Request:
 
 
 def read_verdict(reply: str) -> str:
-    """Read the judge's reply.
-
-    Parameters
-    ----------
-    reply
-        What it said.
-
-    Returns
-    -------
-    The verdict; empty if the last line (after the reasoning) names none, or several.
-    """
+    """Read the judge's reply."""
     lines = reply.rpartition(THINK_CLOSE)[2].strip().splitlines()
     words = set(re.findall(r"[a-z]+", lines[-1].lower())) if lines else set()
     named = [verdict for verdict in VERDICTS if verdict in words]

@@ -1,6 +1,6 @@
 """An evaluation for people: its tables and notes, on the terminal and as Markdown.
 
-They show what :func:`recipe.cello1.evaluation.evaluate.evaluate` returned; :mod:`recipe.cello1.evaluation.html_page` makes a page of them.
+They show what ``evaluate`` returns; :mod:`recipe.cello1.evaluation.html_page` makes a page of them.
 Whatever comes from the model or the data is escaped: a response is shown, never obeyed.
 """
 
@@ -43,19 +43,7 @@ def _interval(name: str, found: Mapping[str, Any]) -> str:
 
 
 def with_interval(name: str, found: Mapping[str, Any]) -> str:
-    """Write an estimate.
-
-    Parameters
-    ----------
-    name
-        The metric.
-    found
-        Its ``mean``, ``low`` and ``high``.
-
-    Returns
-    -------
-    ``mean [low, high]``; ``?`` for a bound that one puzzle alone does not give.
-    """
+    """Write an estimate."""
     return f"{_number(name, found['mean'])} {_interval(name, found)}"
 
 
@@ -73,17 +61,7 @@ class Table:
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:
-    """Lay an evaluation out as tables.
-
-    Parameters
-    ----------
-    result
-        What :func:`recipe.cello1.evaluation.evaluate.evaluate` returned.
-
-    Returns
-    -------
-    The metrics, and whatever else was evaluated.
-    """
+    """Lay an evaluation out as tables."""
     level = f"{result['level']:.0%} interval"
     found = [
         Table(
@@ -141,17 +119,7 @@ def _comparison_table(comparison: Mapping[str, Any]) -> Table:
 
 
 def details(result: Mapping[str, Any]) -> list[Table]:
-    """Lay the longer tables of an evaluation out.
-
-    Parameters
-    ----------
-    result
-        What :func:`recipe.cello1.evaluation.evaluate.evaluate` returned.
-
-    Returns
-    -------
-    Accuracy of each cell type, and the most frequent mistakes.
-    """
+    """Lay the longer tables of an evaluation out."""
     return [_type_table(result), _mistakes(result)]
 
 
@@ -170,17 +138,7 @@ def _mistakes(result: Mapping[str, Any]) -> Table:
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """Say what the tables of an evaluation do not show.
-
-    Parameters
-    ----------
-    result
-        What :func:`recipe.cello1.evaluation.evaluate.evaluate` returned.
-
-    Returns
-    -------
-    Sentences: what was illegal, not scored, and so on.
-    """
+    """Say what the tables of an evaluation do not show."""
     said = []
     if result["illegal"]:
         counts = ", ".join(f"{reason} {count}" for reason, count in result["illegal"].items())
@@ -220,15 +178,7 @@ def terminal() -> Console:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table.
-
-    Parameters
-    ----------
-    console
-        Where to.
-    table
-        The table.
-    """
+    """Print a table."""
     from rich import table as rich_table
     from rich.markup import escape
 
@@ -241,15 +191,7 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def render(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print an evaluation as tables.
-
-    Parameters
-    ----------
-    result
-        What :func:`recipe.cello1.evaluation.evaluate.evaluate` returned.
-    console
-        Where to; the terminal by default.
-    """
+    """Print an evaluation as tables."""
     console = console or terminal()
     for table in tables(result):
         print_table(console, table)
@@ -258,17 +200,7 @@ def render(result: Mapping[str, Any], console: Console | None = None) -> None:
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:
-    """Write an evaluation as Markdown.
-
-    Parameters
-    ----------
-    result
-        What :func:`recipe.cello1.evaluation.evaluate.evaluate` returned.
-
-    Returns
-    -------
-    Tables and notes.
-    """
+    """Write an evaluation as Markdown."""
     parts = ["# Evaluation", *(_run_lines(result))]
     for table in [*tables(result), *details(result)]:
         if table.rows:
@@ -278,22 +210,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
 
 
 def rules_markdown(result: Mapping[str, Any]) -> str:
-    """Write only the table of the rules that combine several answers, and the notes, as Markdown.
-
-    Parameters
-    ----------
-    result
-        What :func:`recipe.cello1.evaluation.evaluate.evaluate` returned.
-
-    Returns
-    -------
-    Table and notes.
-
-    Raises
-    ------
-    ValueError
-        If no puzzle has several answers.
-    """
+    """Write only the table of the rules that combine several answers, and the notes, as Markdown."""
     if not result.get("rules"):
         msg = "no puzzle has several answers, so that there is nothing to combine; predict with --samples"
         raise ValueError(msg)

@@ -1,6 +1,6 @@
 """Prediction records -> scored answers, and the paper's metrics over them.
 
-The verdict on each answer is that of :mod:`recipe.cello1.task.scoring`, the one the training is rewarded with. A malformed
+The verdict on each answer is that of :mod:`recipe.cello1.task.scoring`, which training is rewarded with. A malformed
 answer counts as 0. Error records (failures of the machinery) and items without a prediction are counted apart and never
 scored.
 """
@@ -32,80 +32,42 @@ MEASURED = ("cell_accuracy", "exact_match", "format_valid", "uniqueness", "legal
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One scored answer.
+    """One scored answer."""
 
-    Attributes
-    ----------
-    index
-        Position of the puzzle in its data set.
-    sample
-        Number of the answer among those for the puzzle.
-    score
-        The verdict.
-    gold
-        Types in cell order.
-    candidates
-        Candidate types, if known.
-    length
-        Length of the response: tokens, or words where the record does not say how many tokens.
-    record
-        The prediction record.
-    """
-
+    # Position of the puzzle in its data set
     index: int
+    # Number of the answer among those for the puzzle
     sample: int
+    # The verdict
     score: Score
+    # Types in cell order
     gold: tuple[str, ...]
+    # Candidate types, if known
     candidates: tuple[str, ...] | None
+    # Length of the response: tokens, or words where the record does not say how many tokens
     length: float
+    # The prediction record
     record: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scored predictions, and what could not be scored.
+    """Scored predictions, and what could not be scored."""
 
-    Attributes
-    ----------
-    answers
-        The scored answers, by index and sample.
-    errors
-        For each error of the machinery how many records have it.
-    missing
-        Items of the data set for which there is no record.
-    length_unit
-        ``"tokens"`` or ``"words"``.
-    """
-
+    # The scored answers, by index and sample
     answers: tuple[Scored, ...]
+    # For each error of the machinery how many records have it
     errors: Mapping[str, int]
+    # Items of the data set for which there is no record
     missing: tuple[int, ...]
+    # ``"tokens"`` or ``"words"``
     length_unit: str
 
 
 def score_predictions(
     records: Iterable[Mapping[str, Any]], puzzles: Sequence[Puzzle] | None = None, *, in_words: bool = False
 ) -> Scores:
-    """Score prediction records.
-
-    Parameters
-    ----------
-    records
-        Prediction and error records, each with ``index``.
-    puzzles
-        The data set, for the gold answers; without it each record must hold its own (``answer`` or ``assistant_msg``).
-    in_words
-        Whether to measure lengths in words even where every record says how many tokens it has.
-
-    Returns
-    -------
-    The scores.
-
-    Raises
-    ------
-    ValueError
-        If a record has no gold (naming the keys), is not of the data set, or stands twice.
-    """
+    """Score prediction records."""
     answers: list[Scored] = []
     errors: Counter[str] = Counter()
     seen: set[tuple[int, int]] = set()
@@ -193,22 +155,7 @@ def _own_gold(record: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def summarise(answers: Sequence[Scored], *, seed: int = 0) -> dict[str, Estimate]:
-    """Compute the metrics of some answers. Several answers to a puzzle are averaged first: puzzles are the sample.
-
-    Parameters
-    ----------
-    answers
-        Scored answers, at least one.
-    seed
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    For each metric the estimate: ``cell_accuracy`` (the paper's partial accuracy) averages over puzzles (macro),
-    ``cell_accuracy_micro`` over cells; ``exact_match``; ``format_valid`` (the paper's legitimate format ratio);
-    ``uniqueness`` is distinct types over types, as in the paper; ``legal`` is the share of answers with valid format,
-    the right number of types and none twice; ``length`` (prediction length).
-    """
+    """Compute the metrics of some answers. Several answers to a puzzle are averaged first: puzzles are the sample."""
     puzzles = list(per_puzzle(answers).values())
     cells, exact, valid, unique, legal, length = np.array([means(group) for group in puzzles]).T
     n_cells = np.array([len(group[0].gold) for group in puzzles], dtype=float)
@@ -224,17 +171,7 @@ def summarise(answers: Sequence[Scored], *, seed: int = 0) -> dict[str, Estimate
 
 
 def per_puzzle(answers: Sequence[Scored]) -> dict[int, list[Scored]]:
-    """Group answers by puzzle.
-
-    Parameters
-    ----------
-    answers
-        Scored answers.
-
-    Returns
-    -------
-    Index of the puzzle -> its answers, in the order given.
-    """
+    """Group answers by puzzle."""
     found: dict[int, list[Scored]] = {}
     for answer in answers:
         found.setdefault(answer.index, []).append(answer)
@@ -242,17 +179,7 @@ def per_puzzle(answers: Sequence[Scored]) -> dict[int, list[Scored]]:
 
 
 def means(answers: Sequence[Scored]) -> list[float]:
-    """Average over the answers to one puzzle.
-
-    Parameters
-    ----------
-    answers
-        The answers, at least one.
-
-    Returns
-    -------
-    The mean of each of ``MEASURED``.
-    """
+    """Average over the answers to one puzzle."""
     rows = [
         (
             answer.score.cell_accuracy,

@@ -29,30 +29,7 @@ def compare_rules(
     weighted: bool | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Compare the rules that combine several answers.
-
-    Parameters
-    ----------
-    answers
-        Scored answers. Puzzles whose candidates are not known are left out.
-    greedy
-        Greedy answers to the same puzzles, for comparison; only puzzles that have one are compared then.
-    weighted
-        Whether the consensus weighs the answers by log-probability; by default where every answer has it. Where they
-        have, the other way stands beside it.
-    seed
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    ``rules`` (rule -> estimates of ``RULED``, and ``behind``: that of consensus minus rule in cell accuracy, on the
-    same puzzles) and ``calibration`` of the consensus. Nothing where each puzzle has one answer.
-
-    Raises
-    ------
-    ValueError
-        If no puzzle has a greedy answer, or its gold differs.
-    """
+    """Compare the rules that combine several answers."""
     groups = {index: group for index, group in per_puzzle(answers).items() if group[0].candidates}
     if not any(len(group) > 1 for group in groups.values()):
         return {}

@@ -17,24 +17,7 @@ import numpy as np
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
-    """Encode as JSON that always can be written as UTF-8.
-
-    Parameters
-    ----------
-    value
-        What to encode; numpy scalars and arrays are taken as numbers and lists.
-    indent
-        As in :func:`json.dumps`.
-
-    Returns
-    -------
-    JSON. Text is kept readable, unless it holds lone surrogates (then everything beyond ASCII is escaped).
-
-    Raises
-    ------
-    ValueError
-        If the value holds something that JSON cannot, NaN for example.
-    """
+    """Encode as JSON that always can be written as UTF-8."""
     try:
         text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
@@ -64,24 +47,7 @@ def _is_jsonl(path: Path) -> bool:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    What it holds.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not JSON.
-    """
+    """Read a JSON file."""
     try:
         return json.loads(Path(path).read_bytes())
     except ValueError as error:  # bad JSON and bad UTF-8 alike
@@ -90,26 +56,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_items(path: str | Path, *, drop_partial_tail: bool = False) -> list[Any]:
-    """Read a ``.json`` list or the lines of a ``.jsonl`` file.
-
-    Parameters
-    ----------
-    path
-        The file.
-    drop_partial_tail
-        Leave out a last JSONL line without line break, as a killed writer leaves behind, instead of reading it.
-
-    Returns
-    -------
-    The items, unchecked.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the suffix is neither, or the content is not such a list, naming the line.
-    """
+    """Read a ``.json`` list or the lines of a ``.jsonl`` file."""
     path = Path(path)
     if not _is_jsonl(path):
         items = read_json(path)
@@ -135,20 +82,7 @@ def read_items(path: str | Path, *, drop_partial_tail: bool = False) -> list[Any
 
 
 def write_items(path: str | Path, items: Iterable[Any]) -> None:
-    """Write a ``.json`` list or ``.jsonl``, atomically.
-
-    Parameters
-    ----------
-    path
-        The file.
-    items
-        JSON values.
-
-    Raises
-    ------
-    ValueError
-        If the suffix is neither, or an item is not JSON, naming the item.
-    """
+    """Write a ``.json`` list or ``.jsonl``, atomically."""
     path = Path(path)
     items = list(items)
     lines = _is_jsonl(path)
@@ -165,22 +99,7 @@ def write_items(path: str | Path, items: Iterable[Any]) -> None:
 
 
 def append_jsonl(path: str | Path, record: Any) -> None:
-    """Append one line to a ``.jsonl`` file and push it to the disk.
-
-    A line that a killed writer left unfinished is cut off first: it holds no whole record, and would spoil this one.
-
-    Parameters
-    ----------
-    path
-        The file; it is made if need be.
-    record
-        A JSON value.
-
-    Raises
-    ------
-    ValueError
-        If the suffix is not ``.jsonl`` or the record is not JSON.
-    """
+    """Append one line to a ``.jsonl`` file and push it to the disk."""
     path = Path(path)
     if not _is_jsonl(path):
         msg = f"{path}: only .jsonl files can be appended to"
@@ -218,15 +137,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, and push it to the disk.
-
-    Parameters
-    ----------
-    path
-        The file; missing folders are made.
-    content
-        Text (written as UTF-8) or bytes.
-    """
+    """Write a file whole or not at all, and push it to the disk."""
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
     with replacing(path) as temporary, open(temporary, "xb") as file:
@@ -239,17 +150,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Have a file written whole or not at all: under another name, beside its place, which it takes at the end.
-
-    Parameters
-    ----------
-    path
-        The file; missing folders are made.
-
-    Yields
-    ------
-    The path to write to. Where the block ends with an error, it is removed, and the file stays as it was.
-    """
+    """Have a file written whole or not at all: under another name, beside its place, which it takes at the end."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -261,17 +162,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def sha256(path: str | Path) -> str:
-    """Hash a file.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    Hexadecimal SHA-256 of its content.
-    """
+    """Hash a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -280,17 +171,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # as everything here that i
 
 
 class JsonListWriter:
-    """Writes a ``.json`` list item by item, whole or not at all; a context manager.
-
-    The bytes are those of :func:`recipe.cello1.formats.atomic.write_items`, unless ``indent`` says otherwise.
-
-    Parameters
-    ----------
-    path
-        The file; missing folders are made. It appears when the context is left without an error.
-    indent
-        Indentation of the items. ``None``: one item a line, which is ten times as fast.
-    """
+    """Writes a ``.json`` list item by item, whole or not at all; a context manager."""
 
     def __init__(self, path: str | Path, indent: int | None = 2) -> None:
         self.path = Path(path)
@@ -305,18 +186,7 @@ class JsonListWriter:
         return self
 
     def write(self, item: Any) -> None:
-        """Add an item.
-
-        Parameters
-        ----------
-        item
-            A JSON value.
-
-        Raises
-        ------
-        ValueError
-            If it is not.
-        """
+        """Add an item."""
         assert self._file is not None, "use the writer as a context manager"
         try:
             text = dumps(item, self._indent)
@@ -340,13 +210,7 @@ class JsonListWriter:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove the temporary files that a killed run has left.
-
-    Parameters
-    ----------
-    folder
-        Where to look, at any depth. No run may be writing there.
-    """
+    """Remove the temporary files that a killed run has left."""
     for path in Path(folder).rglob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)

@@ -162,7 +162,7 @@ def read_gold(text: str, where: str) -> tuple[tuple[str, ...], str | None]:
         return types, None
     parsed = parse_answer(text)
     if not parsed.ok:
-        msg = f"{where}: the trace is malformed ({parsed.reason}); write it as recipe.cello1.task.answer.format_answer does"
+        msg = f"{where}: the trace is malformed ({parsed.reason}); write it as task.answer.format_answer does"
         raise ValueError(msg)
     return parsed.items, parsed.reasoning
 

@@ -24,44 +24,15 @@ class PredictionFiles(Protocol):
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep other runs out where they would disturb this one.
-
-        Raises
-        ------
-        ValueError
-            If another run is writing there.
-        """
+        """Keep other runs out where they would disturb this one."""
         ...
 
     def resume(self, items: Sequence[Record], run: Record) -> set[Key]:
-        """Check that what is there is of this run, take failures out of it, and say what it holds.
-
-        Parameters
-        ----------
-        items
-            The items of the data set.
-        run
-            The settings of the run.
-
-        Returns
-        -------
-        Index and sample of each prediction that is there.
-
-        Raises
-        ------
-        ValueError
-            If something there is of another run or data set.
-        """
+        """Check that what is there is of this run, take failures out of it, and say what it holds."""
         ...
 
     def add(self, record: Record) -> None:
-        """Keep a record; it is on the disk when this returns.
-
-        Parameters
-        ----------
-        record
-            A prediction or error record.
-        """
+        """Keep a record; it is on the disk when this returns."""
         ...
 
     def finish(self) -> None:
@@ -70,24 +41,7 @@ class PredictionFiles(Protocol):
 
 
 def prediction_files(out: str | Path, samples: int = 1) -> PredictionFiles:
-    """Choose by the name: ``.jsonl`` is a file, a name without suffix a folder.
-
-    Parameters
-    ----------
-    out
-        Path of the file or folder.
-    samples
-        Samples of each item. A folder has room for one.
-
-    Returns
-    -------
-    The place.
-
-    Raises
-    ------
-    ValueError
-        If the name fits neither, or several samples are to go into a folder.
-    """
+    """Choose by the name: ``.jsonl`` is a file, a name without suffix a folder."""
     out = Path(out)
     if out.suffix == ".jsonl" and not out.is_dir():
         return _JsonlFile(out)

@@ -23,33 +23,12 @@ _SAMPLE_BYTES = 1 << 16
 
 
 def is_hub_name(model: str) -> bool:
-    """Tell names on the Hugging Face hub from paths, by their form alone.
-
-    Parameters
-    ----------
-    model
-        What may be either.
-
-    Returns
-    -------
-    Whether it has the form ``owner/name``.
-    """
+    """Tell names on the Hugging Face hub from paths, by their form alone."""
     return _HUB_NAME.fullmatch(model) is not None
 
 
 def check_model_path(model: str) -> None:
-    """Check that what looks like the path of a model folder is one.
-
-    Parameters
-    ----------
-    model
-        Path, or name on the Hugging Face hub (``owner/name``), which is not looked up.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it looks like a path and is none, or the folder holds no ``config.json``.
-    """
+    """Check that what looks like the path of a model folder is one."""
     path = Path(model)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -61,18 +40,7 @@ def check_model_path(model: str) -> None:
 
 
 def model_fingerprint(model: str | Path) -> str:
-    """Tell models apart without reading all their weights.
-
-    Parameters
-    ----------
-    model
-        Folder, or name on the Hugging Face hub.
-
-    Returns
-    -------
-    Hexadecimal SHA-256 over configuration, tokenizer and weights, of which each file is read in 64 places; empty for a
-    name, which is not looked up.
-    """
+    """Tell models apart without reading all their weights."""
     folder = Path(model)
     if not folder.is_dir():
         return ""
@@ -96,16 +64,7 @@ def _sampled(file: Path) -> str:
 
 
 def save_folder(target: str | Path, write: Callable[[Path], None]) -> None:
-    """Write a folder whole or not at all.
-
-    Parameters
-    ----------
-    target
-        The folder; one that is there is replaced. What an earlier, killed call left beside it is removed, so only one
-        process may write it at a time.
-    write
-        Called with the path of an empty folder to fill.
-    """
+    """Write a folder whole or not at all."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{target.name}.*.part"):
@@ -126,19 +85,7 @@ def save_folder(target: str | Path, write: Callable[[Path], None]) -> None:
 def save_model(
     target: str | Path, model: Any, tokenizer: PreTrainedTokenizerBase, weights: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a model and its tokenizer as a Hugging Face folder, atomically.
-
-    Parameters
-    ----------
-    target
-        The folder.
-    model
-        The model.
-    tokenizer
-        Its tokenizer. The chat template goes into ``tokenizer_config.json``, where every reader looks for it.
-    weights
-        Weights of the model, where they are not in ``model`` itself.
-    """
+    """Write a model and its tokenizer as a Hugging Face folder, atomically."""
     from transformers.utils import logging as hf_logging
 
     def write(folder: Path) -> None:

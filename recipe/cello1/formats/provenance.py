@@ -13,22 +13,7 @@ from recipe.cello1.formats.atomic import atomic_write, dumps
 
 
 def check_same_run(file: Path, wanted: Mapping[str, Any], output: str | Path) -> None:
-    """Refuse to go on with other settings than those a run was started with.
-
-    Parameters
-    ----------
-    file
-        What :func:`write_run` wrote; without it every setting is right.
-    wanted
-        Settings of this start, nested.
-    output
-        The folder of the run, for the message.
-
-    Raises
-    ------
-    ValueError
-        If a setting differs, naming each with what it was and what it is now.
-    """
+    """Refuse to go on with other settings than those a run was started with."""
     if not file.is_file():
         return
     now, was = _flatten(json.loads(dumps(wanted))), _flatten(json.loads(file.read_bytes()))
@@ -41,15 +26,7 @@ def check_same_run(file: Path, wanted: Mapping[str, Any], output: str | Path) ->
 
 
 def write_run(file: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a run.
-
-    Parameters
-    ----------
-    file
-        The file.
-    settings
-        The settings, nested.
-    """
+    """Write the settings of a run."""
     atomic_write(file, dumps(settings, indent=1) + "\n")
 
 
@@ -64,17 +41,7 @@ NOT_INSTALLED = "not installed"
 
 
 def package_versions(names: Iterable[str]) -> dict[str, str]:
-    """Look the versions of packages up.
-
-    Parameters
-    ----------
-    names
-        Names of distributions, as pip knows them.
-
-    Returns
-    -------
-    Name to version, in the order given; ``NOT_INSTALLED`` where there is no such distribution.
-    """
+    """Look the versions of packages up."""
     found = {}
     for name in names:
         try:
@@ -85,12 +52,7 @@ def package_versions(names: Iterable[str]) -> dict[str, str]:
 
 
 def worker_variables() -> dict[str, str]:
-    """Make the variables by which a worker finds this package also where it is not installed.
-
-    Returns
-    -------
-    ``PYTHONPATH``: this repository, then what is on the path of this process; for ``runtime_env["env_vars"]``.
-    """
+    """Make the variables by which a worker finds this package also where it is not installed."""
     here = str(Path(__file__).parents[3])
     paths = [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

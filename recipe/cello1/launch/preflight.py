@@ -68,19 +68,7 @@ _WEIGHTS = ("*.safetensors", "*.bin")
 
 
 def check_model(model: str) -> None:
-    """Check that a model can be loaded from where it is said to be.
-
-    Parameters
-    ----------
-    model
-        A folder in Hugging Face format, or the id of a model on the Hub (``owner/name``), which is looked for in the
-        local cache and then on the Hub.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder, it is incomplete, or the Hub does not have it.
-    """
+    """Check that a model can be loaded from where it is said to be."""
     folder = Path(model)
     if folder.is_dir():
         missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
@@ -110,15 +98,7 @@ def check_model(model: str) -> None:
 
 
 def check_platform() -> None:
-    """Check that the platform asked for by ``VERL_PLATFORM`` is there.
-
-    verl logs a plugin that cannot be loaded at DEBUG and goes on without it; here the plugin's own error comes up.
-
-    Raises
-    ------
-    ValueError
-        If a plugin cannot be loaded, no plugin registers the platform, or vLLM would run without its part of it.
-    """
+    """Check that the platform asked for by ``VERL_PLATFORM`` is there."""
     wanted = os.environ.get("VERL_PLATFORM", "").strip().lower()
     if not wanted:
         return
@@ -145,28 +125,7 @@ def check_platform() -> None:
 
 
 def rl_data(path: str, split: str, out: str | Path) -> Path:
-    """Give the RL parquet file of a data set, after checking every row of it.
-
-    Parameters
-    ----------
-    path
-        RL parquet, or puzzle JSON or JSONL, which is converted.
-    split
-        Name of the split, for the converted rows and the name of the file.
-    out
-        Folder for the conversion. Items get the layout ``system``, which ``data.prompt_layout`` overrules.
-
-    Returns
-    -------
-    The parquet file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If ``path`` does not exist.
-    ValueError
-        If it cannot be trained on, naming the column or key and the row.
-    """
+    """Give the RL parquet file of a data set, after checking every row of it."""
     if Path(path).suffix not in (".json", ".jsonl"):
         read_rl_parquet(path)
         return Path(path)
@@ -180,18 +139,7 @@ def rl_data(path: str, split: str, out: str | Path) -> Path:
 
 
 def check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse overrides of what the launcher sets itself: they would go past the checks of this module.
-
-    Parameters
-    ----------
-    overrides
-        Hydra overrides.
-
-    Raises
-    ------
-    ValueError
-        If one is among them.
-    """
+    """Refuse overrides of what the launcher sets itself: they would go past the checks of this module."""
     for override in overrides:
         if variable := _VARIABLES.get(override.lstrip("+~").partition("=")[0]):
             msg = f"{override} cannot be an override; set the variable {variable} instead"
@@ -199,24 +147,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
 
 
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:
-    """Compose a training's configuration as verl will, without loading verl.
-
-    Parameters
-    ----------
-    name
-        Name of a file in ``config``.
-    overrides
-        Hydra overrides.
-
-    Returns
-    -------
-    The configuration.
-
-    Raises
-    ------
-    ValueError
-        If verl is not installed, or an override cannot be applied.
-    """
+    """Compose a training's configuration as verl will, without loading verl."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -238,18 +169,7 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def check_gpus(config: DictConfig) -> None:
-    """Check that this machine has the GPUs that a training takes of it; those of a cluster are its own to count.
-
-    Parameters
-    ----------
-    config
-        What :func:`compose` returned.
-
-    Raises
-    ------
-    ValueError
-        If it has fewer.
-    """
+    """Check that this machine has the GPUs that a training takes of it; those of a cluster are its own to count."""
     if config.trainer.device != "cuda" or os.environ.get("RAY_ADDRESS"):
         return
     import torch
@@ -264,23 +184,7 @@ def check_gpus(config: DictConfig) -> None:
 
 
 def run_identity(name: str, composed: DictConfig, model: str, train: str | Path, val: str | Path) -> dict[str, Any]:
-    """Say what a run is.
-
-    Parameters
-    ----------
-    name
-        Name of its configuration.
-    composed
-        What :func:`compose` returned.
-    model
-        Folder or Hub id.
-    train, val
-        Data files.
-
-    Returns
-    -------
-    Nested dict: the configuration's name, the configuration without ``FREE``, fingerprints of model and data.
-    """
+    """Say what a run is."""
     from omegaconf import OmegaConf
 
     config: Any = OmegaConf.to_container(composed, resolve=False)
@@ -295,20 +199,7 @@ def run_identity(name: str, composed: DictConfig, model: str, train: str | Path,
 
 
 def check_run(output: str | Path, identity: dict[str, Any]) -> None:
-    """Check that a run may go on in its folder, and write down what it is.
-
-    Parameters
-    ----------
-    output
-        The folder.
-    identity
-        What :func:`run_identity` returned.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds a checkpoint or a model of another run.
-    """
+    """Check that a run may go on in its folder, and write down what it is."""
     output = Path(output)
     # A start that came to nothing, with a mistyped setting for example, binds nobody.
     if (output / "model").exists() or any(output.glob(f"*/{TRACKER}")):
@@ -324,17 +215,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--val", required=True, help="validation data, likewise")
     parser.add_argument("--run", required=True, type=Path, help="folder of the run; converted data go to RUN/data")
     parser.add_argument("--config", required=True, help="name of the training's configuration, cello1_grpo for example")
-    parser.add_argument("overrides", nargs="*", metavar="-- OVERRIDE", help="Hydra overrides of the training")
+    parser.set_defaults(rest=[])
+    parser.epilog = "After -- come Hydra overrides of the training."
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    check_overrides(args.overrides)
+    check_overrides(args.rest)
     check_model(args.model)
     train = rl_data(args.train, "train", args.run / "data")
     val = rl_data(args.val, "val", args.run / "data")
-    config = compose(args.config, args.overrides)
+    config = compose(args.config, args.rest)
     check_rows(config, n_rows(train))
     check_batches(config)
     identity = run_identity(args.config, config, args.model, train, val)

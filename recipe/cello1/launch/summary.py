@@ -44,31 +44,7 @@ MAX_TOKENS = 2048  # of a response, where nothing else is said
 
 
 def evaluate_model(model: str, data: PuzzleFile, stem: Path, max_tokens: int, **options: Any) -> dict[str, Any]:
-    """Answer the puzzles greedily and score the answers, unless that has been done with this model and these puzzles.
-
-    Parameters
-    ----------
-    model
-        Folder or name of the model.
-    data
-        Puzzles with gold answers, and how they are to be asked.
-    stem
-        ``<stem>-<key>.jsonl`` gets the predictions, ``<stem>-<key>.json`` the evaluation; the key is a hash of model,
-        puzzles, length and options.
-    max_tokens
-        Longest response, in tokens.
-    **options
-        Options of the engine.
-
-    Returns
-    -------
-    What :func:`recipe.cello1.evaluation.evaluate.evaluate` returns.
-
-    Raises
-    ------
-    EngineError
-        If the engine cannot be started, or failed on some puzzles: they would count as nothing.
-    """
+    """Answer the puzzles greedily and score the answers."""
     items = [puzzle_to_item(puzzle, data.variant) for puzzle in data.puzzles]
     made_from = dumps([model_fingerprint(model) or model, items, data.layout, max_tokens, sorted(options.items())])
     key = hashlib.sha256(made_from.encode()).hexdigest()[:8]
@@ -93,24 +69,7 @@ def evaluate_model(model: str, data: PuzzleFile, stem: Path, max_tokens: int, **
 
 
 def read_limits(config: str | Path) -> dict[str, int]:
-    """Read how long prompts and responses may be in a training.
-
-    Parameters
-    ----------
-    config
-        Its composed configuration (``HYDRA_DIR/.hydra/config.yaml``).
-
-    Returns
-    -------
-    ``max_tokens`` of a response and, where it is set, ``max_model_len``: arguments of :func:`evaluate_model`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it does not say how long a response may be.
-    """
+    """Read how long prompts and responses may be in a training."""
     from omegaconf import OmegaConf
 
     settings = OmegaConf.load(config)
@@ -123,19 +82,7 @@ def read_limits(config: str | Path) -> dict[str, int]:
 
 
 def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> dict[str, float] | None:
-    """Compare the mean training reward of the first and the last steps.
-
-    Parameters
-    ----------
-    steps
-        Metrics of each step, in order.
-    window
-        As for :func:`recipe.cello1.rl.run_metrics.first_and_last`.
-
-    Returns
-    -------
-    ``steps``, ``window``, ``first``, ``last`` and ``gain``; ``None`` without any step.
-    """
+    """Compare the mean training reward of the first and the last steps."""
     if not (means := first_and_last(steps, window=window)):
         return None
     first, last, window = means
@@ -144,30 +91,12 @@ def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> d
 
 
 def chance(puzzles: Sequence[Puzzle]) -> float:
-    """Return the cell accuracy of a random legal answer: the mean of 1/N.
-
-    Parameters
-    ----------
-    puzzles
-        The puzzles.
-
-    Returns
-    -------
-    Between 0 and 1.
-    """
+    """Return the cell accuracy of a random legal answer: the mean of 1/N."""
     return float(np.mean([1 / puzzle.n_cells for puzzle in puzzles]))
 
 
 def plot(steps: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """Draw reward and accuracy over the training steps.
-
-    Parameters
-    ----------
-    steps
-        Metrics of each step.
-    path
-        The PNG file.
-    """
+    """Draw reward and accuracy over the training steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -184,17 +113,7 @@ def plot(steps: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def as_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Lay the evaluations out as a table.
-
-    Parameters
-    ----------
-    evaluations
-        Stage to evaluation.
-
-    Returns
-    -------
-    One row a metric: its name, then ``mean [low, high]`` for each stage.
-    """
+    """Lay the evaluations out as a table."""
     unit = next(iter(evaluations.values()))["length_unit"]
     names = {**ROWS, "length": f"{ROWS['length']} ({unit})"}
     return [

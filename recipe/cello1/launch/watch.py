@@ -3,7 +3,7 @@
 ``python -m recipe.cello1 watch --log train.log --metrics metrics/ -- python -m verl.trainer.main_ppo ...``
 
 verl prints thousands of lines and, resumed, starts its metrics file anew. Here the lines go to ``--log`` (appended),
-each attempt gets a metrics file of its own, which :mod:`recipe.cello1.rl.run_metrics` joins, and a failure ends with the
+each attempt gets a metrics file of its own, which ``rl.run_metrics`` joins, and a failure ends with the
 one line that says why. The command is stopped together with this process, and the end is reported when all processes
 that it started are gone: no Ray cluster is left behind, and its memory is free for what comes next.
 """
@@ -39,17 +39,7 @@ _SHOWN = (("critic/score/mean", "reward"), ("training/reward/cell_accuracy", "ce
 
 
 def failure_reason(log: str) -> str:
-    """Find the line of a log that says why the run failed.
-
-    Parameters
-    ----------
-    log
-        The log.
-
-    Returns
-    -------
-    The last exception line, else the last line, else an empty string.
-    """
+    """Find the line of a log that says why the run failed."""
     lines = [line.rstrip() for line in log.splitlines() if line.strip() and not line.startswith(_HYDRA_HINT)]
     errors = [match.group(1) for line in lines if (match := _ERROR.match(line))]
     # Ray wraps the cause: the wrapper's own line names the task, the cause follows it.
@@ -63,11 +53,7 @@ def _die_with_parent() -> None:
 
 
 class _Processes:
-    """All that a command has started, also what has left its group and its parents.
-
-    A process is known by the name of the metrics file, which it inherits, or because it was seen below the command:
-    those that write a title over their variables, as vLLM's do, are known by the second sign alone.
-    """
+    """All that a command has started, also what has left its group and its parents."""
 
     def __init__(self, command: subprocess.Popen, attempt: Path):
         self._command = command
@@ -89,11 +75,7 @@ class _Processes:
         return [process for process in found if _is_running(process)]
 
     def stop(self) -> None:
-        """Take them all down.
-
-        Ray's workers are in groups of their own and outlive the command by the seconds in which they miss their node;
-        whoever comes next needs the memory that they hold.
-        """
+        """Take them all down."""
         with suppress(ProcessLookupError):
             os.killpg(self._command.pid, signal.SIGTERM)
         if not self._gone():
@@ -170,25 +152,7 @@ def watch(
     description: str = "training",
     parent: Callable[[], int] = os.getppid,
 ) -> int:
-    """Run a command to its end.
-
-    Parameters
-    ----------
-    command
-        The command and its arguments; ``@METRICS@`` in them becomes the path of the metrics file.
-    log
-        File that its output is appended to.
-    metrics
-        Folder for the metrics files.
-    description
-        Label of the progress bar.
-    parent
-        Tells the parent process; when it changes, whoever started this is gone and the command is stopped.
-
-    Returns
-    -------
-    The exit code of the command, 130 when it was interrupted.
-    """
+    """Run a command to its end."""
     log, metrics = Path(log), Path(metrics)
     log.parent.mkdir(parents=True, exist_ok=True)
     metrics.mkdir(parents=True, exist_ok=True)
@@ -239,10 +203,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--log", required=True, help="file that the output is appended to")
     parser.add_argument("--metrics", required=True, help="folder for verl's metrics, one file an attempt")
     parser.add_argument("--description", default="training", help="label of the progress bar")
-    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="the command to run")
+    parser.set_defaults(rest=[])
+    parser.epilog = "After -- comes the command to run."
     return parser
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    return watch(args.command, args.log, args.metrics, args.description)
+    return watch(args.rest, args.log, args.metrics, args.description)

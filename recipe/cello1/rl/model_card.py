@@ -35,23 +35,7 @@ def _files(paths: str | Sequence[str]) -> list[str]:
 
 
 def model_card(config: Mapping[str, Any], steps: Sequence[Mapping[str, Any]], step: int, difference: float) -> str:
-    """Write the card.
-
-    Parameters
-    ----------
-    config
-        The composed training configuration; empty if it is not known.
-    steps
-        What :func:`recipe.cello1.rl.run_metrics.read_metrics` returned.
-    step
-        Training step of the checkpoint.
-    difference
-        What :func:`recipe.cello1.rl.sharded.compare_logits` returned.
-
-    Returns
-    -------
-    Markdown with a YAML head, as the Hugging Face Hub shows it.
-    """
+    """Write the card."""
     base = _source(config["actor_rollout_ref"]["model"]["path"]) if config else ""
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     head += ["tags: [single-cell, cell-type-annotation, cell-o1, verl]"]

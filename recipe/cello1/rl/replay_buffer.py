@@ -20,17 +20,7 @@ POLL_INTERVAL_S = 0.2
 
 
 def mean_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Average the numbers that all responses of a batch report.
-
-    Parameters
-    ----------
-    infos
-        The ``reward_extra_info`` of each response.
-
-    Returns
-    -------
-    ``training/reward/<key>`` to the mean over the batch, for the keys that every response has.
-    """
+    """Average the numbers that all responses of a batch report."""
     if not infos:
         return {}
     keys = [key for key in infos[0] if all(isinstance(info.get(key), int | float) for info in infos)]
@@ -65,22 +55,7 @@ class PuzzleReplayBufferAsync(_RewardMetrics, ReplayBufferAsync):
 def make_replay_buffer(
     *, trainer_mode: str, sampler_kwargs: Mapping[str, Any], **kwargs: Any
 ) -> PuzzleReplayBuffer | PuzzleReplayBufferAsync:
-    """Build the buffer for a trainer mode; what verl calls as ``custom_sampler``.
-
-    Parameters
-    ----------
-    trainer_mode
-        verl's ``trainer.v1.trainer_mode``.
-    sampler_kwargs
-        ``trainer.v1.sampler.sampler_kwargs``: ``filter_groups`` (as ``algorithm.filter_groups``), ``train_batch_size``,
-        ``gen_batch_size`` and ``sync_refill_failed_groups``, which verl works out for its own buffers only.
-    **kwargs
-        Passed to the buffer.
-
-    Returns
-    -------
-    The buffer.
-    """
+    """Build the buffer for a trainer mode; what verl calls as ``custom_sampler``."""
     given = dict(sampler_kwargs)
     filter_groups = given.pop("filter_groups", None) or {}
     metric = filter_groups.get("metric") if filter_groups.get("enable") else None

@@ -1,6 +1,6 @@
 """verl reward manager: the scorer of :mod:`recipe.cello1.task.scoring` as the reward of each response.
 
-The terms of :mod:`recipe.cello1.rl.shaping` that ``cello1.shaping`` turns on are added to it; by default there are none.
+The terms of :mod:`recipe.cello1.rl.shaping` that ``cello1.shaping`` turns on are added to it (none by default).
 
 Selected by ``reward.reward_manager.{source=importlib, name=PuzzleRewardManager, module.path=pkg://recipe.cello1.rl.reward_manager}``.
 """

@@ -12,18 +12,7 @@ WINDOW = 5  # steps at either end of the training that are compared
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
-    """Join the metrics of all attempts at a run.
-
-    Parameters
-    ----------
-    folder
-        What was given as ``--metrics``.
-
-    Returns
-    -------
-    One dict a step in ascending order: ``step`` and verl's metrics. Where attempts overlap, because a resumed run
-    repeats the steps since its last checkpoint, the later attempt counts.
-    """
+    """Join the metrics of all attempts at a run."""
     steps: dict[int, dict[str, Any]] = {}
     for path in sorted(Path(folder).glob("*.jsonl")):
         for line in path.read_text().splitlines():
@@ -38,21 +27,7 @@ def read_metrics(folder: str | Path) -> list[dict[str, Any]]:
 def first_and_last(
     steps: Sequence[Mapping[str, Any]], metric: str = REWARD, window: int = WINDOW
 ) -> tuple[float, float, int] | None:
-    """Average a metric over the first and over the last steps.
-
-    Parameters
-    ----------
-    steps
-        What :func:`read_metrics` returned; steps without the metric do not count.
-    metric
-        verl's name of it.
-    window
-        How many steps at either end; half of the steps where there are fewer.
-
-    Returns
-    -------
-    Mean of the first steps, mean of the last, and how many steps each is over; ``None`` where no step has the metric.
-    """
+    """Average a metric over the first and over the last steps."""
     values = [float(step[metric]) for step in steps if metric in step]
     if not values:
         return None

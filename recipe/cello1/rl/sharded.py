@@ -13,22 +13,7 @@ N_TOKENS = 64  # of the text that models are compared on
 
 
 def load_shards(actor: str | Path) -> dict[str, torch.Tensor]:
-    """Put the weights of all ranks together; of groups of ranks that hold the same (hybrid sharding), the first.
-
-    Parameters
-    ----------
-    actor
-        ``global_step_N/actor`` of a checkpoint of FSDP, of any world size.
-
-    Returns
-    -------
-    Weights by name, float32, on the CPU.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a rank's file is missing.
-    """
+    """Put the weights of all ranks together; of groups of ranks that hold the same (hybrid sharding), the first."""
     from torch.distributed.tensor import DTensor
 
     world_size = json.loads((Path(actor) / "fsdp_config.json").read_text())["world_size"]
@@ -55,31 +40,13 @@ def load_shards(actor: str | Path) -> dict[str, torch.Tensor]:
 
 
 def round_weights(weights: MutableMapping[str, torch.Tensor]) -> None:
-    """Round weights as verl's merger does when it writes them, in place, one by one: there may be no room for two.
-
-    Parameters
-    ----------
-    weights
-        Weights by name; afterwards bfloat16.
-    """
+    """Round weights as verl's merger does when it writes them, in place, one by one: there may be no room for two."""
     for name in weights:
         weights[name] = weights[name].to(torch.bfloat16)
 
 
 def merge_adapters(weights: MutableMapping[str, torch.Tensor], scaling: float) -> dict[str, torch.Tensor]:
-    """Add LoRA adapters to the weights they belong to.
-
-    Parameters
-    ----------
-    weights
-        Weights by the names that PEFT gives them; emptied as they are used.
-    scaling
-        ``lora_alpha / r``.
-
-    Returns
-    -------
-    Weights by the names of the base model, float32; without adapters, the weights as they are.
-    """
+    """Add LoRA adapters to the weights they belong to."""
     merged = {}
     adapters = {name: weights.pop(name).float() for name in list(weights) if ".lora_" in name}
     for name in list(weights):
@@ -93,19 +60,7 @@ def merge_adapters(weights: MutableMapping[str, torch.Tensor], scaling: float) -
 
 
 def logits(model: Any, seed: int = 0) -> torch.Tensor:
-    """Run a model on random tokens.
-
-    Parameters
-    ----------
-    model
-        A causal language model of Transformers.
-    seed
-        Seed of the tokens.
-
-    Returns
-    -------
-    Logits, float32, ``(64, vocabulary)``.
-    """
+    """Run a model on random tokens."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(model.config.vocab_size, (1, N_TOKENS), generator=generator)
     with torch.inference_mode():
@@ -113,26 +68,7 @@ def logits(model: Any, seed: int = 0) -> torch.Tensor:
 
 
 def compare_logits(model: str | Path, weights: Mapping[str, torch.Tensor], adapter: str | Path | None = None) -> float:
-    """Compare a model folder with weights that it should hold.
-
-    Parameters
-    ----------
-    model
-        Folder in Hugging Face format.
-    weights
-        Weights by the names of the model.
-    adapter
-        Folder of a LoRA adapter, which the weights hold as well.
-
-    Returns
-    -------
-    Norm of the difference of the logits over the norm of the logits.
-
-    Raises
-    ------
-    ValueError
-        If the names are not those of the model.
-    """
+    """Compare a model folder with weights that it should hold."""
     from transformers import AutoModelForCausalLM
 
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)

@@ -2,7 +2,7 @@ r"""The answer format: ``<think>...</think>`` newline ``<answer>type 1 | type 2 
 
 This module owns the tags and the separator; prompt, scorer, constrained decoding and voting take them from here.
 :func:`parse_answer` reads what the published reward reads (source: the Cell-o1 reward function, whose rule is line
-based), except where that reading is not the answer inside the tags; :mod:`recipe.cello1.task.scoring` lists those cases.
+based), except where that reading is not the answer inside the tags; ``task.scoring`` lists those cases.
 
 The reading rule, for a text that is exactly ``<think>..</think>\n<answer>..</answer>`` with one trailing newline at
 most and each of the four tags exactly once:
@@ -255,10 +255,7 @@ def parse_answer(text: object) -> ParsedAnswer:
 
 
 def _plain_joint(text: str) -> int:
-    """Find ``</think>`` in a text whose only ``<`` are those of four tags in place; -1 for any other text.
-
-    The usual response; it takes a tenth of the time of :func:`_layout_fault`, which decides on all others.
-    """
+    """Find ``</think>`` in a text whose only ``<`` are those of four tags in place; -1 for any other text."""
     if not text.startswith(THINK_OPEN):
         return -1
     joint = text.find("<", len(THINK_OPEN))
@@ -296,19 +293,7 @@ def _reasoning_of(text: str) -> str:
 
 
 def _read(head: str, inside: str) -> tuple[tuple[str, ...], bool, Reason]:
-    """Read the items.
-
-    Parameters
-    ----------
-    head
-        Everything before ``<answer>``.
-    inside
-        Everything after it, the closing tag included.
-
-    Returns
-    -------
-    The items, whether there was a separator, and why they are no answer (``Reason.OK`` if they are).
-    """
+    """Read the items."""
     body = inside[: -len(ANSWER_CLOSE)]
     filled = body.lstrip()
     if not filled:

@@ -163,17 +163,7 @@ class CellOntology:
         self.find = lru_cache(maxsize=1 << 16)(self._find)
 
     def _find(self, name: str) -> str:
-        """Find the term that a name stands for.
-
-        Parameters
-        ----------
-        name
-            Label, synonym or id.
-
-        Returns
-        -------
-        The id; empty if there is none.
-        """
+        """Find the term that a name stands for."""
         form = normalise(name)
         if found := self._labels.get(form) or self._synonyms.get(form):
             return found

@@ -257,12 +257,7 @@ def _groups(labels: Column, donors: Column | None, batches: Column | None) -> li
 
 
 def _codes(values: Any) -> tuple[np.ndarray, list[str]]:
-    """Assign codes to the distinct names, in sorted order.
-
-    Returns
-    -------
-    int64 codes (-1 for a missing value) and the sorted names.
-    """
+    """Assign codes to the distinct names, in sorted order."""
     categorical = getattr(values, "cat", values)  # a pandas Series of categories, or the Categorical itself
     if hasattr(categorical, "codes") and hasattr(categorical, "categories"):
         raw = np.asarray(categorical.codes, dtype=np.int64)

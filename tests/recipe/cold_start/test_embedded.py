@@ -185,7 +185,7 @@ def test_other_settings_are_refused(built, capsys):
 
 def test_unusable_arguments_end_with_one_line(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "x"), "--n-sft", "0"]) == 1
-    assert capsys.readouterr().err.startswith("error: ")
+    assert capsys.readouterr().err.startswith("cello1 embedded: error: ")
     assert not (tmp_path / "x").exists()
 
 

@@ -119,5 +119,5 @@ class TestCommand:
     def test_unusable_input_is_one_line(self, files, tmp_path, capsys, more, message):
         assert main([*files, *more]) == 1
         err = capsys.readouterr().err
-        assert err.startswith("error: ") and message in err and err.count("\n") == 1
+        assert err.startswith("cello1 traces markers: error: ") and message in err and err.count("\n") == 1
         assert not (tmp_path / "sft.json").exists()

@@ -301,7 +301,7 @@ class TestErrors:
     def run(self, capsys, *args):
         assert main(list(args)) == 1
         error = capsys.readouterr().err
-        assert error.startswith("error: ")
+        assert error.startswith("cello1 sft: error: ")
         assert error.count("\n") == 1
         return error
 

@@ -273,7 +273,7 @@ def test_command_refuses_what_cannot_work(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(teacher, "start_engine", lambda *_, **__: Teacher({}))
 
     def says(data, out, *more):
-        assert main(["--data", str(tmp_path / data), "--out", str(tmp_path / out), "--model", "m", *more]) == 2
+        assert main(["--data", str(tmp_path / data), "--out", str(tmp_path / out), "--model", "m", *more]) == 1
         return capsys.readouterr().err
 
     assert "must end in .json or .jsonl" in says("p.json", "sft.parquet")

@@ -363,7 +363,7 @@ def test_command_refuses_in_one_line(tmp_path, capsys, content):
     path = tmp_path / "p.jsonl"
     if content is not None:
         path.write_bytes(content)
-    assert main([str(path)]) == 2
+    assert main([str(path)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("evaluate: ")
+    assert error.startswith("cello1 evaluate: error: ")
     assert error.count("\n") == 1

@@ -139,7 +139,7 @@ def test_command(tmp_path, monkeypatch, capsys):
 
 def test_command_without_a_judge_to_reach(tmp_path, capsys):
     write_items(tmp_path / "p.jsonl", records())
-    assert main([str(tmp_path / "p.jsonl"), "--judge", "m", "--judge-url", "http://127.0.0.1:9/v1"]) == 2
+    assert main([str(tmp_path / "p.jsonl"), "--judge", "m", "--judge-url", "http://127.0.0.1:9/v1"]) == 1
     error = capsys.readouterr().err
     assert "cannot reach" in error
     assert error.count("\n") == 1

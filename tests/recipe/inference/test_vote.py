@@ -102,5 +102,5 @@ def test_command(tmp_path, capsys):
     assert main([str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "v.jsonl")]) == 0
     assert [record["index"] for record in read_items(tmp_path / "v.jsonl")] == [0, 1]
     assert "10 predictions combined into 2" in capsys.readouterr().out
-    assert main([str(tmp_path / "nothing.jsonl"), "--out", str(tmp_path / "v.jsonl")]) == 2
-    assert capsys.readouterr().err.startswith("vote: ")
+    assert main([str(tmp_path / "nothing.jsonl"), "--out", str(tmp_path / "v.jsonl")]) == 1
+    assert capsys.readouterr().err.startswith("cello1 vote: error: ")

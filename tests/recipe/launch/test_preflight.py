@@ -69,7 +69,7 @@ class TestTheSameRun:
                 changed[changed.index(f"--{name}") + 1] = str(value)
             code = main([*changed, *overrides])
             out, err = capsys.readouterr()
-            assert (code == 2 and out == "" and err.count("\n") == 1) or (code == 0 and not err)
+            assert (code == 1 and out == "" and err.count("\n") == 1) or (code == 0 and not err)
             return err
 
         return start
@@ -126,7 +126,7 @@ def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkey
 def test_sizes_that_do_not_go_together(model, data, tmp_path, capsys, monkeypatch, overrides, said):
     pytest.importorskip("verl")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    assert main([*arguments(model, data, data, tmp_path), *overrides]) == 2
+    assert main([*arguments(model, data, data, tmp_path), *overrides]) == 1
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
 
@@ -139,7 +139,7 @@ def test_sizes_that_only_balanced_batches_allow(model, data, tmp_path):
 
 def test_overrides_that_cannot_be_applied(model, data, tmp_path, capsys):
     pytest.importorskip("verl")
-    assert main([*arguments(model, data, data, tmp_path), "data.no_such=1"]) == 2
+    assert main([*arguments(model, data, data, tmp_path), "data.no_such=1"]) == 1
     err = capsys.readouterr().err
     assert "the overrides cannot be applied" in err and "no_such" in err and err.count("\n") == 1
 
@@ -153,7 +153,7 @@ def test_overrides_that_cannot_be_applied(model, data, tmp_path, capsys):
     ],
 )
 def test_what_has_a_variable_is_no_override(model, data, tmp_path, capsys, override, variable):
-    assert main([*arguments(model, data, data, tmp_path), override]) == 2
+    assert main([*arguments(model, data, data, tmp_path), override]) == 1
     err = capsys.readouterr().err
     assert f"{override} cannot be an override; set the variable {variable} instead" in err
 
@@ -205,16 +205,16 @@ def test_hub_id_that_cannot_be_looked_up():
 
 @pytest.mark.parametrize("bad", ["missing.parquet", "missing.json"])
 def test_missing_data_is_one_line_and_a_code(model, data, tmp_path, capsys, bad):
-    assert main(arguments(model, tmp_path / bad, data, tmp_path)) == 2
+    assert main(arguments(model, tmp_path / bad, data, tmp_path)) == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("error: ") and bad in err and err.count("\n") == 1
+    assert err.startswith("cello1 preflight: error: ") and bad in err and err.count("\n") == 1
 
 
 def test_empty_dataset(model, data, tmp_path, capsys):
     empty = tmp_path / "empty.json"
     empty.write_text("[]")
-    assert main(arguments(model, empty, data, tmp_path)) == 2
+    assert main(arguments(model, empty, data, tmp_path)) == 1
     assert "error:" in capsys.readouterr().err
 
 

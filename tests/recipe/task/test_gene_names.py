@@ -3,8 +3,14 @@ import re
 import numpy as np
 import pytest
 
-from recipe.cello1.data.expression.store import BadFileError
-from recipe.cello1.task.genes import GENE_SETS, clean_symbol, compile_patterns, gene_table, share_of_ensembl_ids
+from recipe.cello1.task.genes import (
+    GENE_SETS,
+    GeneNameError,
+    clean_symbol,
+    compile_patterns,
+    gene_table,
+    share_of_ensembl_ids,
+)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def test_a_pattern_that_is_none():
     ],
 )
 def test_names_that_cannot_be_used(names, exclude, match):
-    with pytest.raises(BadFileError, match=match) as caught:
+    with pytest.raises(GeneNameError, match=match) as caught:
         gene_table(names, exclude)
     assert caught.value.remedy
 

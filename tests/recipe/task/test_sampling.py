@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.cello1.task import puzzle as puzzle_module
+from recipe.cello1.task import sampling
 from recipe.cello1.task.sampling import PuzzleIndex, possible_puzzles, sample_puzzles
 
 TYPES = ("B cell", "T cell")
@@ -184,7 +184,7 @@ def test_many_cells_are_grouped_once(monkeypatch):
     """Hundreds of puzzles from many cells: the labels are read once, not once for each puzzle or size."""
     labels, donors = toy(n=100_000, n_labels=30, n_donors=10)
     calls = []
-    group = puzzle_module._groups
-    monkeypatch.setattr(puzzle_module, "_groups", lambda *columns: calls.append(1) or group(*columns))
+    group = sampling._groups
+    monkeypatch.setattr(sampling, "_groups", lambda *columns: calls.append(1) or group(*columns))
     assert len(sample_puzzles(labels, donors, sizes=range(8, 16), n_per_size=40, rng=0)) == 320
     assert len(calls) == 1

@@ -11,17 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(function: F) -> F:
-    """Compile a function when it is first called, without the interpreter lock, and keep the result on disk.
-
-    Parameters
-    ----------
-    function
-        A function of numbers and arrays.
-
-    Returns
-    -------
-    The compiled function.
-    """
+    """Compile a function when it is first called, without the interpreter lock, and keep the result on disk."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # there is no place for it: a read-only installation without a home

@@ -33,24 +33,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some rows of a matrix.
+    """Some rows of a matrix."""
 
-    Attributes
-    ----------
-    rows
-        int64, the number of each row in the file.
-    values
-        Stored values (sparse), or the rows themselves, 2-dimensional (dense). float32 where the file has that (or
-        less), else float64, so that few kinds of arrays have to be dealt with.
-    indices
-        int32, column of each value; ``None`` for dense rows.
-    indptr
-        int64, where each row begins in ``values``, and the end; ``None`` for dense rows.
-    """
-
+    # int64, the number of each row in the file
     rows: np.ndarray
+    # Stored values (sparse), or the rows themselves, 2-dimensional (dense). float32 where the file has that (or
+    # less), else float64, so that few kinds of arrays have to be dealt with
     values: np.ndarray
+    # int32, column of each value; ``None`` for dense rows
     indices: np.ndarray | None = None
+    # int64, where each row begins in ``values``, and the end; ``None`` for dense rows
     indptr: np.ndarray | None = None
 
 
@@ -73,31 +65,11 @@ class Matrix(Protocol):
         """Return how many values are stored for each row, where that is known without reading them."""
 
     def column_sums(self) -> tuple[np.ndarray, int] | None:
-        """Add up each column over the cells whose values are all finite, and count these cells.
-
-        ``None`` where that is best done block by block.
-        """
+        """Add up each column over the cells whose values are all finite, and count these cells."""
 
 
 def open_matrix(element: Any, file: BinaryIO | None = None) -> Matrix:
-    """Open a stored matrix.
-
-    Parameters
-    ----------
-    element
-        h5py or zarr group (sparse) or array (dense).
-    file
-        The HDF5 file it lies in, opened a second time without buffer, to read raw chunks from.
-
-    Returns
-    -------
-    The matrix.
-
-    Raises
-    ------
-    BadFileError
-        If it is not a matrix that AnnData writes.
-    """
+    """Open a stored matrix."""
     values = element if not hasattr(element, "keys") else element["data"] if "data" in element else None
     if values is not None and values.dtype.kind not in "buif":
         raise BadFileError(f"its matrix holds {values.dtype}, not numbers", "choose another --layer, or --use-raw")
@@ -122,23 +94,7 @@ def open_matrix(element: Any, file: BinaryIO | None = None) -> Matrix:
 def map_blocks(
     matrix: Matrix, function: Callable[[Block], T], rows: np.ndarray | None = None, threads: int = 1
 ) -> Iterator[T]:
-    """Apply a function to the blocks of a matrix.
-
-    Parameters
-    ----------
-    matrix
-        The matrix.
-    function
-        What to do with a block. To run in parallel it has to release the interpreter lock.
-    rows
-        int64, sorted and distinct; ``None`` for all rows.
-    threads
-        Blocks read and worked on at the same time. The results do not depend on it.
-
-    Yields
-    ------
-    The results in the order of the rows.
-    """
+    """Apply a function to the blocks of a matrix."""
     plans = matrix.plans(rows)
     threads = min(threads, MEMORY // matrix.block_bytes)
     if threads <= 1:
@@ -334,18 +290,7 @@ def _working_type(dtype: np.dtype) -> np.dtype:
 
 
 def refuse_negative(row: int) -> NoReturn:
-    """Refuse a matrix with a negative value.
-
-    Parameters
-    ----------
-    row
-        Where it was found, or near it.
-
-    Raises
-    ------
-    BadFileError
-        Always.
-    """
+    """Refuse a matrix with a negative value."""
     raise BadFileError(
         f"its matrix holds a negative value in row {row} or near it, as scaled data do",
         "take counts or log-normalised values with --layer or --use-raw",

@@ -17,49 +17,23 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class GeneLists:
-    """Which genes of a cell are listed, and from which matrix of the file.
+    """Which genes of a cell are listed, and from which matrix of the file."""
 
-    Attributes
-    ----------
-    n_top
-        Genes listed for each cell, at most.
-    gene_column
-        Column of ``var`` with the gene symbols, or ``"index"``.
-    layer, use_raw
-        Which matrix is read.
-    exclude_genes
-        Patterns of symbols to leave out, see :func:`recipe.cello1.task.genes.compile_patterns`.
-    rank_by
-        One of :data:`recipe.cello1.task.genes.RANKS`.
-    """
-
+    # Genes listed for each cell, at most
     n_top: int = 50
+    # Column of ``var`` with the gene symbols, or ``"index"``
     gene_column: str = "feature_name"
+    # Which matrix is read
     layer: str | None = None
     use_raw: bool = False
+    # Patterns of symbols to leave out, see :func:`recipe.cello1.task.genes.compile_patterns`
     exclude_genes: tuple[str, ...] = ()
+    # One of :data:`recipe.cello1.task.genes.RANKS`
     rank_by: str = "expression"
 
 
 class CellReader:
-    """Reads the listed genes of cells.
-
-    Parameters
-    ----------
-    store
-        The file.
-    lists
-        Which genes are listed.
-    threads
-        Threads to read with.
-    progress
-        Told the number of cells each time some were read.
-
-    Raises
-    ------
-    BadFileError
-        If matrix or gene names cannot be used.
-    """
+    """Reads the listed genes of cells."""
 
     def __init__(self, store: Store, lists: GeneLists, threads: int = 1, progress: Progress | None = None) -> None:
         self.lists = lists
@@ -93,11 +67,7 @@ class CellReader:
         return found
 
     def _specificity(self) -> np.ndarray:
-        """Weigh each gene by how little it is expressed in the file.
-
-        A value is divided by the gene's mean over all cells plus the mean over all cells and genes. The latter keeps
-        genes that hardly any cell has from leading every list.
-        """
+        """Weigh each gene by how little it is expressed in the file."""
         n_cells, n_genes = self.matrix.shape
 
         def sums(block: Block) -> tuple[np.ndarray, int]:
@@ -117,17 +87,7 @@ class CellReader:
         return 1 / (mean + overall) if overall > 0 else np.ones(n_genes)
 
     def read(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, tuple[str, ...] | None]]:
-        """Read cells.
-
-        Parameters
-        ----------
-        rows
-            int64, sorted and distinct; ``None`` for all.
-
-        Yields
-        ------
-        Row and listed genes, in the order of the rows; ``None`` for a cell with NaN or infinity.
-        """
+        """Read cells."""
 
         def top(block: Block) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             return block.rows, *top_symbols(block, self.genes, self.lists.n_top, self.weights)

@@ -23,29 +23,7 @@ _FEW = 256  # entries that are faster compared each with each than sorted
 def top_symbols(
     block: Block, genes: GeneTable, n_top: int, weights: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """List the top symbols of each row.
-
-    Parameters
-    ----------
-    block
-        The rows.
-    genes
-        Which symbol each column stands for.
-    n_top
-        How many to list at most.
-    weights
-        float64, one positive factor for each column, by which values are multiplied first. ``None``: as they are.
-
-    Returns
-    -------
-    int32 (rows x ``n_top``): positions in ``genes.names``, filled up with -1; and int64: how many symbols each row
-    expresses, ``n_top`` standing for that many or more, and ``SPOILED`` for a row with NaN or infinity.
-
-    Raises
-    ------
-    BadFileError
-        If a value is negative.
-    """
+    """List the top symbols of each row."""
     n_rows = len(block.rows)
     out = np.full((n_rows, n_top), -1, dtype=np.int32)
     counts = np.zeros(n_rows, dtype=np.int64)
@@ -91,24 +69,7 @@ def _check_columns(block: Block, n_columns: int) -> None:
 
 
 def column_sums(block: Block, n_columns: int) -> tuple[np.ndarray, int]:
-    """Add up each column over the cells whose values are all finite.
-
-    Parameters
-    ----------
-    block
-        The rows.
-    n_columns
-        Number of columns.
-
-    Returns
-    -------
-    float64, one sum for each column, and the number of these cells.
-
-    Raises
-    ------
-    BadFileError
-        If a value is negative.
-    """
+    """Add up each column over the cells whose values are all finite."""
     values, spoiled = block.values, np.zeros(len(block.rows), dtype=bool)
     if not np.isfinite(values.sum(dtype=np.float64)):
         wrong = ~np.isfinite(values)
@@ -169,10 +130,7 @@ def _fault(values):  # pragma: no cover - compiled
 
 @compiled
 def _count_larger(values, larger):  # pragma: no cover - compiled
-    """Count for each entry how many are larger.
-
-    Comparing each with each needs no branch, so that it is faster than sorting as long as there are few.
-    """
+    """Count for each entry how many are larger."""
     larger[:] = 0
     for v in values:
         for i in range(len(values)):
@@ -192,11 +150,7 @@ def _nth_largest(values, n, larger):  # pragma: no cover - compiled
 
 @compiled
 def _lower_bound(scores, n_top, best, larger):  # pragma: no cover - compiled
-    """Find a score that at least ``n_top`` entries reach, so that the others need no look.
-
-    The entries are dealt to more groups than that, and the largest of each is found. As many entries as are wanted
-    reach the ``n_top``-th largest of these.
-    """
+    """Find a score that at least ``n_top`` entries reach, so that the others need no look."""
     groups = len(best)
     turns = len(scores) // groups
     if turns < 2:

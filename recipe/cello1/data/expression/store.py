@@ -26,15 +26,7 @@ _NAME_BLOCK = 100_000
 
 
 class BadFileError(ValueError):
-    """A file that cannot be used.
-
-    Parameters
-    ----------
-    reason
-        What is wrong with it.
-    remedy
-        What to do about it.
-    """
+    """A file that cannot be used."""
 
     def __init__(self, reason: str, remedy: str) -> None:
         super().__init__(reason, remedy)
@@ -47,13 +39,7 @@ class BadFileError(ValueError):
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn what the storage libraries raise on damaged data into :class:`BadFileError`.
-
-    Parameters
-    ----------
-    what
-        What is being read, for the message.
-    """
+    """Turn what the storage libraries raise on damaged data into :class:`BadFileError`."""
     try:
         yield
     except BadFileError:
@@ -65,17 +51,11 @@ def reading(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """A column of text as codes; looks like a pandas categorical to :func:`recipe.cello1.task.sampling.sample_puzzles`.
+    """A column of text as codes, in the form of ``task.sampling.Coded``."""
 
-    Attributes
-    ----------
-    codes
-        int32, one for each row; -1 where the value is missing or says nothing.
-    categories
-        The values, sorted.
-    """
-
+    # int32, one for each row; -1 where the value is missing or says nothing
     codes: np.ndarray
+    # The values, sorted
     categories: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -92,17 +72,7 @@ class Labels:
 
 
 def make_labels(values: Any) -> Labels:
-    """Code a column; values that say nothing (NaN, ``unknown``...) count as missing.
-
-    Parameters
-    ----------
-    values
-        A pandas categorical, or an array of text, numbers or truth values.
-
-    Returns
-    -------
-    The codes and the sorted values.
-    """
+    """Code a column; values that say nothing (NaN, ``unknown``...) count as missing."""
     if hasattr(values, "codes") and hasattr(values, "categories"):
         codes, names = np.asarray(values.codes, dtype=np.int64), _plain(np.asarray(values.categories))
     else:
@@ -128,18 +98,7 @@ def _plain(values: np.ndarray) -> list[Any]:
 
 
 class Store:
-    """An opened file; a context manager.
-
-    Parameters
-    ----------
-    path
-        A ``.h5ad`` file or a ``.zarr`` folder.
-
-    Raises
-    ------
-    BadFileError
-        If it cannot be opened or is not AnnData.
-    """
+    """An opened file; a context manager."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -194,55 +153,17 @@ class Store:
         return index["values"] if hasattr(index, "keys") else index
 
     def columns(self, table: str = "obs") -> tuple[str, ...]:
-        """Return the names of a table's columns, without the index.
-
-        Parameters
-        ----------
-        table
-            ``"obs"``, ``"var"`` or ``"raw/var"``.
-
-        Returns
-        -------
-        The names.
-        """
+        """Return the names of a table's columns, without the index."""
         group = self.root[table]
         hidden = {str(group.attrs.get("_index", "_index")), "__categories"}
         return tuple(name for name in group if name not in hidden)
 
     def labels(self, column: str) -> Labels:
-        """Read a column of ``obs``.
-
-        Parameters
-        ----------
-        column
-            Its name, or ``"index"``.
-
-        Returns
-        -------
-        The column, coded.
-
-        Raises
-        ------
-        KeyError
-            If there is no such column.
-        BadFileError
-            If it cannot be read.
-        """
+        """Read a column of ``obs``."""
         return make_labels(self._read("obs", column))
 
     def cell_ids(self, rows: np.ndarray) -> tuple[list[str], int]:
-        """Read the names of some cells.
-
-        Parameters
-        ----------
-        rows
-            int64, sorted.
-
-        Returns
-        -------
-        Their names (``obs_names``), and how many names stand for several cells of the file. If any do, the row is added
-        to each name, so that no two cells have the same.
-        """
+        """Read the names of some cells."""
         import pandas as pd
 
         found: list[str] = []
@@ -261,24 +182,7 @@ class Store:
         return [f"{name}#{row}" for name, row in zip(found, rows.tolist(), strict=True)], n_repeated
 
     def gene_names(self, column: str, *, raw: bool = False) -> list[Any]:
-        """Read the gene names.
-
-        Parameters
-        ----------
-        column
-            Column of ``var``, or ``"index"``.
-        raw
-            Take the genes of ``raw`` instead.
-
-        Returns
-        -------
-        One name for each column of the matrix; what is missing is ``None`` or NaN.
-
-        Raises
-        ------
-        BadFileError
-            If there is no such column, or no ``raw``.
-        """
+        """Read the gene names."""
         table = "raw/var" if raw else "var"
         if raw and table not in self.root:
             raise BadFileError("it has no raw", "leave --use-raw out")
@@ -308,26 +212,7 @@ class Store:
         return values.array if hasattr(values, "array") and not isinstance(values, np.ndarray) else values
 
     def matrix(self, *, layer: str | None = None, use_raw: bool = False) -> Any:
-        """Find the expression matrix.
-
-        Parameters
-        ----------
-        layer
-            Name of the layer to take instead of ``X``.
-        use_raw
-            Take ``raw/X`` instead.
-
-        Returns
-        -------
-        The stored group (sparse) or array (dense).
-
-        Raises
-        ------
-        BadFileError
-            If it is not there.
-        ValueError
-            If both are asked for.
-        """
+        """Find the expression matrix."""
         if layer is not None and use_raw:
             msg = f"layer={layer!r} and use_raw=True exclude each other; choose one"
             raise ValueError(msg)

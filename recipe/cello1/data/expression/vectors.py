@@ -30,17 +30,11 @@ _DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 
 
 class Vector(Protocol):
-    """A stored 1-dimensional array.
+    """A stored 1-dimensional array."""
 
-    Attributes
-    ----------
-    dtype
-        Type of its values.
-    plain
-        Whether any part can be read for itself, which otherwise costs as much as the chunks it lies in.
-    """
-
+    # Type of its values
     dtype: np.dtype
+    # Whether any part can be read for itself, which otherwise costs as much as the chunks it lies in
     plain: bool
 
     def gather(self, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:

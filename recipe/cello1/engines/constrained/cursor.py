@@ -15,19 +15,7 @@ _OPENING, _THINKING, _ANSWERING, _LOST = range(4)
 
 
 class Cursor:
-    """Follows one completion.
-
-    Parameters
-    ----------
-    matching
-        The legal answers.
-    limit
-        Most tokens the completion may have.
-    reasoning_budget
-        Most tokens of reasoning; ``None``: as many as leave room for the answer.
-    opened
-        Whether the prompt ends with ``<think>`` already.
-    """
+    """Follows one completion."""
 
     __slots__ = (
         "_arguments",
@@ -59,12 +47,7 @@ class Cursor:
             self._think(b"")
 
     def restarted(self) -> Cursor:
-        """Return a cursor for the same completion from its start.
-
-        Returns
-        -------
-        The cursor.
-        """
+        """Return a cursor for the same completion from its start."""
         return Cursor(*self._arguments)
 
     @property
@@ -78,13 +61,7 @@ class Cursor:
         return self._phase == _ANSWERING and self._matching.at_end(self._state)
 
     def advance(self, token: int) -> None:
-        """Take note of a token.
-
-        Parameters
-        ----------
-        token
-            Its id.
-        """
+        """Take note of a token."""
         self.n += 1
         vocabulary = self._matching.vocabulary
         if self._phase == _THINKING:
@@ -132,12 +109,7 @@ class Cursor:
         self._state = found
 
     def only(self) -> Sequence[int] | None:
-        """Tell which tokens may come next, where they are few.
-
-        Returns
-        -------
-        Token ids; ``None`` within the reasoning (see :meth:`bans`) and when lost.
-        """
+        """Tell which tokens may come next, where they are few."""
         matching = self._matching
         if self._phase == _ANSWERING:
             left = self._limit - self.n
@@ -150,39 +122,17 @@ class Cursor:
         return None
 
     def bans(self) -> tuple[int, ...]:
-        """Tell which tokens must not come in the reasoning, beside those that stand for no text.
-
-        Returns
-        -------
-        Token ids.
-        """
+        """Tell which tokens must not come in the reasoning, beside those that stand for no text."""
         return self._matching.bans(self._tail) if self._phase == _THINKING else ()
 
     def closing(self) -> int:
-        """Tell which token comes next if the reasoning is to be closed.
-
-        Returns
-        -------
-        Its id.
-        """
+        """Tell which token comes next if the reasoning is to be closed."""
         written = len(self._tail) if CLOSE_THINK.startswith(self._tail) else 0
         return self._matching.vocabulary.shortest(CLOSE_THINK[written:])[1]
 
 
 def mask_logits(logits: torch.Tensor, cursors: Mapping[int, Cursor]) -> torch.Tensor:
-    """Set the logits of all tokens that must not come next to minus infinity, in place.
-
-    Parameters
-    ----------
-    logits
-        Float tensor of shape (rows, vocabulary); ids beyond the tokenizer's are never allowed.
-    cursors
-        For each constrained row its cursor.
-
-    Returns
-    -------
-    ``logits``
-    """
+    """Set the logits of all tokens that must not come next to minus infinity, in place."""
     import torch
 
     thinking: list[int] = []

@@ -25,40 +25,18 @@ State = tuple[_Item, ...]  # several items: what follows decides (a label, or a 
 
 @dataclass(slots=True)
 class _Continuations:
-    """The tokens that go on with some literal text and then a label from a node of the trie on.
+    """The tokens that go on with some literal text and then a label from a node of the trie on."""
 
-    Attributes
-    ----------
-    literal
-        Ids of tokens that end within the literal text or at its end.
-    inside
-        Tokens that end within a label or at its end: bits of the labels that then can come, ids.
-    beyond
-        Tokens that go on after a label: its bit, what they write after it, ids.
-    """
-
+    # Ids of tokens that end within the literal text or at its end
     literal: list[int]
+    # Tokens that end within a label or at its end: bits of the labels that then can come, ids
     inside: list[tuple[int, list[int]]]
+    # Tokens that go on after a label: its bit, what they write after it, ids
     beyond: list[tuple[int, bytes, list[int]]]
 
 
 class Matching:
-    r"""The legal texts from ``</think>`` on, for one list of candidates: an automaton over bytes.
-
-    Parameters
-    ----------
-    vocabulary
-        The tokens.
-    candidates
-        Candidate types. Scoring ignores case, so of two that differ only in case at most one is written.
-    n_answers
-        Types to write, at most as many as there are candidates.
-
-    Raises
-    ------
-    ValueError
-        If there are too few candidates, a candidate cannot stand in an answer, or the vocabulary cannot spell one.
-    """
+    r"""The legal texts from ``</think>`` on, for one list of candidates: an automaton over bytes."""
 
     def __init__(self, vocabulary: Vocabulary, candidates: Sequence[str], n_answers: int) -> None:
         for label in candidates:
@@ -117,19 +95,7 @@ class Matching:
     # ------------------------------------------------------------------------------------------------ automaton
 
     def run(self, state: State, text: bytes) -> State:
-        """Follow a text.
-
-        Parameters
-        ----------
-        state
-            Where to start.
-        text
-            What is written.
-
-        Returns
-        -------
-        Where one is then; empty if the text is not legal there.
-        """
+        """Follow a text."""
         for byte in text:
             if len(state) == 1:
                 state = self._step(state[0], byte)
@@ -172,17 +138,7 @@ class Matching:
     # --------------------------------------------------------------------------------------------------- tokens
 
     def allowed(self, state: State) -> list[int]:
-        """Find the tokens that may come next.
-
-        Parameters
-        ----------
-        state
-            Where one is.
-
-        Returns
-        -------
-        Token ids, at least one.
-        """
+        """Find the tokens that may come next."""
         found: list[int] = []
         for kind, at, used in state:
             if kind == _LABEL:
@@ -245,17 +201,7 @@ class Matching:
 
     @staticmethod
     def at_end(state: State) -> bool:
-        """Tell whether the answer is complete.
-
-        Parameters
-        ----------
-        state
-            Where one is.
-
-        Returns
-        -------
-        Whether only the end of the turn may follow.
-        """
+        """Tell whether the answer is complete."""
         return state[0][0] == _END
 
     # ----------------------------------------------------------------------------------------------------- room
@@ -284,36 +230,12 @@ class Matching:
         return total
 
     def need(self, state: State) -> int:
-        """Bound the tokens it takes to end from here when the shortest spellings are used.
-
-        Parameters
-        ----------
-        state
-            Where one is.
-
-        Returns
-        -------
-        Tokens, the end of the turn included.
-        """
+        """Bound the tokens it takes to end from here when the shortest spellings are used."""
         spell = self.vocabulary.shortest
         return max((spell(text)[0] + self._rest(used) for text, used in self._remainders(state)), default=1)
 
     def tight(self, state: State, room: int) -> list[int]:
-        """Find the tokens that begin the shortest spellings of what still fits.
-
-        If what is left fits by its shortest spelling before such a token, it does so after it.
-
-        Parameters
-        ----------
-        state
-            Where one is.
-        room
-            Tokens that may still come.
-
-        Returns
-        -------
-        Token ids, at least one.
-        """
+        """Find the tokens that begin the shortest spellings of what still fits."""
         if self.at_end(state):
             return [self.vocabulary.eos]
         found: dict[int, int] = {}
@@ -325,17 +247,7 @@ class Matching:
         return fitting or [min(found, key=lambda token: found[token])]
 
     def bans(self, tail: bytes) -> tuple[int, ...]:
-        """Find the tokens that must not come in the reasoning, beside those that stand for no text.
-
-        Parameters
-        ----------
-        tail
-            The beginning of a tag that the reasoning ends with.
-
-        Returns
-        -------
-        Token ids.
-        """
+        """Find the tokens that must not come in the reasoning, beside those that stand for no text."""
         if tail not in self._bans:
             banned, open_cases = self.vocabulary.tags_after(tail)
             root: State = ((_LABEL, 0, 0),)
@@ -345,35 +257,10 @@ class Matching:
 
 @lru_cache(maxsize=512)
 def matching_for(vocabulary: Vocabulary, candidates: tuple[str, ...], n_answers: int) -> Matching:
-    """Return the legal answers for a list of candidates; samples of one puzzle share them.
-
-    Parameters
-    ----------
-    vocabulary, candidates, n_answers
-        See :class:`Matching`.
-
-    Returns
-    -------
-    The matching.
-
-    Raises
-    ------
-    ValueError
-        As for :class:`Matching`.
-    """
+    """Return the legal answers for a list of candidates; samples of one puzzle share them."""
     return Matching(vocabulary, candidates, n_answers)
 
 
 def tokens_needed(matching: Matching) -> int:
-    """Bound the tokens of the shortest legal completions: less room than this cannot hold every answer.
-
-    Parameters
-    ----------
-    matching
-        The legal answers.
-
-    Returns
-    -------
-    Tokens.
-    """
+    """Bound the tokens of the shortest legal completions: less room than this cannot hold every answer."""
     return len(OPEN) + matching.least

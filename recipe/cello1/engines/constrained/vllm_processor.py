@@ -1,10 +1,10 @@
-"""The vLLM logits processor of :mod:`recipe.cello1.engines.constrained`. Imports vLLM: nothing else here may import this.
+"""The vLLM logits processor of :mod:`recipe.cello1.engines.constrained` (imports vLLM: load it by name only).
 
 In process it is loaded by :class:`recipe.cello1.engines.vllm.VllmEngine`. For a server::
 
     vllm serve MODEL --logits-processors recipe.cello1.engines.constrained.vllm_processor:MatchingLogitsProcessor
 
-and each request asks for it with ``vllm_xargs`` (see :func:`recipe.cello1.engines.protocol.constraint_args`); other requests are
+and each request asks for it with ``vllm_xargs`` (``protocol.constraint_args``); other requests are
 left alone.
 """
 
@@ -45,13 +45,7 @@ class _Row:
 
 
 class MatchingLogitsProcessor(LogitsProcessor):
-    """Keeps requests that ask for it to a legal one-to-one matching.
-
-    Parameters
-    ----------
-    vllm_config, device, is_pin_memory
-        As vLLM passes them.
-    """
+    """Keeps requests that ask for it to a legal one-to-one matching."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._config = vllm_config.model_config
@@ -60,18 +54,7 @@ class MatchingLogitsProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Refuse requests that cannot be met.
-
-        Parameters
-        ----------
-        sampling_params
-            The request's options.
-
-        Raises
-        ------
-        ValueError
-            If the arguments are not as :func:`recipe.cello1.engines.protocol.constraint_args` makes them.
-        """
+        """Refuse requests that cannot be met."""
         args = sampling_params.extra_args or {}
         if not any(name in args for name in (CANDIDATES_ARG, N_ANSWERS_ARG, REASONING_BUDGET_ARG)):
             return
@@ -92,36 +75,15 @@ class MatchingLogitsProcessor(LogitsProcessor):
             raise ValueError(msg)
 
     def is_argmax_invariant(self) -> bool:
-        """Return ``False``: the likeliest token may be forbidden.
-
-        Returns
-        -------
-        ``False``
-        """
+        """Return ``False``: the likeliest token may be forbidden."""
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Take note of requests that come, go and move.
-
-        Parameters
-        ----------
-        batch_update
-            The changes; ``None`` if there are none.
-        """
+        """Take note of requests that come, go and move."""
         process_dict_updates(self._rows, batch_update, self._new_row)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Mask the logits.
-
-        Parameters
-        ----------
-        logits
-            Float tensor of shape (requests, vocabulary).
-
-        Returns
-        -------
-        ``logits``, changed in place.
-        """
+        """Mask the logits."""
         if self._rows:
             for row in self._rows.values():
                 row.catch_up()

@@ -25,15 +25,7 @@ LONGEST = 32  # bytes; longer tokens do not count when looking for the shortest 
 
 
 class Vocabulary:
-    """The bytes of every token.
-
-    Parameters
-    ----------
-    tokens
-        For each token id its bytes; ``None`` for tokens that stand for no text (special tokens, gaps).
-    eos
-        Id of the token that ends the model's turn.
-    """
+    """The bytes of every token."""
 
     def __init__(self, tokens: Sequence[bytes | None], eos: int) -> None:
         self.tokens = [token or None for token in tokens]
@@ -56,22 +48,7 @@ class Vocabulary:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Any) -> Vocabulary:
-        """Read the vocabulary of a tokenizer; done once for each.
-
-        Parameters
-        ----------
-        tokenizer
-            A Hugging Face tokenizer: byte-level BPE, or SentencePiece-like with byte fallback.
-
-        Returns
-        -------
-        The vocabulary.
-
-        Raises
-        ------
-        ValueError
-            If the tokenizer is of another kind.
-        """
+        """Read the vocabulary of a tokenizer; done once for each."""
         found = _KNOWN.get(tokenizer)
         if found is None:
             found = cls(token_bytes(tokenizer), tokenizer.eos_token_id)
@@ -79,17 +56,7 @@ class Vocabulary:
         return found
 
     def silent_ids(self, logits: torch.Tensor) -> torch.Tensor:
-        """Return the ids that stand for no text, those that the model has beyond the tokenizer's included.
-
-        Parameters
-        ----------
-        logits
-            Tensor of shape (rows, vocabulary).
-
-        Returns
-        -------
-        int64 tensor on the same device.
-        """
+        """Return the ids that stand for no text, those that the model has beyond the tokenizer's included."""
         import torch
 
         key = (logits.shape[1], logits.device)
@@ -99,32 +66,12 @@ class Vocabulary:
         return self._silent_ids[key]
 
     def text(self, ids: Iterable[int]) -> str:
-        """Decode, exactly as the constraint sees the text.
-
-        Parameters
-        ----------
-        ids
-            Token ids.
-
-        Returns
-        -------
-        The text; special tokens stand for none.
-        """
+        """Decode, exactly as the constraint sees the text."""
         parts = [self.tokens[i] or b"" for i in ids if i != self.eos and i < len(self.tokens)]
         return b"".join(parts).decode(errors="replace")
 
     def shortest(self, text: bytes) -> tuple[int, int]:
-        """Find the shortest spelling of a text.
-
-        Parameters
-        ----------
-        text
-            The text.
-
-        Returns
-        -------
-        How many tokens it has, and the first of them (-1 for no text).
-        """
+        """Find the shortest spelling of a text."""
         if text not in self._spellings:
             self._spell(text)
         return self._spellings[text]
@@ -145,47 +92,17 @@ class Vocabulary:
             self._spellings[text[start:]] = cost[start], table[first][0]
 
     def starting_with(self, start: bytes) -> list[tuple[bytes, list[int]]]:
-        """Find the tokens that begin with some bytes.
-
-        Parameters
-        ----------
-        start
-            The bytes, at least one.
-
-        Returns
-        -------
-        Bytes and ids of each token.
-        """
+        """Find the tokens that begin with some bytes."""
         low = bisect_left(self.keys, start)
         high = run_end(self.keys, start, low, len(self.keys))
         return list(zip(self.keys[low:high], self.ids[low:high], strict=True))
 
     def within(self, text: bytes) -> list[int]:
-        """Find the tokens that a text begins with.
-
-        Parameters
-        ----------
-        text
-            The text.
-
-        Returns
-        -------
-        Token ids.
-        """
+        """Find the tokens that a text begins with."""
         return [i for end in range(1, len(text) + 1) for i in self.table.get(text[:end], ())]
 
     def opening(self, offset: int) -> tuple[int, ...]:
-        """Find the tokens that may follow the first ``offset`` bytes of ``<think>``.
-
-        Parameters
-        ----------
-        offset
-            Bytes written of the tag.
-
-        Returns
-        -------
-        Token ids.
-        """
+        """Find the tokens that may follow the first ``offset`` bytes of ``<think>``."""
         if offset not in self._opening:
             rest = OPEN[offset:]
             found = self.within(rest[:-1])
@@ -196,18 +113,7 @@ class Vocabulary:
         return self._opening[offset]
 
     def tags_after(self, tail: bytes) -> tuple[tuple[int, ...], tuple[tuple[int, bytes], ...]]:
-        r"""Find the tokens that would complete a tag in the reasoning.
-
-        Parameters
-        ----------
-        tail
-            The beginning of a tag that the reasoning ends with, or nothing.
-
-        Returns
-        -------
-        Ids of tokens that must not come, and (id, bytes) of those that write all of ``</think>\n<answer>`` and more,
-        for which the candidates decide.
-        """
+        r"""Find the tokens that would complete a tag in the reasoning."""
         if tail not in self._free:
             critical = dict.fromkeys(self._with_tag)
             for written in _TAGS:
@@ -239,6 +145,7 @@ def run_end(keys: Sequence[bytes], start: bytes, low: int, high: int) -> int:
 
 
 def first_tag(text: bytes) -> tuple[int, bytes | None]:
+    """Return the first tag with its position, -1 and ``None`` for none."""
     found = [(at, tag) for tag in _TAGS if (at := text.find(tag)) >= 0]
     return min(found, default=(-1, None))
 
