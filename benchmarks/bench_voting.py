@@ -1,9 +1,9 @@
 """What several answers to each puzzle are worth: greedy, majority, medoid and consensus side by side.
 
-``python benchmarks/bench_voting.py --model MODEL --data TEST`` answers the puzzles greedily and with 8 samples each, in
-one start of vLLM, and prints the table of :mod:`recipe.cello1.evaluation.voting_rules`: the metrics of each rule with 95% intervals, and
-by how much the consensus is better on the same puzzles. Predictions and evaluation are kept in ``--out``; a second call
-goes on from them.
+``python benchmarks/bench_voting.py --model MODEL --data TEST`` answers the puzzles greedily and with 8 samples each,
+in one start of vLLM, and prints the table of :mod:`recipe.cello1.evaluation.voting_rules`: the metrics of each rule
+with 95% intervals, and by how much the consensus is better on the same puzzles. Predictions and evaluation are kept
+in ``--out``; a second call goes on from them.
 """
 
 from __future__ import annotations

@@ -22,6 +22,12 @@ from tests.helpers.project import project_files
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 HEAVY = {"verl", "vllm", "torch", "transformers", "ray", "trl", "datasets"}
+RECIPE = sorted((ROOT / "recipe" / "cello1").rglob("*.py"))
+PUBLIC = {
+    name
+    for path in (DOCS / "api").glob("*.md")
+    for name in re.findall(r"automodule:: ([\w.]+)", path.read_text(encoding="utf-8"))
+}
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 OF_RAY = {"--head", "--port", "--address", "--num-gpus"}
 ELSEWHERE = "…"  # stands in a quotation for what differs from case to case
@@ -74,13 +80,35 @@ def test_the_site_needs_no_training_library(site):
     assert not loaded & HEAVY
 
 
-def test_every_module_of_the_recipe_is_described_once(site):
-    folder = ROOT / "recipe" / "cello1"
-    files = [path.relative_to(ROOT).with_suffix("") for path in folder.rglob("*.py")]
-    names = [".".join(part for part in file.parts if part != "__init__") for file in files]
-    public = {name for name in names if "._" not in name} - {"recipe.cello1"}
+def test_every_public_module_is_described_once(site):
     described = [name for text in site.values() for name in re.findall(r'id="module-([\w.]+)"', text)]
-    assert sorted(described) == sorted(public)
+    assert sorted(described) == sorted(PUBLIC)
+
+
+def definitions(path: Path) -> list[tuple[str, str, ast.AST]]:
+    """Every class and function of a module with its qualified name and docstring."""
+    found = []
+
+    def visit(node: ast.AST, above: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{above}.{child.name}".lstrip(".")
+                found.append((name, ast.get_docstring(child) or "", child))
+                visit(child, name if isinstance(child, ast.ClassDef) else f"{name}._inner")
+
+    visit(ast.parse(path.read_text(encoding="utf-8")), "")
+    return found
+
+
+@pytest.mark.parametrize("path", RECIPE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_docstrings_are_full_where_they_are_published_and_one_line_elsewhere(path):
+    module = ".".join(part for part in path.relative_to(ROOT).with_suffix("").parts if part != "__init__")
+    for name, text, node in definitions(path):
+        if module not in PUBLIC or re.search(r"(^|\.)_[^_]", name):
+            assert "\n" not in text, f"{name}: one line, since docs/api does not list it"
+        elif isinstance(node, ast.FunctionDef) and name not in ("build_parser", "run") and not name.count("__"):
+            taken = {argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)} - {"self", "cls"}
+            assert not taken or "Parameters\n---" in text or "As for" in text or "as for" in text, name
 
 
 def test_every_function_of_the_plugin_is_described(site):

@@ -6,8 +6,8 @@ with a Python that only writes down what it is asked to do; each such call must 
 verl's configuration or accelerate accepts. A command that no function below is for fails.
 
 The two main commands are run in earnest elsewhere: ``run_grpo.sh`` by tests/recipe/launch/test_run_grpo.py,
-``tests/run.sh`` by CI (.ci/run). So are the example and the notebook (tests/plugin/test_integration.py) and vLLM's server
-(tests/recipe/engines/test_vllm_serve.py).
+``tests/run.sh`` by CI (.ci/run). So are the example and the notebook (tests/plugin/test_integration.py) and
+``vllm serve`` (tests/recipe/engines/test_vllm_serve.py).
 """
 
 import ast

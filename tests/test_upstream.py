@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.rooms import LIGHT, tests_of
+from tests.helpers.rooms import LIGHT, own_tests
 
 ROOT = Path(__file__).parents[1]
 OURS = {"recipe", "scverse_plugin", "cello1_verl"}
@@ -93,7 +93,7 @@ print(*util.find_spec("recipe").submodule_search_locations)
 
 def test_recipe_passes_its_own_tests(tree, python):
     pytest.importorskip("verl")
-    names = [tests_of(name) for name in (*OF_LIGHT, *SEAMS)]
+    names = [own_tests(name) for name in (*OF_LIGHT, *SEAMS)]
     names += [f"tests/recipe/config/test_configs.py::{name}" for name in CONFIGS]
     options = ["--import-mode=importlib", "-q", "-p", "no:cacheprovider", "-m", "not integration"]
     result = run(python, tree, "-m", "pytest", *options, *names)

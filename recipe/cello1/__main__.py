@@ -1,8 +1,8 @@
 """``cello1 COMMAND``, or ``python -m recipe.cello1 COMMAND``: one shell around every command.
 
 A command is a module with ``build_parser()`` and ``run(args)``; what follows ``--`` is ``args.rest`` for those whose
-parser has a default for it. ``run`` returns nothing when all is done, a sentence when something is missing, or an exit code
-of its own. Other packages add commands through the entry-point group ``cello1.commands``.
+parser has a default for it. ``run`` returns nothing when all is done, a sentence when something is missing, or an
+exit code of its own. Other packages add commands through the entry-point group ``cello1.commands``.
 
 Exit codes: 0 done, 1 the input or the run failed, 2 wrong usage, 130 interrupted.
 """

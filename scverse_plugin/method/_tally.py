@@ -1,7 +1,7 @@
 """Answers to votes, votes to labels.
 
-The rules are those of ``recipe.cello1.task.voting``: it reads the answers, counts them and finds the assignment. Here is
-what an annotation adds: a vote counts against how often unit and type have met, and nothing becomes a label that the
+``recipe.cello1.task.voting`` reads the answers, counts them and finds the assignment. This module adds what annotation
+needs: a vote counts against how often unit and type have met, and nothing becomes a label that the
 votes do not carry.
 """
 

@@ -29,7 +29,7 @@ LIGHT = (
 NEED_SCIPY = ("task.genes", "task.voting", "formats.predictions")
 
 
-def tests_of(module: str) -> str:
+def own_tests(module: str) -> str:
     """Path of the tests of a module, below the root."""
     room, name = module.split(".")
     return f"tests/recipe/{room}/test_{name}.py"

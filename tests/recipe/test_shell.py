@@ -17,9 +17,9 @@ HEAVY = {"numpy", "scipy", "torch", "transformers", "scanpy", "anndata", "pandas
 def command(monkeypatch):
     """Put a command of one's own into the shell; returns the module, whose ``run`` the test sets."""
     module = types.ModuleType("made_up")
-    module.build_parser = argparse.ArgumentParser
+    module.build_parser = lambda: argparse.ArgumentParser(description="made up")
     monkeypatch.setitem(sys.modules, "made_up", module)
-    monkeypatch.setitem(shell.COMMANDS, "made up", "made_up")
+    monkeypatch.setitem(shell.STEPS, "made up", "made_up")
     return module
 
 
@@ -86,7 +86,7 @@ def test_what_follows_two_dashes_goes_to_those_who_take_it(command, capsys):
     command.run = lambda args: " ".join(args.rest)
 
     def parser():
-        made = argparse.ArgumentParser()
+        made = argparse.ArgumentParser(description="made up")
         made.set_defaults(rest=[])
         made.add_argument("--flag", action="store_true")
         return made

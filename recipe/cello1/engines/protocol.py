@@ -1,4 +1,4 @@
-"""What answers prompts: one small protocol, and :func:`start_engine`, which loads the engine asked for and no other.
+"""What answers prompts: one small protocol, which every engine follows.
 
 An engine takes requests (chat messages) and sampling options and gives completions, in the order they get done. What
 it cannot answer comes back as a :class:`Failure` in place of a completion: the failure of one item stops no other, and

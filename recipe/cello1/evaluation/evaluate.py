@@ -1,6 +1,6 @@
 """Score predictions: the paper's metrics with intervals, slices and comparisons.
 
-What counts is decided in :mod:`recipe.cello1.evaluation.scores`; this module puts everything together.
+What counts is decided in ``scores``; this module puts everything together.
 
     python -m recipe.cello1 evaluate predictions.jsonl --data test.json --out metrics.json
 """
@@ -57,7 +57,7 @@ def evaluate(
     records
         Prediction and error records.
     puzzles
-        The data set; see :func:`recipe.cello1.evaluation.scores.score_predictions`.
+        The data set; see ``scores.score_predictions``.
     greedy
         Greedy predictions for the same puzzles, to stand beside the rules that combine several answers.
     ontology, judge
@@ -76,8 +76,8 @@ def evaluate(
     - ``illegal`` (reason -> count), ``outside_candidates`` (answers naming a type not offered, where that is known)
     - ``slices`` (key -> value -> metrics), ``types`` (type -> n, accuracy, low, high), ``confusion`` (gold, predicted,
       count; most frequent first)
-    - with several answers to a puzzle: what :func:`recipe.cello1.evaluation.voting_rules.compare_rules` returns
-    - ``ontology`` and ``judge`` (see :mod:`recipe.cello1.evaluation.open_ended`) if asked for
+    - with several answers to a puzzle: what ``voting_rules.compare_rules`` returns
+    - ``ontology`` and ``judge`` (see ``open_ended``) if asked for
     - ``lengths`` (histogram: edges, counts), ``examples``, ``run`` (engine, model, sampling, layout)
 
     Raises
@@ -217,7 +217,7 @@ def compare(
     first, second
         Prediction records of the runs.
     puzzles
-        The data set; see :func:`recipe.cello1.evaluation.scores.score_predictions`.
+        The data set; see ``scores.score_predictions``.
     seed
         Seed of the bootstrap.
 

@@ -30,7 +30,7 @@ def pass_order(sizes: Sequence[int], order: str | None, *, seed: int, epoch: int
     Parameters
     ----------
     sizes, order
-        As for :func:`order_by_size`; without an order the puzzles are shuffled.
+        As for :func:`recipe.cello1.task.sampling.order_by_size`; without an order the puzzles are shuffled.
     seed
         Seed of the run.
     epoch

@@ -80,7 +80,7 @@ class PuzzleRewardManager(RewardManagerBase):
         -------
         ``reward_score``: the score and the shaped terms together. ``reward_extra_info``: one float a metric, among
         them ``score`` without the terms, and each term (verl logs them for validation,
-        :mod:`recipe.cello1.rl.replay_buffer` for training).
+        ``replay_buffer`` for training).
 
         Raises
         ------

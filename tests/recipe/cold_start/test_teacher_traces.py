@@ -261,7 +261,7 @@ def test_command_with_failures(tmp_path, capsys):
 def test_nothing_accepted_writes_no_data(tmp_path, capsys):
     with Server(lambda body, n: "no") as server:
         assert command(server, tmp_path, "--tries", "1") == 1
-    assert "nothing was accepted (most often: missing_tag)" in capsys.readouterr().err
+    assert "no trace was accepted (most often: missing_tag)" in capsys.readouterr().err
     assert not (tmp_path / "sft.json").exists()
     assert json.loads((tmp_path / "sft.report.json").read_text())["total"]["rejected"] == 6
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
-from recipe.cello1.data import options, parallel
+from recipe.cello1.data import leaks, options, workers
 from recipe.cello1.data import prepare as prepare_data
 from recipe.cello1.data.extract import FileResult, Job, process_file
 from recipe.cello1.data.settings import Settings
@@ -27,6 +27,7 @@ from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.genes import top_genes
 from recipe.cello1.task.prompt import VARIANTS, messages, render_user
 from recipe.cello1.task.scoring import score_answer
+from tests.helpers.cli import command
 from tests.helpers.toy_h5ad import toy_adata, write
 
 ROOT = Path(__file__).parents[3]
@@ -47,7 +48,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(*arguments) -> int:
-    return prepare_data.main([str(argument) for argument in arguments])
+    words = [str(argument) for argument in arguments]
+    return command("prepare audit")(words[1:]) if words[:1] == ["audit"] else command("prepare")(words)
 
 
 def content(out: Path, besides: tuple[str, ...] = ()) -> dict[str, str]:
@@ -207,7 +209,7 @@ def count_calls(monkeypatch) -> list[str]:
         seen.append(job.name)
         return process_file(job, progress)
 
-    monkeypatch.setattr(parallel, "process_file", counted)
+    monkeypatch.setattr(workers, "process_file", counted)
     return seen
 
 
@@ -240,9 +242,8 @@ def test_interrupted_it_goes_on_and_gives_the_same_bytes(folder, made, tmp_path,
         done.append(job.name)
         return process_file(job, progress)
 
-    monkeypatch.setattr(parallel, "process_file", fails)
-    with pytest.raises(KeyboardInterrupt):
-        run(folder, "--out", tmp_path, "--raw", *FEW)
+    monkeypatch.setattr(workers, "process_file", fails)
+    assert run(folder, "--out", tmp_path, "--raw", *FEW) == 130
     assert not (tmp_path / "manifest.json").exists()
     assert not list(tmp_path.rglob("*.tmp"))
     seen = count_calls(monkeypatch)
@@ -259,8 +260,7 @@ def test_records_of_an_interrupted_run_with_other_settings_are_made_again(folder
 
     with monkeypatch.context() as patch:
         patch.setattr(prepare_data, "save_part", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(folder, "--out", tmp_path, "--raw", *FEW, "--top-genes", "20")
+        assert run(folder, "--out", tmp_path, "--raw", *FEW, "--top-genes", "20") == 130
     assert run(folder, "--out", tmp_path, "--raw", *FEW) == 0
     assert content(tmp_path) == content(made)
 
@@ -283,8 +283,7 @@ def test_an_interrupted_rebuild_leaves_nothing_behind(folder, tmp_path, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr("recipe.cello1.data.build.write_rl_parquet", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(folder / "kidney", "--out", tmp_path, *FEW)
+        assert run(folder / "kidney", "--out", tmp_path, *FEW) == 130
     assert "not finished" in manifest(tmp_path)["error"]
     assert (tmp_path / "train" / "file2_train.json").exists()
     half = tmp_path / "train" / f".train_data.json.{'0' * 32}.tmp"  # as SIGKILL leaves it
@@ -345,7 +344,7 @@ def test_the_file_that_kills_a_worker_is_found_out(folder, tmp_path, capsys, mon
         def shutdown(self, **options):
             pass
 
-    monkeypatch.setattr(parallel, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Pool)
     status = run(folder, "--out", tmp_path, *FEW[:-1], "2")
     captured = capsys.readouterr()
     entries = {entry["name"]: entry for entry in manifest(tmp_path)["inputs"]}
@@ -423,7 +422,7 @@ def test_a_file_that_kills_its_process_on_a_real_cluster_is_bad(folder, tmp_path
             os.kill(os.getpid(), signal.SIGKILL)
         return process_file(job, progress)
 
-    monkeypatch.setattr(parallel, "process_file", killed)
+    monkeypatch.setattr(workers, "process_file", killed)
     assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "local", "--skip-bad") == 0
     assert [entry["status"] for entry in manifest(tmp_path)["inputs"]] == ["used", "used", "bad"]
 
@@ -876,35 +875,6 @@ def test_one_donor_cannot_be_split(tmp_path, capsys):
     assert run(path, "--out", tmp_path / "out", *FEW, "--split", "puzzle") == 0
 
 
-def test_copy_to(folder, tmp_path):
-    import fsspec
-
-    build(folder, tmp_path / "out", "--copy-to", "memory://copies/here", "--raw")
-    system = fsspec.filesystem("memory")
-    copied = {name.removeprefix("/copies/here/"): system.cat(name) for name in system.find("/copies/here")}
-    assert {name: hashlib.sha256(value).hexdigest() for name, value in copied.items()} == content(tmp_path / "out")
-
-
-def test_what_leaks_is_not_copied_and_what_is_copied_is_all(folder, tmp_path):
-    remote = tmp_path / "remote"
-    leaky = ["--out", tmp_path / "out", *FEW, "--split", "puzzle", "--fail-on-leak", "--copy-to", remote]
-    assert run(folder, *leaky) == 1
-    assert not remote.exists()
-    build(folder, tmp_path / "out", "--copy-to", remote)
-    (remote / "mine.txt").write_text("kept")
-    build(folder / "lung", tmp_path / "out", "--copy-to", remote)
-    (remote / "mine.txt").unlink()
-    assert content(remote) == content(tmp_path / "out")
-
-
-@pytest.mark.parametrize("url", ["nonsense://a", "file:///dev/null/a", "hdfs://nowhere/a"])
-def test_copy_to_a_place_that_is_none(folder, tmp_path, capsys, monkeypatch, url):
-    monkeypatch.setenv("ARROW_LIBHDFS_DIR", str(tmp_path))  # as on a machine without Hadoop
-    monkeypatch.delenv("HADOOP_HOME", raising=False)
-    assert run(folder, "--out", tmp_path, *FEW, "--copy-to", url) == 1
-    assert f"--copy-to {url}" in capsys.readouterr().err
-
-
 def test_progress_is_shown_unless_quiet(folder, tmp_path, capsys):
     few = [argument for argument in FEW if argument != "--quiet"]
     assert run(folder, "--out", tmp_path, *few) == 0
@@ -952,7 +922,7 @@ def test_refusals(folder, made, tmp_path, capsys, arguments, match):
     assert run(*[places.get(argument, argument) for argument in arguments], "--out", tmp_path / "out", "--quiet") == 1
     error = capsys.readouterr().err
     assert match in error
-    assert error.startswith("error: ")
+    assert error.startswith("cello1 prepare: error: ")
 
 
 @pytest.mark.parametrize("sizes", ["a", "3-", "8-x", "", "-3", "15-8", "3,9-8"])
@@ -982,7 +952,7 @@ def test_help_names_every_option_and_runs_as_documented():
 
 def test_every_option_is_used_in_a_test():
     text = Path(__file__).read_text(encoding="utf-8")
-    for parser in (options.make_parser(""), options.make_audit_parser()):
+    for parser in (options.make_parser(""), leaks.build_parser()):
         for action in parser._actions:
             for option in action.option_strings:
                 assert option in ("-h", "--help") or f'"{option}"' in text, option
@@ -1092,7 +1062,7 @@ def test_from_hub(made, tmp_path, monkeypatch):
 def test_from_hub_offline(tmp_path, capsys):
     assert run("--from-hub", "ncbi/CellPuzzles", "--out", tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert error.startswith("error: --from-hub ncbi/CellPuzzles: the data set cannot be loaded")
+    assert error.startswith("cello1 prepare: error: --from-hub ncbi/CellPuzzles: the data set cannot be loaded")
     assert "give their folder instead" in error
     assert len(error.splitlines()) == 1
 

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.cello1.formats import atomic as files
-from recipe.cello1.formats.atomic import append_jsonl, atomic_write, dumps, read_items, sha256, write_items
+from recipe.cello1.formats.atomic import (
+    JsonListWriter,
+    append_jsonl,
+    atomic_write,
+    dumps,
+    read_items,
+    remove_unfinished,
+    sha256,
+    write_items,
+)
 
 
 def test_dumps_takes_numpy_and_any_text():
@@ -109,3 +118,31 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_hash_of_a_file(tmp_path):
     (tmp_path / "f").write_bytes(b"abc" * 1_000_000)
     assert sha256(tmp_path / "f") == hashlib.sha256(b"abc" * 1_000_000).hexdigest()
+
+
+@pytest.mark.parametrize("items", [[], [{"a": 1}], [{"a": "é"}, [1, 2], None]])
+def test_a_list_written_item_by_item_has_the_bytes_of_one_written_at_once(items, tmp_path):
+    write_items(tmp_path / "at_once.json", items)
+    with JsonListWriter(tmp_path / "new" / "one_by_one.json") as writer:
+        for item in items:
+            writer.write(item)
+    assert (tmp_path / "new" / "one_by_one.json").read_bytes() == (tmp_path / "at_once.json").read_bytes()
+    with JsonListWriter(tmp_path / "lines.json", indent=None) as writer:
+        for item in items:
+            writer.write(item)
+    assert read_items(tmp_path / "lines.json") == items
+
+
+def test_a_list_that_is_not_finished_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="item 1"), JsonListWriter(tmp_path / "x.json") as writer:
+        writer.write(1)
+        writer.write(float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    left = tmp_path / f".x.json.{'0a' * 16}.tmp"
+    for path in (left, tmp_path / ".x.tmp", tmp_path / "x.json"):
+        path.touch()
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.tmp", "x.json"]

@@ -9,8 +9,16 @@ from hypothesis import strategies as st
 
 from recipe.cello1.formats.atomic import append_jsonl, write_items
 from recipe.cello1.formats.items import puzzle_to_item
-from recipe.cello1.formats.predictions import check_prediction, error_record, prediction_record, read_predictions
+from recipe.cello1.formats.predictions import (
+    check_prediction,
+    error_record,
+    has_logprobs,
+    prediction_record,
+    read_predictions,
+    record_weights,
+)
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.voting import logprob_weights
 
 ITEM = puzzle_to_item(
     Puzzle((("ALB", "TTR"), ("CD5L", "MARCO")), ("Kupffer cell", "hepatocyte"), ("hepatocyte", "Kupffer cell"))
@@ -101,3 +109,11 @@ def test_prediction_list_is_read(tmp_path):
     write_items(path, [{"prediction": "a"}, {}])
     with pytest.raises(ValueError, match="p.json: record 1 must have either"):
         read_predictions(path)
+
+
+def test_predictions_weigh_by_the_mean_log_probability_of_their_tokens():
+    records = [{"prediction": "x", "logprob": -2.0, "tokens": 4}, {"prediction": "y", "logprob": -1, "tokens": 1}]
+    assert has_logprobs(records)
+    assert not has_logprobs([]) and not has_logprobs([{"error": "e"}])
+    assert not has_logprobs([*records, {"prediction": "z", "logprob": None, "tokens": 1}])
+    assert np.array_equal(record_weights(records), logprob_weights([-2.0, -1.0], [4, 1]))

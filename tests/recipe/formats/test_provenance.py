@@ -1,8 +1,16 @@
+import os
 from importlib.metadata import version
 
 import pytest
 
-from recipe.cello1.formats.provenance import NOT_INSTALLED, check_same_run, package_versions, write_run
+from recipe.cello1.formats.provenance import (
+    NOT_INSTALLED,
+    check_same_run,
+    package_versions,
+    worker_variables,
+    write_run,
+)
+from tests.helpers.rooms import ROOT
 
 
 def test_the_same_settings_go_on_and_others_are_named(tmp_path):
@@ -18,3 +26,8 @@ def test_what_is_installed_and_what_is_not():
     found = package_versions(["pytest", "no-such-package", "numpy"])
     assert found == {"pytest": version("pytest"), "no-such-package": NOT_INSTALLED, "numpy": version("numpy")}
     assert list(found) == ["pytest", "no-such-package", "numpy"]
+
+
+def test_workers_find_the_package_first(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["/a", str(ROOT), "/b"]))
+    assert worker_variables()["PYTHONPATH"].split(os.pathsep) == [str(ROOT), "/a", "/b"]

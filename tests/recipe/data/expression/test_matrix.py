@@ -12,8 +12,8 @@ from anndata.io import write_elem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recipe.cello1.data import matrix as module
-from recipe.cello1.data import vectors
+from recipe.cello1.data.expression import matrix as module
+from recipe.cello1.data.expression import vectors
 from recipe.cello1.data.expression.matrix import map_blocks, open_matrix
 from recipe.cello1.data.expression.store import BadFileError, Store
 
