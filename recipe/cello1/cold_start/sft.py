@@ -10,8 +10,8 @@ Files in the output folder: ``checkpoints``, ``log.jsonl`` (one line for each lo
 the end ``model``: the trained model, adapters merged into the base, of the checkpoint with the best evaluation loss
 (the last one where there is no evaluation).
 
-Only the response and the end of turn after it are trained on. Prompt and completion go to TRL as text, not as messages:
-TRL 0.27 with transformers 5 takes the length of a rendered chat for 2 and trains on nearly the whole prompt.
+Only what the model itself has to write and the end of turn after it are trained on. Prompt and completion go to TRL as
+tokens, so that a prompt has the tokens here that it has in RL and prediction: formats/chat_template.py.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.cello1.cold_start.sft_data import end_of_turn, load_examples, prompt_completion, split_evaluation
+from recipe.cello1.cold_start.sft_data import load_examples, split_evaluation, training_row
 from recipe.cello1.formats.atomic import append_jsonl, read_items, sha256, write_items
+from recipe.cello1.formats.chat_template import end_of_turn
 from recipe.cello1.formats.model_folder import check_model_path, save_model
 from recipe.cello1.formats.provenance import check_same_run, write_run
 from recipe.cello1.task.prompt import check_layout
@@ -136,7 +137,7 @@ def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
 # ---------------------------------------------------------------------------------------------------------- resume
 
 
-def find_checkpoint(folder: str | Path) -> Path | None:
+def latest_checkpoint(folder: str | Path) -> Path | None:
     """Find the latest checkpoint to go on from, and remove later ones, which a kill left incomplete.
 
     Parameters
@@ -225,7 +226,7 @@ def train(settings: Mapping[str, Any]) -> Path:
     write_run(output / _SETTINGS, fixed)
     # The first process clears away what a kill left, before the others look.
     with trainer.accelerator.main_process_first():
-        checkpoint = find_checkpoint(output / _CHECKPOINTS)
+        checkpoint = latest_checkpoint(output / _CHECKPOINTS)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.wait_for_everyone()
     # Where the weights are sharded, all processes have to take part in gathering them; the first one gets them.
@@ -251,7 +252,7 @@ def _unsharded(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Any:
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings))
+    base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings), trust_remote_code=False)
     model = get_peft_model(base, _lora(settings["lora"]))
     model.load_state_dict(weights)
     return model
@@ -276,7 +277,6 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
     ValueError
         If an item is too long, or ``trainer`` holds an unknown setting.
     """
-    import torch
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
@@ -294,11 +294,33 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
     if bad := sorted(key for key in own if key not in known or key in taken):
         msg = f"trainer: {bad} cannot be set there; it takes the other fields of trl.SFTConfig"
         raise ValueError(msg)
-    train_rows, eval_rows = split_evaluation(len(puzzles), settings["eval_fraction"], settings["seed"])
-    evaluate = bool(eval_rows) and own.get("eval_strategy", "no") != "no"
+    config = _config(settings, own)
+    _shard_without_gpus()
+    set_seed(settings["seed"])  # the trainer's own: adapters are initialised and dropout is drawn from it
+    tokenizer = AutoTokenizer.from_pretrained(settings["model"], trust_remote_code=False)
+    train_data, eval_data = (Dataset.from_list(rows) for rows in _rows(puzzles, tokenizer, settings))
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings), trust_remote_code=False),
+        args=config,
+        processing_class=tokenizer,
+        train_dataset=train_data,
+        eval_dataset=None if config.eval_strategy == "no" else eval_data,
+        peft_config=_lora(settings["lora"]),
+        callbacks=[_progress(Path(settings["output"]))],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _config(settings: Mapping[str, Any], own: Mapping[str, Any]) -> Any:
+    """Return the trainer's settings: those of the user, and what follows from ours."""
+    import torch
+    from trl import SFTConfig
+
+    evaluate = settings["eval_fraction"] > 0 and own.get("eval_strategy", "no") != "no"
     # Evaluation and saving must go together, or the best checkpoint may be one that was not saved.
     best = evaluate and own.get("eval_strategy") == own.get("save_strategy", "steps")
-    config = SFTConfig(
+    return SFTConfig(
         **{
             "disable_tqdm": True,
             "dataloader_pin_memory": torch.cuda.is_available(),
@@ -312,35 +334,19 @@ def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
             "seed": settings["seed"],
             "data_seed": settings["seed"],
             "max_steps": settings["max_steps"],
-            "max_length": None,  # nothing is cut; the length is checked below
+            "max_length": None,  # nothing is cut: _fit
             "gradient_accumulation_steps": _accumulation(own),
             "completion_only_loss": True,
         }
     )
-    _shard_without_gpus()
-    set_seed(settings["seed"])  # the trainer's own: adapters are initialised and dropout is drawn from it
 
-    tokenizer = AutoTokenizer.from_pretrained(settings["model"])
-    end = end_of_turn(tokenizer)
-    tokenizer.eos_token = end  # the trainer puts the end-of-sequence token behind completions that lack it
-    rows = [prompt_completion(p, tokenizer, end, settings["prompt_layout"], settings["variant"]) for p in puzzles]
-    train_data, eval_data = (Dataset.from_list([rows[i] for i in chosen]) for chosen in (train_rows, eval_rows))
-    model = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings))
-    trainer = SFTTrainer(
-        model=model,
-        args=config,
-        processing_class=tokenizer,
-        train_dataset=train_data,
-        eval_dataset=eval_data if evaluate else None,
-        peft_config=_lora(settings["lora"]),
-        callbacks=[_progress(Path(settings["output"]))],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train_dataset = _fit(trainer.train_dataset, train_rows, settings)
-    if evaluate:
-        trainer.eval_dataset = _fit(trainer.eval_dataset, eval_rows, settings)
-    _check_masks(trainer.train_dataset)
-    return trainer
+
+def _rows(puzzles: Sequence[Puzzle], tokenizer: Any, settings: Mapping[str, Any]) -> list[list[dict[str, list[int]]]]:
+    """Return the rows to train on and those to evaluate on, and make the end of turn what the tokenizer ends with."""
+    tokenizer.eos_token = end = end_of_turn(tokenizer)
+    rows = [training_row(p, tokenizer, end, settings["prompt_layout"], settings["variant"]) for p in puzzles]
+    split = split_evaluation(len(rows), settings["eval_fraction"], settings["seed"])
+    return [_fit([rows[i] for i in positions], positions, settings) for positions in split]
 
 
 def _dtype(settings: Mapping[str, Any]) -> torch.dtype:
@@ -357,7 +363,7 @@ def _stored_dtype(settings: Mapping[str, Any]) -> torch.dtype:
 
     if settings["dtype"]:
         return getattr(torch, settings["dtype"])
-    return AutoConfig.from_pretrained(settings["model"]).dtype or torch.float32
+    return AutoConfig.from_pretrained(settings["model"], trust_remote_code=False).dtype or torch.float32
 
 
 def _accumulation(own: Mapping[str, Any]) -> int:
@@ -390,13 +396,13 @@ def _shard_without_gpus() -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def _fit(data: Any, positions: Sequence[int], settings: Mapping[str, Any]) -> Any:
-    """Return the tokenised items that are not too long, or refuse them all."""
+def _fit(rows: list[dict[str, list[int]]], positions: Sequence[int], settings: Mapping[str, Any]) -> list[Any]:
+    """Return the rows that are not too long, or refuse them all."""
     limit = settings["max_length"]
-    lengths = [len(ids) for ids in data["input_ids"]]
+    lengths = [len(row["input_ids"]) for row in rows]
     long = [i for i, length in enumerate(lengths) if length > limit]
     if not long:
-        return data
+        return rows
     found = f"{len(long)} of {len(lengths)} items are longer than max_length={limit} tokens"
     if settings["overlong"] == "error":
         msg = (
@@ -408,15 +414,7 @@ def _fit(data: Any, positions: Sequence[int], settings: Mapping[str, Any]) -> An
         msg = f"{found}: none is left; raise max_length"
         raise ValueError(msg)
     print(f"left out: {found}", file=sys.stderr)
-    return data.select([i for i, length in enumerate(lengths) if length <= limit])
-
-
-def _check_masks(data: Any) -> None:
-    """Check that the trainer's masks leave the prompt out and go to the end of the item."""
-    for index, mask in enumerate(data["completion_mask"]):
-        if not mask or mask[0] != 0 or mask[-1] != 1 or sorted(mask) != list(mask):
-            msg = f"the trainer's mask of item {index} does not begin after the prompt; is this TRL 0.27?"
-            raise RuntimeError(msg)
+    return [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
 
 
 def _lora(settings: Mapping[str, Any] | None) -> Any:

@@ -1,4 +1,4 @@
-"""The data of the cold start: puzzles with traces, as the text of prompts and completions."""
+"""The data of the cold start: puzzles with traces, as the tokens of prompts and completions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from recipe.cello1.formats.chat_template import completion_of, opened_by, prompt_ids, render_chat
 from recipe.cello1.formats.items import REASONING_KEY
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.task.answer import format_answer
@@ -33,33 +34,15 @@ def load_examples(
     return puzzles
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Find the text that ends a turn of the assistant in a chat template (``<|im_end|>`` for Qwen)."""
-    if not getattr(tokenizer, "chat_template", None):
-        msg = "the model's tokenizer has no chat template; use an instruction-tuned model"
-        raise ValueError(msg)
-    probe = "0123456789"
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
-    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(probe)[2].strip()
-    ids = tokenizer(rest, add_special_tokens=False)["input_ids"]
-    if not ids or ids[0] not in tokenizer.all_special_ids:
-        msg = f"the chat template ends a turn with {rest!r}, which is no special token; a model could not learn to stop"
-        raise ValueError(msg)
-    return tokenizer.convert_ids_to_tokens(ids[0])
-
-
-def prompt_completion(
+def training_row(
     puzzle: Puzzle, tokenizer: PreTrainedTokenizerBase, end: str, layout: Layout = "system", variant: Variant = "batch"
-) -> dict[str, str]:
-    """Render a puzzle for training."""
-    prompt = tokenizer.apply_chat_template(
-        messages(puzzle, layout, variant), tokenize=False, add_generation_prompt=True
-    )
-    # The trainer's tokenisation puts the first special token in by itself, where a tokenizer has one.
-    if tokenizer.bos_token and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id:
-        prompt = prompt.removeprefix(tokenizer.bos_token)
+) -> dict[str, list[int]]:
+    """Give the tokens of a puzzle with its answer, and which of them the model has to write."""
+    text = render_chat(tokenizer, messages(puzzle, layout, variant))
+    prompt = prompt_ids(tokenizer, text)
     response = format_answer(puzzle.answer or (), str(puzzle.meta.get(REASONING_KEY) or ""))
-    return {"prompt": prompt, "completion": response + end}
+    completion = prompt_ids(tokenizer, completion_of(response, opened_by(text)) + end)
+    return {"input_ids": prompt + completion, "completion_mask": [0] * len(prompt) + [1] * len(completion)}
 
 
 def split_evaluation(n: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from recipe.cello1.engines.constrained import Vocabulary, matching_for, tokens_needed
-from recipe.cello1.engines.protocol import EngineBase, Failure, Message, Request, Sampling
+from recipe.cello1.engines.protocol import EngineBase, Failure, Request, Sampling
+from recipe.cello1.formats.chat_template import ResponseReader, opened_by, prompt_ids, render_chat
 from recipe.cello1.formats.model_folder import check_model_path, model_fingerprint
-from recipe.cello1.task.answer import TAGS, THINK_OPEN
 
 _DIGITS = 12  # of a fingerprint, which every prediction holds
 
@@ -43,21 +42,21 @@ class LocalEngine(EngineBase):
         self._max_len = max_len
         self._vocabulary = Vocabulary.from_tokenizer(tokenizer) if constrained else None
         self.constraint = "exact" if constrained else ""
-        # Tags that are special tokens would be left out of the text.
-        self._skip_special = not any(tag in tokenizer.all_special_tokens for tag in TAGS)
+        self._read = ResponseReader(tokenizer)
 
     def _prompt(self, request: Request, sampling: Sampling) -> Prompt | Failure:
         """Read a request, or say why it cannot be answered."""
         try:
-            ids, opened = render_prompt(self._tokenizer, request.messages)
-        except Exception as error:  # templates raise errors of their own, on message orders they do not allow
-            return Failure(f"{type(error).__name__}: {error}")
+            text = render_chat(self._tokenizer, request.messages)
+        except ValueError as error:
+            return Failure(str(error))
+        ids = prompt_ids(self._tokenizer, text)
         if len(ids) >= self._max_len:
             return Failure(f"the prompt is too long: the engine takes {self._max_len} tokens, the answer's included")
         room = min(sampling.max_tokens, self._max_len - len(ids))
         if fault := constraint_fault(self._vocabulary, request, room):
             return Failure(fault)
-        return Prompt(ids, opened, room)
+        return Prompt(ids, opened_by(text), room)
 
 
 def lora_rank(lora: str) -> int:
@@ -95,15 +94,3 @@ def constraint_fault(vocabulary: Vocabulary | None, request: Request, room: int)
     if (needed := tokens_needed(matching)) > room:
         return f"the answer may need {needed} tokens and there is room for {room}; give more max_tokens"
     return ""
-
-
-def render_prompt(tokenizer: Any, messages: Sequence[Message]) -> tuple[list[int], str]:
-    """Apply the chat template."""
-    if not getattr(tokenizer, "chat_template", None):
-        msg = "the model's tokenizer has no chat template; use a chat model, or add chat_template.jinja to its folder"
-        raise ValueError(msg)
-    text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
-    # The template has written the special tokens, so the tokenizer must not add its own.
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    opened = text.rfind(THINK_OPEN) if text.rstrip().endswith(THINK_OPEN) else len(text)
-    return ids, text[opened:]

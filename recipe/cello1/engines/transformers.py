@@ -151,13 +151,11 @@ class TransformersEngine(LocalEngine):
         ended = bool(row.output) and row.output[-1] in self._ends
         ids = row.output[:-1] if ended else row.output
         if row.cursor is not None and self._vocabulary is not None:
-            text = self._vocabulary.text(ids)
+            text = row.opened + self._vocabulary.text(ids)
         else:
-            text = self._tokenizer.decode(
-                ids, skip_special_tokens=self._skip_special, clean_up_tokenization_spaces=False
-            )
+            text = self._read(ids, row.opened)
         return Completion(
-            text=row.opened + text,
+            text=text,
             finish_reason="stop" if ended else "length",
             tokens=len(row.output),
             prompt_tokens=len(row.ids),

@@ -158,7 +158,7 @@ class VllmEngine(LocalEngine):
             max_tokens=sampling.max_tokens,
             seed=request.seed,
             logprobs=0 if sampling.logprobs else None,
-            skip_special_tokens=self._skip_special,
+            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=constraint_args(request, sampling) or None,
         )
@@ -173,9 +173,12 @@ class VllmEngine(LocalEngine):
     def _completion(self, output: Any, opened: str, constrained: bool) -> Completion:
         best = output.outputs[0]
         # vLLM decodes while it goes and drops bytes that make no character; the constraint has counted them.
-        text = self._vocabulary.text(best.token_ids) if constrained and self._vocabulary else best.text
+        if constrained and self._vocabulary:
+            text = opened + self._vocabulary.text(best.token_ids)
+        else:
+            text = self._read(best.token_ids, opened)
         return Completion(
-            text=opened + text,
+            text=text,
             finish_reason=best.finish_reason or "stop",
             tokens=len(best.token_ids),
             prompt_tokens=len(output.prompt_token_ids),

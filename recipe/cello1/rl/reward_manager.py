@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.cello1.formats.chat_template import ResponseReader
 from recipe.cello1.rl.shaping import read_shaping
 from recipe.cello1.task.scoring import MODES, score_answer
 from verl import DataProto
@@ -50,6 +51,7 @@ class PuzzleRewardManager(RewardManagerBase):
         reward_model_tokenizer: Any = None,
     ):
         super().__init__(config, tokenizer, compute_score)
+        self._read = ResponseReader(tokenizer)
         self.mode = config.get("cello1", {}).get("reward", "dense")
         if self.mode not in MODES:
             msg = f"{MODE_KEY} must be one of {', '.join(MODES)}, got {self.mode!r}"
@@ -72,8 +74,8 @@ class PuzzleRewardManager(RewardManagerBase):
         Parameters
         ----------
         data
-            The sequences of one rollout; the last one holds the answer. Reads ``responses`` (token ids, int64,
-            ``(1, response_length)``), ``attention_mask`` and ``reward_model["ground_truth"]``; for credit of the
+            The sequences of one rollout; the last one holds the answer. Reads ``prompts`` and ``responses`` (token
+            ids, int64, ``(1, length)``), ``attention_mask`` and ``reward_model["ground_truth"]``; for credit of the
             candidate set also ``extra_info["question"]``.
 
         Returns
@@ -91,9 +93,8 @@ class PuzzleRewardManager(RewardManagerBase):
         item = data[-1:][0]
         response = item.batch["responses"]
         length = int(item.batch["attention_mask"][-response.shape[-1] :].sum())
-        text = await self.loop.run_in_executor(
-            None, lambda: self.tokenizer.decode(response[:length], skip_special_tokens=True)
-        )
+        ids, prompt = response[:length].tolist(), item.batch["prompts"].tolist()
+        text = await self.loop.run_in_executor(None, lambda: self._read.after(prompt, ids))
         score = score_answer(text, item.non_tensor_batch["reward_model"]["ground_truth"], self.mode)
         terms: dict[str, float] = {}
         if self.shaping:

@@ -173,25 +173,6 @@ class TestMasks:
                 seen += 1
         assert seen == len(PUZZLES)
 
-    def test_the_end_of_turn_is_found_in_the_template(self, tokenizer):
-        assert sft_data.end_of_turn(tokenizer) == "<|im_end|>"
-
-    def test_without_a_template(self, tokenizer):
-        tokenizer.chat_template = None
-        with pytest.raises(ValueError, match="has no chat template"):
-            sft_data.end_of_turn(tokenizer)
-
-    def test_a_template_that_does_not_end_turns(self, tokenizer):
-        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
-        with pytest.raises(ValueError, match="no special token"):
-            sft_data.end_of_turn(tokenizer)
-
-    def test_a_mask_that_covers_the_prompt_is_refused(self):
-        sft._check_masks({"completion_mask": [[0, 0, 1, 1]]})
-        for mask in ([1, 1], [0, 0], [0, 1, 0], []):
-            with pytest.raises(RuntimeError, match="mask of item 0"):
-                sft._check_masks({"completion_mask": [mask]})
-
 
 class TestProcesses:
     def test_an_update_is_over_as_many_puzzles_whatever_their_number(self, monkeypatch):
@@ -235,7 +216,7 @@ class TestProcesses:
             folder.mkdir()
             state = {"global_step": step, "max_steps": 4, "epoch": epoch * step / 4}
             (folder / "trainer_state.json").write_text(json.dumps(state))
-        assert sft.find_checkpoint(tmp_path).name == kept
+        assert sft.latest_checkpoint(tmp_path).name == kept
 
 
 class TestData:
@@ -284,7 +265,7 @@ class TestData:
 
 class TestCheckpoints:
     def test_the_latest_whole_one_is_found_and_broken_ones_are_removed(self, tmp_path):
-        assert sft.find_checkpoint(tmp_path / "none") is None
+        assert sft.latest_checkpoint(tmp_path / "none") is None
         for step in (2, 10):
             (tmp_path / f"checkpoint-{step}").mkdir()
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
@@ -292,7 +273,7 @@ class TestCheckpoints:
         (tmp_path / "checkpoint-14").mkdir()
         (tmp_path / "checkpoint-14" / "trainer_state.json").write_text('{"global_st')
         (tmp_path / "checkpoint-best").mkdir()
-        assert sft.find_checkpoint(tmp_path).name == "checkpoint-10"
+        assert sft.latest_checkpoint(tmp_path).name == "checkpoint-10"
         left = sorted(path.name for path in tmp_path.iterdir())
         assert left == ["checkpoint-10", "checkpoint-2", "checkpoint-best"]
 

@@ -3,7 +3,6 @@ import sys
 
 import pytest
 
-from recipe.cello1.engines.local import render_prompt
 from recipe.cello1.engines.protocol import Sampling
 from recipe.cello1.engines.start import ENGINES, start_engine
 
@@ -26,36 +25,6 @@ def test_sampling_refuses_what_cannot_be(options, match):
 def test_unknown_engine_is_named():
     with pytest.raises(ValueError, match="engine must be one of .*vllm.*got 'tgi'"):
         start_engine("tgi", "model")
-
-
-class Tokenizer:
-    chat_template = "there is one"
-
-    def __init__(self, ending):
-        self.ending = ending
-
-    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        return messages[0]["content"] + self.ending
-
-    def __call__(self, text, add_special_tokens):
-        assert not add_special_tokens
-        return {"input_ids": list(text.encode())}
-
-
-@pytest.mark.parametrize(
-    ("ending", "opened"), [("A:", ""), ("A:<think>", "<think>"), ("A:<think>\n", "<think>\n"), ("<think>A:", "")]
-)
-def test_what_the_template_opens_belongs_to_the_completion(ending, opened):
-    ids, found = render_prompt(Tokenizer(ending), [{"role": "user", "content": "say <think>"}])
-    assert found == opened
-    assert bytes(ids).decode() == "say <think>" + ending
-
-
-def test_no_chat_template():
-    tokenizer = Tokenizer("")
-    tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="no chat template"):
-        render_prompt(tokenizer, [])
 
 
 def test_nothing_heavy_is_imported_before_an_engine_starts():

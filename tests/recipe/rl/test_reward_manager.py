@@ -21,8 +21,12 @@ EOS, PAD = 256, 257
 class ByteTokenizer:
     """A tokenizer whose tokens are bytes, with an end and a padding token that are special."""
 
-    def decode(self, ids, skip_special_tokens=False):
-        assert skip_special_tokens
+    all_special_ids = (EOS, PAD)
+
+    def convert_ids_to_tokens(self, index):
+        return {EOS: "<end>", PAD: "<pad>"}[index]
+
+    def decode(self, ids, **options):
         return bytes(int(i) for i in ids if i < EOS).decode()
 
 
@@ -38,10 +42,11 @@ def config(reward: object = "dense", custom: str | None = None, shaping: object 
 
 def rollout(text: str, gold: str = GOLD, width: int = 120, **columns: object) -> DataProto:
     response = [*text.encode(), EOS]
-    prompt = [1, 2, 3]
+    prompt = [*b"ask"]
     padding = width - len(response)
     return DataProto.from_dict(
         tensors={
+            "prompts": torch.tensor([prompt]),
             "responses": torch.tensor([response + [PAD] * padding]),
             "attention_mask": torch.tensor([[1] * (len(prompt) + len(response)) + [0] * padding]),
         },

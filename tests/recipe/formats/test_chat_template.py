@@ -1,0 +1,231 @@
+"""The same prompt and the same reading of a response for SFT, reward, prediction and plugin, in eight families."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+from recipe.cello1.formats import chat_template
+from recipe.cello1.formats.chat_template import (
+    ResponseReader,
+    completion_of,
+    end_of_turn,
+    opened_by,
+    prompt_ids,
+    render_chat,
+)
+from recipe.cello1.formats.rl_rows import rl_row
+from recipe.cello1.task.answer import format_answer, parse_answer
+from recipe.cello1.task.prompt import messages
+from recipe.cello1.task.puzzle import Puzzle
+
+PUZZLE = Puzzle(
+    (("MS4A1", "CD79A"), ("CD3E", "IL7R")),
+    ("B cell", "T cell"),
+    ("B cell", "T cell"),
+    "From blood.",
+    {"reasoning": "\nCell 1: MS4A1 -> B cell\n"},
+)
+SYSTEM_FIRST = "{% for m in messages %}"
+PLAIN_TURNS = SYSTEM_FIRST + "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+ASK = "{% if add_generation_prompt %}"
+NO_SYSTEM = (
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+)
+# Name: template, end of turn, BOS, tokens that are special by name, special among the added tokens only, not special.
+FAMILIES = {
+    "qwen2.5": (PLAIN_TURNS + ASK + "<|im_start|>assistant\n{% endif %}", "<|im_end|>", None, ["<|im_start|>"], [], []),
+    "qwen3": (
+        PLAIN_TURNS + ASK + "<|im_start|>assistant\n{% endif %}",
+        "<|im_end|>",
+        None,
+        ["<|im_start|>"],
+        [],
+        ["<think>", "</think>"],
+    ),
+    "qwen3-thinking": (
+        PLAIN_TURNS + ASK + "<|im_start|>assistant\n<think>\n{% endif %}",
+        "<|im_end|>",
+        None,
+        ["<|im_start|>"],
+        [],
+        ["<think>", "</think>"],
+    ),
+    "r1-distillation": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|Assistant|>{{ m.content }}<|eos|>"
+        "{% elif m.role == 'user' %}<|User|>{{ m.content }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+        + ASK
+        + "<|Assistant|><think>\n{% endif %}",
+        "<|eos|>",
+        "<|bos|>",
+        ["<|User|>", "<|Assistant|>", "<think>", "</think>"],  # here the tags are special tokens
+        [],
+        [],
+    ),
+    "llama3": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+        + ASK
+        + "<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}",
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        [],
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+        [],
+    ),
+    "mistral": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ m.content }}"
+        "[/SYSTEM_PROMPT]{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
+        "</s>",
+        "<s>",
+        [],
+        ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"],
+        [],
+    ),
+    "gemma": (
+        "{{ bos_token }}" + NO_SYSTEM + "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}" + ASK + "<start_of_turn>model\n{% endif %}",
+        "<end_of_turn>",
+        "<bos>",
+        [],
+        ["<start_of_turn>", "<end_of_turn>"],
+        [],
+    ),
+    "phi": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        + ASK
+        + "<|assistant|>\n{% else %}<|endoftext|>{% endif %}",
+        "<|end|>",
+        None,
+        [],
+        ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"],
+        [],
+    ),
+}
+
+
+def build(name):
+    """Make a tokenizer of a family: byte-level BPE without merges, and the family's tokens and template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    template, end, bos, special, added, plain = FAMILIES[name]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    names = {"eos_token": "<|endoftext|>" if end in added else end, "pad_token": "<|pad|>"} | (
+        {"bos_token": bos} if bos else {}
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, extra_special_tokens=special, **names)
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in added])
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=False) for token in plain])
+    if bos:  # as Llama's: by itself it would put a second one in
+        number = tokenizer.bos_token_id
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, number)]
+        )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_prompt_and_one_reading(name):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("verl")
+    from recipe.cello1.cold_start.sft_data import training_row
+    from recipe.cello1.engines.local import LocalEngine
+    from recipe.cello1.engines.protocol import Request, Sampling
+    from recipe.cello1.rl.reward_manager import PuzzleRewardManager
+    from verl import DataProto
+
+    tokenizer = build(name)
+    layout = "user" if name == "gemma" else "system"
+    end = end_of_turn(tokenizer)
+    assert end == FAMILIES[name][1]
+
+    # SFT, the RL row as verl renders it, and the engine, which both predict and the plugin ask.
+    row = training_row(PUZZLE, tokenizer, end, layout)
+    asked = row["completion_mask"].index(1)
+    assert row["completion_mask"] == [0] * asked + [1] * (len(row["input_ids"]) - asked)
+    prompt, written = row["input_ids"][:asked], row["input_ids"][asked:]
+    chat = rl_row(PUZZLE, "train", 0, layout)["prompt"]
+    assert prompt == tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
+    engine = object.__new__(LocalEngine)
+    engine._set_tokenizer(tokenizer, 100_000, constrained=False)
+    found = engine._prompt(Request(messages(PUZZLE, layout)), Sampling())
+    assert found.ids == prompt
+    if tokenizer.bos_token:
+        assert prompt.count(tokenizer.bos_token_id) == 1
+
+    # What was trained on is a right answer for the engines and for the reward, and nothing else of it is.
+    text = engine._read(written, found.opened)
+    parsed = parse_answer(text)
+    assert (parsed.ok, parsed.items, parsed.reasoning.strip()) == (True, PUZZLE.answer, "Cell 1: MS4A1 -> B cell")
+    assert end not in text
+    if "thinking" in name or "r1" in name:
+        assert not parse_answer(engine._read(written)).ok, "the completion alone lacks its opening tag"
+
+    async def reward(ids):
+        config = {"reward": {}, "data": {}}
+        tensors = {
+            "prompts": torch.tensor([prompt]),
+            "responses": torch.tensor([[*ids, tokenizer.pad_token_id]]),
+            "attention_mask": torch.tensor([[1] * (len(prompt) + len(ids)) + [0]]),
+        }
+        gold = np.array([{"ground_truth": "B cell | T cell"}], dtype=object)
+        data = DataProto.from_dict(tensors=tensors, non_tensors={"reward_model": gold})
+        return (await PuzzleRewardManager(Config(config), tokenizer).run_single(data))["reward_score"]
+
+    assert asyncio.run(reward(written)) == 1.0
+    assert asyncio.run(reward(written[: len(written) // 2])) == -1.0
+
+
+class Config(dict):
+    reward = {}
+
+
+def test_no_system_role():
+    with pytest.raises(ValueError, match=r"cannot be applied to system/user: System role .*; set prompt_layout=user"):
+        render_chat(build("gemma"), messages(PUZZLE, "system"))
+
+
+def test_no_template():
+    tokenizer = build("phi")
+    tokenizer.chat_template = None
+    for render in (lambda: render_chat(tokenizer, messages(PUZZLE)), lambda: end_of_turn(tokenizer)):
+        with pytest.raises(ValueError, match="no chat template"):
+            render()
+
+
+def test_a_template_that_does_not_end_turns():
+    tokenizer = build("phi")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    with pytest.raises(ValueError, match="no special token"):
+        end_of_turn(tokenizer)
+
+
+def test_a_template_without_an_end_is_stopped(monkeypatch):
+    monkeypatch.setattr(chat_template, "_TIME_LIMIT_S", 0.2)
+    tokenizer = build("phi")
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}"
+    tokenizer.chat_template = loop + "{% endfor %}{% endfor %}{% endfor %}"
+    with pytest.raises(ValueError, match="not done after"):
+        render_chat(tokenizer, messages(PUZZLE))
+
+
+@pytest.mark.parametrize(
+    ("ending", "opened"), [("A:", ""), ("A:<think>", "<think>"), ("A:<think>\n", "<think>\n"), ("<think>A:", "")]
+)
+def test_what_the_template_opens_belongs_to_the_response(ending, opened):
+    assert opened_by("say <think>" + ending) == opened
+    response = format_answer(("a", "b"), "x")
+    assert parse_answer(opened + completion_of(response, opened)).ok
+
+
+def test_special_tokens_are_left_out_but_for_the_tags():
+    tokenizer = build("r1-distillation")
+    ids = prompt_ids(tokenizer, "<think>a</think>\n<answer>B cell</answer><|eos|><|pad|>")
+    assert ResponseReader(tokenizer)(ids) == "<think>a</think>\n<answer>B cell</answer>"
