@@ -77,7 +77,8 @@ FAMILIES = {
     ),
     "mistral": (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ m.content }}"
-        "[/SYSTEM_PROMPT]{% elif m.role == 'user' %}[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
+        "[/SYSTEM_PROMPT]{% elif m.role == 'user' %}"
+        "[INST]{{ m.content }}[/INST]{% else %}{{ m.content }}</s>{% endif %}{% endfor %}",
         "</s>",
         "<s>",
         [],
