@@ -14,9 +14,9 @@ from recipe.cello1.task.context import (
     FIELD_RULES,
     FieldRule,
     build_context,
-    clean_value,
     rules_from_table,
 )
+from recipe.cello1.task.text import clean_value
 from scverse_plugin.adata._groups import obs_names
 
 

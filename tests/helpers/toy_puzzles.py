@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.task.answer import TAGS, text_fault, type_fault
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.text import normal_form
 
 PUZZLE = Puzzle(
     cells=(("ALB", "TTR"), ("CD5L", "MARCO")),
@@ -24,7 +25,7 @@ USER = ITEM["user_msg"]
 HOW = {"index": 4, "engine": "vllm", "sampling": {"temperature": 0.0, "seed": 1}}
 
 
-names = st.text(min_size=1, max_size=8).map(str.strip).filter(lambda name: not type_fault(name))
+names = st.text(min_size=1, max_size=8).map(normal_form).map(str.strip).filter(lambda name: not type_fault(name))
 
 
 genes = st.text(min_size=1, max_size=6).map(str.strip).filter(lambda gene: not text_fault(gene) and ", " not in gene)

@@ -22,6 +22,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from recipe.cello1.task.text import normal_form, shown
+
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 ANSWER_OPEN = "<answer>"
@@ -80,7 +82,7 @@ class ParsedAnswer:
 
 
 def split_types(text: str) -> tuple[str, ...]:
-    """Split ``type 1 | type 2`` into its types: white space trimmed, empty items dropped.
+    """Split ``type 1 | type 2`` into its types, in normal form: white space trimmed, empty items dropped.
 
     Parameters
     ----------
@@ -91,6 +93,7 @@ def split_types(text: str) -> tuple[str, ...]:
     -------
     The types in order.
     """
+    text = normal_form(text)
     # A megabyte of separators would make a million empty parts; the rest is done in C for the same reason.
     if _RUN in text:
         text = text.replace(SEPARATOR_MARK * 64, SEPARATOR_MARK)
@@ -153,7 +156,7 @@ def text_fault(text: object) -> str:
     """
     if not isinstance(text, str):
         return f"is a {type(text).__name__}, not a str"
-    if not text or text.isspace():
+    if not normal_form(text).strip():
         return "is empty"
     if len(text.splitlines()) != 1 or text.splitlines()[0] != text:
         return "contains a line break"
@@ -182,12 +185,15 @@ def check_types(name: str, types: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for label in types:
         if fault := type_fault(label):
-            msg = f"{name}: the type {label!r} {fault}; rename it"
+            msg = f"{name}: the type {shown(label)} {fault}; rename it"
             raise ValueError(msg)
-        if (other := seen.get(label.lower())) is not None:
-            msg = f"{name} holds both {other!r} and {label!r} (case is ignored); give each type once"
+        key = normal_form(label).lower()
+        if (other := seen.get(key)) is not None:
+            twins = other != label and normal_form(other) == normal_form(label)
+            alike = f"they look alike: {other!a}, {label!a}" if twins else "case is ignored"
+            msg = f"{name} holds both {shown(other)} and {shown(label)} ({alike}); give each type once"
             raise ValueError(msg)
-        seen[label.lower()] = label
+        seen[key] = label
 
 
 def format_answer(types: Sequence[str], reasoning: str = "") -> str:
@@ -307,7 +313,7 @@ def _read(head: str, inside: str) -> tuple[tuple[str, ...], bool, Reason]:
     if at < 0:
         # No list inside the tags; one type on a line of its own is an answer for a single cell.
         first, _ = _first_line(filled)
-        return (first.strip(),), False, Reason.OK
+        return (normal_form(first).strip(),), False, Reason.OK
 
     line, further = _line_from(body, at)
     items = split_types(line)

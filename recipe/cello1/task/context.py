@@ -2,19 +2,22 @@
 
 The wording of the shipped table is that of the published CellPuzzles files, since models are trained on it ("The cell
 is from a male at the 67-year-old stage, originating from the skin epidermis. The patient has been diagnosed with
-melanoma."). Column names are those of CELLxGENE's ``obs`` and of the data sets named in ``DATASET_FIELDS``.
+melanoma."), down to what that wording does where a field is unknown: "The cell is from, originating from the lung"
+without a sex, no full stop without a disease, "The cell is from" where nothing is known. Column names are those of
+CELLxGENE's ``obs`` and of the data sets named in ``DATASET_FIELDS``.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-UNUSABLE = frozenset({"", "nan", "unknown", "none", "na", "<na>"})  # "<NA>" is how pandas prints its missing value
-_SUBJECT = "donor"  # stands for an unknown sex
+from recipe.cello1.task.text import is_usable, join_list, normal_form
+
+_INTRO = "The cell is from"
 INTRO_FIELDS: tuple[tuple[str, str], ...] = (
     ("sex", " a {value}"),
     ("development_stage", " at the {value}"),
@@ -40,6 +43,8 @@ class FieldRule:
         Sentence for any other value, with ``{value}``. Without it other values are left out.
     lower
         Whether ``{value}`` is written in lower case.
+    verbatim
+        Whether blanks around a value count, as they do in the published wording of some columns.
     unless
         For some values, a text that makes the sentence superfluous when an earlier sentence contains it.
     """
@@ -48,6 +53,7 @@ class FieldRule:
     endings: Mapping[str, str] = field(default_factory=dict)
     template: str = ""
     lower: bool = False
+    verbatim: bool = False
     unless: Mapping[str, str] = field(default_factory=dict)
 
     def sentence(self, value: str, earlier: Sequence[str] = ()) -> str:
@@ -64,6 +70,7 @@ class FieldRule:
         -------
         The sentence; empty when the value says nothing.
         """
+        value = value if self.verbatim else value.strip()
         folded = value.lower()
         superfluous = self.unless.get(folded)
         if superfluous and any(superfluous in sentence for sentence in earlier):
@@ -88,7 +95,7 @@ _YES_NO_SMOKER = {
 
 FIELD_RULES: Mapping[str, FieldRule] = MappingProxyType(
     {
-        "ever_smoker": FieldRule(values=_YES_NO_SMOKER),
+        "ever_smoker": FieldRule(values=_YES_NO_SMOKER, verbatim=True),
         "tumor_stage": FieldRule(
             values={
                 "non-cancer": "There is no cancer present.",
@@ -104,8 +111,8 @@ FIELD_RULES: Mapping[str, FieldRule] = MappingProxyType(
                 "control": "The sample is from the control group.",
             }
         ),
-        "donor_BMI": FieldRule(template="The patient has a BMI of {value}."),
-        "lung_condition": FieldRule(template="The lung condition is described as {value}."),
+        "donor_BMI": FieldRule(template="The patient has a BMI of {value}.", verbatim=True),
+        "lung_condition": FieldRule(template="The lung condition is described as {value}.", verbatim=True),
         "smoking_status": FieldRule(
             values={
                 "active": "The patient is an active smoker.",
@@ -114,7 +121,7 @@ FIELD_RULES: Mapping[str, FieldRule] = MappingProxyType(
                 "never": "The patient has never smoked.",
             }
         ),
-        "BMI": FieldRule(template="The patient's BMI is {value}."),
+        "BMI": FieldRule(template="The patient's BMI is {value}.", verbatim=True),
         "medical_conditions": FieldRule(
             values={
                 "epilepsy": "The patient has a history of epilepsy.",
@@ -218,7 +225,7 @@ DATASET_FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "cystic_fibrosis": ("lung_condition", "smoking_status", "BMI"),
         "cortex": ("medical_conditions", "hemisphere"),
         "tumor": ("harm_tumor.type", "harm_tumor.site", "harm_sample.type", "harm_condition", "harm_cd45pos"),
-        "kidney": ("diabetes_history", "hypertension", "BMI", "eGFR"),
+        "kidney": ("BMI", "diabetes_history", "hypertension", "eGFR"),
         "fibroblast": ("Condition",),
         "obvarian": ("author_tumor_subsite",),
         "pbmc": ("activation",),
@@ -227,36 +234,9 @@ DATASET_FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def is_usable(value: object) -> bool:
-    """Say whether a metadata value says anything.
-
-    Parameters
-    ----------
-    value
-        Anything a metadata table may hold.
-
-    Returns
-    -------
-    ``False`` for ``None``, NaN, and text that is empty, ``nan``, ``unknown``, ``none`` or ``na`` in any case.
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return False
-    return str(value).strip().lower() not in UNUSABLE
-
-
-def clean_value(value: object) -> str:
-    """Return a metadata value as one line of text, empty if it says nothing.
-
-    Parameters
-    ----------
-    value
-        Anything a metadata table may hold.
-
-    Returns
-    -------
-    The text with every run of white space made one blank.
-    """
-    return " ".join(str(value).split()) if is_usable(value) else ""
+def _one_line(value: object) -> str:
+    """Return a usable value on one line, with the blanks that it has; lists are written as such."""
+    return join_list(re.sub(r"[^\S ]+", " ", normal_form(str(value)))) if is_usable(value) else ""
 
 
 def build_context(
@@ -279,31 +259,25 @@ def build_context(
 
     Returns
     -------
-    The sentences on one line; empty when nothing is known.
+    The sentences on one line, ``"The cell is from"`` when nothing is known.
 
     Raises
     ------
     ValueError
         If an extra column has no rule.
     """
-    sentences = []
-    known = {name: value for name, _ in INTRO_FIELDS if (value := clean_value(obs.get(name)))}
-    if known:
-        known.setdefault(INTRO_FIELDS[0][0], _SUBJECT)
-        parts = [text.replace("{value}", known[name]) for name, text in INTRO_FIELDS if name in known]
-        sentences.append("The cell is from" + "".join(parts) + ".")
-    if disease := clean_value(obs.get(DISEASE_FIELD)):
+    known = {name: value for name in CONTEXT_FIELDS if (value := _one_line(obs.get(name)))}
+    intro = _INTRO + "".join(text.replace("{value}", known[name]) for name, text in INTRO_FIELDS if name in known)
+    if disease := known.get(DISEASE_FIELD):
         healthy = disease.lower() == "normal"
-        sentences.append(
-            "The patient is healthy with no diagnosed disease."
-            if healthy
-            else f"The patient has been diagnosed with {disease}."
-        )
+        finding = "is healthy with no diagnosed disease" if healthy else f"has been diagnosed with {disease}"
+        intro += f". The patient {finding}."
+    sentences = [intro]
     for name in extra:
         if name not in rules:
             msg = f"extra: no rule says how to write the column {name!r}; known are {', '.join(sorted(rules))}"
             raise ValueError(msg)
-        value = clean_value(obs.get(name))
+        value = _one_line(obs.get(name))
         if value and (sentence := rules[name].sentence(value, sentences)):
             sentences.append(sentence)
     return " ".join(sentences)
@@ -316,7 +290,7 @@ def rules_from_table(table: Mapping[str, Any]) -> dict[str, FieldRule]:
     ----------
     table
         For each column either a sentence with ``{value}``, or a mapping with any of the keys ``values``, ``endings``,
-        ``template``, ``lower``, ``unless`` (see :class:`FieldRule`). It wins over a rule that is there.
+        ``template``, ``lower``, ``verbatim``, ``unless`` (see :class:`FieldRule`). It wins over a rule that is there.
 
     Returns
     -------
@@ -339,7 +313,7 @@ def _rule(name: str, entry: object) -> FieldRule:
     if not isinstance(entry, Mapping) or not entry:
         msg = f"column {name!r}: a rule is a sentence with {{value}} or a mapping, got {entry!r}"
         raise ValueError(msg)
-    kinds = {"values": Mapping, "endings": Mapping, "template": str, "lower": bool, "unless": Mapping}
+    kinds = {"values": Mapping, "endings": Mapping, "template": str, "lower": bool, "verbatim": bool, "unless": Mapping}
     for key, value in entry.items():
         if key not in kinds:
             msg = f"column {name!r}: unknown key {key!r}; a rule has {', '.join(kinds)}"

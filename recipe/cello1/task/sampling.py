@@ -5,13 +5,14 @@ Training draws one cell per cell type; annotation draws one cell per cluster: th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+
+from recipe.cello1.task.text import clean_value
 
 
 class Coded(Protocol):
@@ -131,8 +132,8 @@ def sample_puzzles(
     Parameters
     ----------
     labels
-        Label of each cell, length n. Rows whose label is missing (``None``, NaN, empty) are not drawn from.
-        A pandas categorical (or its series) is taken by its codes.
+        Label of each cell, length n. Rows whose label says nothing (``None``, NaN, empty, ``unknown``...)
+        are not drawn from. A pandas categorical (or its series) is taken by its codes.
     donors
         Donor of each cell, length n; rows without a donor are not drawn from. ``None``: all cells are of one donor.
     sizes
@@ -261,24 +262,16 @@ def _codes(values: Any) -> tuple[np.ndarray, list[str]]:
     categorical = getattr(values, "cat", values)  # a pandas Series of categories, or the Categorical itself
     if hasattr(categorical, "codes") and hasattr(categorical, "categories"):
         raw = np.asarray(categorical.codes, dtype=np.int64)
-        names = [_name(value) for value in categorical.categories]
+        names = [clean_value(value) for value in categorical.categories]
     else:
         first: dict[Any, int] = {}
         entries = values.tolist() if isinstance(values, np.ndarray) else list(values)
         raw = np.fromiter((first.setdefault(value, len(first)) for value in entries), np.int64, len(entries))
-        names = [_name(value) for value in first]
+        names = [clean_value(value) for value in first]
     ordered = sorted({name for name in names if name})
     position = {name: i for i, name in enumerate(ordered)}
     lookup = np.array([position.get(name, -1) for name in names] + [-1], dtype=np.int64)  # code -1 takes the last entry
     return lookup[raw], ordered
-
-
-def _name(value: object) -> str:
-    """Return the name of a label, empty for a missing one."""
-    if value is None or (isinstance(value, float | np.floating) and math.isnan(value)):
-        return ""
-    text = str(value).strip()
-    return "" if text == "<NA>" else text
 
 
 ORDERS = ("ascending", "descending", "mixed")

@@ -9,7 +9,8 @@ says so in ``in_candidates``.
 
 Where the published code is not followed
 ----------------------------------------
-On every input the score is that of the published ``compute_score``, or -1 in these cases, in which that code pays for
+On every input the score is that of the published ``compute_score`` but for names that look the same (NFC and NFD,
+invisible characters, micro sign and mu), which are one name here, and -1 in these cases, in which that code pays for
 something other than the answer in the tags:
 
 1. *The reasoning is read.* The line that opens with ``<answer>`` is blank and a line of the reasoning holds a ``|``:
@@ -36,6 +37,7 @@ from functools import lru_cache
 from typing import Literal
 
 from recipe.cello1.task.answer import Reason, parse_answer, split_types, type_fault
+from recipe.cello1.task.text import normal_form, shown
 
 Mode = Literal["dense", "sparse"]
 MODES: tuple[str, ...] = ("dense", "sparse")
@@ -120,7 +122,7 @@ def gold_types(gold: str | Sequence[str]) -> tuple[str, ...]:
     if not all(isinstance(name, str) for name in types):
         msg = f"gold must hold only str, got {[type(name).__name__ for name in types]}"
         raise ValueError(msg)
-    return _gold_from_types(types)
+    return _gold_from_types(tuple(map(normal_form, types)))
 
 
 @lru_cache(maxsize=4096)
@@ -136,7 +138,7 @@ def _gold_from_types(types: tuple[str, ...]) -> tuple[str, ...]:
     seen: set[str] = set()
     for name in types:
         if fault := type_fault(name):
-            msg = f"gold: the type {name!r} {fault}"
+            msg = f"gold: the type {shown(name)} {fault}"
             raise ValueError(msg)
         if name.lower() in seen:
             msg = f"gold names {name!r} twice (case is ignored); no legal answer could match it"
@@ -191,7 +193,7 @@ def score_answer(
     folded = list(map(str.lower, items))
     distinct = len(set(folded))
     unique = distinct == len(items)
-    known = None if candidates is None else set(map(str.lower, candidates)).issuperset(folded)
+    known = None if candidates is None else {normal_form(name).lower() for name in candidates}.issuperset(folded)
     reason = Reason.OK
     if len(items) != len(wanted):
         reason = Reason.WRONG_COUNT

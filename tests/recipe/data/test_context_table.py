@@ -24,7 +24,7 @@ def test_the_shipped_example():
         INTRO | {"menopause": "Post", "treatment": "tamoxifen", "sampling_site": "Left Side"}, "breast"
     )
     assert text == (
-        "The cell is from a female, originating from the breast. The patient is postmenopausal. "
+        "The cell is from a female, originating from the breast The patient is postmenopausal. "
         "The patient received tamoxifen. The sample was taken from the left side."
     )
     assert table.source == EXAMPLE.read_text()
@@ -34,14 +34,14 @@ def test_an_entry_wins_over_the_shipped_one(tmp_path):
     path = tmp_path / "table.yaml"
     path.write_text("fields: {BMI: 'Body mass index {value}.'}\ndatasets: {kidney: [BMI]}\n")
     table = load_context_table(path)
-    assert table.sentences({"BMI": 24, "eGFR": "60-89"}, "kidney") == "Body mass index 24."
+    assert table.sentences({"BMI": 24, "eGFR": "60-89"}, "kidney") == "The cell is from Body mass index 24."
 
 
 @pytest.mark.parametrize(("word", "value"), [("yes", "yes"), ("true", "yes"), ("yes", True), ("true", "true")])
 def test_yes_and_true_are_one_in_yaml(tmp_path, word, value):
     path = tmp_path / "table.yaml"
     path.write_text(f"fields: {{treated: {{values: {{{word}: Treated.}}}}}}\ndatasets: {{'*': [treated]}}\n")
-    assert load_context_table(path).sentences({"treated": value}, "any") == "Treated."
+    assert load_context_table(path).sentences({"treated": value}, "any") == "The cell is from Treated."
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from recipe.cello1.task.answer import split_types, text_fault, type_fault
 from recipe.cello1.task.prompt import LAYOUTS, messages, parse_user
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.sampling import ORDERS, check_order, order_by_size
+from recipe.cello1.task.text import normal_form
 
 sizes = st.lists(st.integers(1, 6), max_size=60)
 seeds = st.integers(0, 2**32 - 1)
-names = st.text(min_size=1, max_size=8).map(str.strip).filter(lambda name: not type_fault(name))
+names = st.text(min_size=1, max_size=8).map(normal_form).map(str.strip).filter(lambda name: not type_fault(name))
 genes = st.text("ABCDE123-.", min_size=1, max_size=6).filter(lambda gene: not text_fault(gene))
 
 

@@ -19,11 +19,12 @@ from recipe.cello1.task.answer import (
     split_types,
     type_fault,
 )
+from recipe.cello1.task.text import normal_form
 
 RIGHT = "<think>CD19 is high</think>\n<answer>B cell | T cell</answer>"
 
 # Types as users have them: anything on one line without the separator, trimmed, and without our tags.
-type_names = st.text(min_size=1, max_size=12).map(str.strip).filter(lambda name: not type_fault(name))
+type_names = st.text(min_size=1, max_size=12).map(normal_form).map(str.strip).filter(lambda name: not type_fault(name))
 reasonings = st.text(max_size=60).filter(lambda text: not any(tag in text for tag in TAGS))
 # Text built from the pieces that matter, beside plain noise.
 pieces = st.sampled_from(

@@ -18,6 +18,7 @@ from recipe.cello1.task.prompt import (
     render_user,
 )
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.text import normal_form
 
 PUZZLE = Puzzle(
     cells=(("ALB", "APOA1", "TTR"), ("CD5L", "MARCO")),
@@ -39,7 +40,7 @@ USER = (
     "hepatocyte"
 )
 
-names = st.text(min_size=1, max_size=10).map(str.strip).filter(lambda name: not type_fault(name))
+names = st.text(min_size=1, max_size=10).map(normal_form).map(str.strip).filter(lambda name: not type_fault(name))
 genes = st.text(min_size=1, max_size=8).map(str.strip).filter(lambda gene: not text_fault(gene) and ", " not in gene)
 contexts = st.just("") | st.text(max_size=40).filter(lambda text: not text_fault(text))
 

@@ -18,6 +18,7 @@ from recipe.cello1.task.answer import (
     type_fault,
 )
 from recipe.cello1.task.scoring import Score, gold_types, score_answer
+from recipe.cello1.task.text import normal_form
 
 GOLD = "hepatocyte | Kupffer cell | cholangiocyte | stellate cell"
 
@@ -226,7 +227,7 @@ def test_never_raises_on_a_response(text, mode):
         assert score.reason is Reason.NOT_TEXT
 
 
-type_names = st.text(min_size=1, max_size=10).map(str.strip).filter(lambda name: not type_fault(name))
+type_names = st.text(min_size=1, max_size=10).map(normal_form).map(str.strip).filter(lambda name: not type_fault(name))
 
 
 @given(

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from recipe.cello1.task.context import clean_value
+from recipe.cello1.task.text import clean_value
 
 SUFFIXES = (".h5ad", ".zarr")
 INDEX = "index"  # as a column name: the index of the table

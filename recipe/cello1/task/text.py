@@ -1,0 +1,48 @@
+"""One form of names, and one rule of what counts as no value, for data, gold answers, responses and plugin alike."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+
+UNUSABLE = frozenset({"", "nan", "unknown", "none", "na", "<na>"})  # "<NA>" is how pandas prints its missing value
+_ALIKE = str.maketrans({"\u00b5": "\u03bc", "\u2010": "-", "\u2011": "-"})  # micro sign, two more hyphens
+# What fonts do not show beside format characters (Cf): joiner, fillers, variation selectors.
+_INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
+
+
+def normal_form(text: str) -> str:
+    """Return text as it is kept and compared: NFC, without what nobody sees, with plain blanks, hyphens and mu."""
+    if text.isascii():
+        return text
+    kept = []
+    for character in text:
+        category = unicodedata.category(character)
+        if category != "Cf" and character not in _INVISIBLE:
+            kept.append(" " if category == "Zs" else character)
+    return unicodedata.normalize("NFC", "".join(kept).translate(_ALIKE))
+
+
+def is_usable(value: object) -> bool:
+    """Say whether a value of a table says anything: not None, NaN, or text that is empty, nan, unknown, none or na."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    return normal_form(str(value)).strip().lower() not in UNUSABLE
+
+
+def clean_value(value: object) -> str:
+    """Return a value as one line in normal form, every run of white space one blank; empty if it says nothing."""
+    return " ".join(normal_form(str(value)).split()) if is_usable(value) else ""
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Return how a message shows a value: its repr, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
+
+
+def join_list(text: str) -> str:
+    """Write a list with CELLxGENE's separator ``||`` as a sentence has it; entries that say nothing are left out."""
+    entries = [entry for entry in re.split(r"\s*\|\|\s*", text) if is_usable(entry)]
+    return " and ".join([", ".join(entries[:-1]), entries[-1]] if len(entries) > 1 else entries)

@@ -1,0 +1,120 @@
+import math
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipe.cello1.task.answer import check_types, format_answer, parse_answer, split_types
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.sampling import sample_puzzles
+from recipe.cello1.task.scoring import score_answer
+from recipe.cello1.task.text import clean_value, is_usable, join_list, normal_form, shown
+
+ALIKE = [
+    ("M\u00fcller cell", "Mu\u0308ller cell"),  # NFC, NFD
+    ("T cell", "T\u200b cell"),  # zero-width space
+    ("T cell", "\ufeffT cell"),  # byte order mark
+    ("T cell", "T\u00a0cell"),  # no-break space
+    ("T cell", "T\u2009cell"),  # thin space
+    ("T cell", "T ce\u00adll"),  # soft hyphen
+    ("T cell", "T ce\u2060ll"),  # word joiner
+    ("T cell", "T cell\u200e"),  # a mark of direction
+    ("T cell", "T cell\ufe0f"),  # variation selector
+    ("T-cell", "T\u2011cell"),  # no-break hyphen
+    ("\u03bc cell", "\u00b5 cell"),  # mu, micro sign
+    ("\u03a9 cell", "\u2126 cell"),  # omega, ohm sign
+    ("\uac01 cell", "\u1100\u1161\u11a8 cell"),  # composed and decomposed Hangul
+]
+
+
+@pytest.mark.parametrize(("name", "twin"), ALIKE)
+def test_what_looks_the_same_is_the_same(name, twin):
+    assert normal_form(twin) == normal_form(name) == name
+    cells = (("A",), ("B",))
+    puzzle = Puzzle(cells, (twin, "B cell"), ("B cell", name))
+    assert puzzle == Puzzle(cells, (name, "B cell"), ("B cell", twin))
+    assert puzzle.candidates[0] == name and puzzle.answer[1] == name
+    # A right answer is right, however it is written, and a doubled type is doubled.
+    for gold in (puzzle.answer, f"B cell | {twin}", ["B cell", twin]):
+        assert score_answer(format_answer(["B cell", twin]), gold, candidates=[twin, "B cell"]).score == 1.0
+    assert score_answer(format_answer([name, twin]), puzzle.answer).reason == "duplicate"
+    assert parse_answer(f"<think></think>\n<answer>\n{twin}\n</answer>").items == (name,)
+    assert split_types(f"{twin} | {name}") == (name, name)
+    with pytest.raises(ValueError, match="candidates holds both .* .they look alike: .*; give each type once") as error:
+        Puzzle(cells, (name, twin))
+    assert ascii(name) in str(error.value) and ascii(twin) in str(error.value)
+    drawn = sample_puzzles([name, twin, "x"], None, sizes=[2], n_per_size=9, rng=0)
+    assert {puzzle.candidates for puzzle in drawn} == {tuple(sorted((name, "x")))}
+
+
+@pytest.mark.parametrize(
+    "names", [("CD4", "CD8"), ("a\u2013b", "a-b"), ("\u03b1", "a"), ("T cell", "T  cell"), ("x\u00b2", "x2")]
+)
+def test_what_looks_different_stays_different(names):
+    check_types("types", names)
+    assert len(set(map(normal_form, names))) == 2
+
+
+@given(st.text())
+def test_normal_form_is_reached_in_one_step(text):
+    found = normal_form(text)
+    assert normal_form(found) == found
+    assert not text.isascii() or found == text
+    assert unicodedata.is_normalized("NFC", found)
+
+
+UNUSABLE = [
+    None,
+    math.nan,
+    np.float32("nan"),
+    "nan",
+    "NaN",
+    "unknown",
+    " NONE ",
+    "na",
+    "NA",
+    "",
+    " \n",
+    "<NA>",
+    "\ufeff",
+]
+
+
+@pytest.mark.parametrize("value", UNUSABLE)
+def test_unusable_values(value):
+    assert not is_usable(value)
+    assert clean_value(value) == ""
+    assert [puzzle.labels for puzzle in sample_puzzles([value, "x"], None, sizes=[1], n_per_size=5, rng=0)] == [("x",)]
+
+
+@pytest.mark.parametrize("value", [0, 0.0, False, "no", "n/a tissue", "nana", math.inf])
+def test_usable_values(value):
+    assert is_usable(value)
+    assert clean_value(value)
+
+
+def test_clean_value_is_one_line():
+    assert clean_value(" a\n b\t\u00a0 c ") == "a b c"
+
+
+def test_type_of_nothing_but_what_nobody_sees_is_empty():
+    with pytest.raises(ValueError, match="candidates: the type '.*' is empty"):
+        Puzzle((("A",),), ("\u200b\u00ad",))
+
+
+def test_lists_become_sentences():
+    assert join_list("a") == "a"
+    assert join_list("a || b") == "a and b"
+    assert join_list("a||b || NA || c") == "a, b and c"
+    assert join_list(" || unknown") == ""
+
+
+def test_long_texts_are_cut_in_messages():
+    assert shown("abc") == "'abc'"
+    assert shown("x" * 10**6) == f"'{'x' * 79}... (1,000,002 characters)"
+    for changes in ({"cells": (("x" * 10**6 + "\n",),)}, {"candidates": ("x|" * 10**6,)}, {"context": "x\n" * 10**6}):
+        with pytest.raises(ValueError) as error:
+            Puzzle(**({"cells": (("A",),), "candidates": ("x",)} | changes))
+        assert len(str(error.value)) < 300 and "\n" not in str(error.value)
