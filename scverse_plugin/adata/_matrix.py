@@ -14,10 +14,10 @@ from recipe.cello1.task.genes import (
     RANKS,
     GeneNameError,
     GeneTable,
-    compile_patterns,
+    are_row_numbers,
     expression,
     gene_table,
-    share_of_ensembl_ids,
+    specificity,
     top_genes,
 )
 
@@ -64,21 +64,25 @@ def open_expression(
             msg = f"gene_symbols: {where}.var has no column {gene_symbols!r}; it has {list(map(str, var.columns))}"
             raise ValueError(msg)
         given = var[gene_symbols].to_numpy(dtype=object)
+    elif use_raw and adata.raw.n_vars == adata.n_vars and are_row_numbers(given):
+        given = adata.var_names  # as converters from Seurat write raw
     names = [None if value is None or value != value else str(value) for value in given]
     if mask_var is not None:
         names = _masked(names, mask_var, var, where)
     if isinstance(exclude_genes, str):
         msg = f"exclude_genes must be a list of patterns, got the str {exclude_genes!r}; write [{exclude_genes!r}]"
         raise ValueError(msg)
+    others = ((str(column), var[column].astype(object).tolist()) for column in var.columns)
     try:
-        compile_patterns(exclude_genes)
-        table = gene_table(names, exclude_genes)
+        table = gene_table(names, exclude_genes, others)
     except GeneNameError as error:
-        msg = f"{where}.var: {error.reason}; check gene_symbols, mask_var and exclude_genes"
+        remedy = "check gene_symbols, mask_var and exclude_genes"
+        if error.column is not None:
+            remedy = (
+                f"pass gene_symbols={error.column!r}" if error.column else f"add a column of symbols to {where}.var"
+            )
+        msg = f"gene_symbols: {where}.var: {error.reason}; {remedy}"
         raise ValueError(msg) from None
-    except ValueError as error:
-        raise ValueError(str(error).replace("--exclude-genes", "exclude_genes:")) from None
-    _check_symbols(table.names, var, where, gene_symbols)
     return Expression(matrix, name, table)
 
 
@@ -96,23 +100,6 @@ def _masked(names: list[str | None], mask: Any, var: Any, where: str) -> list[st
         )
         raise ValueError(msg)
     return [name if kept else None for name, kept in zip(names, mask.tolist(), strict=True)]
-
-
-def _check_symbols(symbols: Sequence[str], var: Any, where: str, gene_symbols: str | None) -> None:
-    share = share_of_ensembl_ids(symbols)
-    if share <= 0.5:
-        return
-    likely = [name for name in ("feature_name", "gene_symbols", "gene_symbol", "gene_name") if name in var.columns]
-    remedy = (
-        f"pass gene_symbols={likely[0]!r}"
-        if likely and likely[0] != gene_symbols
-        else f"name the column of {where}.var that has symbols with gene_symbols="
-    )
-    msg = (
-        f"gene_symbols: {round(share * len(symbols))} of {len(symbols)} genes have Ensembl ids ({symbols[0]}) "
-        f"where the model knows symbols (TP53); {remedy}"
-    )
-    raise ValueError(msg)
 
 
 def is_dask(matrix: Any) -> bool:
@@ -253,8 +240,7 @@ def _weights(source: Expression, rows: np.ndarray) -> np.ndarray:
     total = np.zeros(len(source.genes.names))
     for _, block in _blocks(source, rows):
         total += np.asarray(block.sum(axis=0)).ravel()
-    mean = total / len(rows)
-    return 1 / (mean + mean.mean()) if mean.any() else np.ones(len(mean))
+    return specificity(total, len(rows))
 
 
 def most_typical(source: Expression, rows: np.ndarray, n: int) -> np.ndarray:

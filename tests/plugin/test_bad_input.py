@@ -7,6 +7,7 @@ import scipy.sparse as sp
 
 import scverse_plugin
 from recipe.cello1.engines.protocol import EngineError
+from scverse_plugin.adata._matrix import open_expression
 from scverse_plugin.method import _engines
 from tests.helpers.toy_adata import TYPES, FakeEngine, toy
 
@@ -112,8 +113,24 @@ def test_ensembl_ids(column):
     adata = toy()
     adata.var.index = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
     adata.var[column] = adata.var["symbol"]
-    remedy = "pass gene_symbols='feature_name'" if column == "feature_name" else "name the column of adata.var"
-    refuse(rf"gene_symbols: 45 of 45 genes have Ensembl ids \(ENSG0+\) .*TP53.*{remedy}", adata)
+    remedy = f"pass gene_symbols={'feature_name' if column == 'feature_name' else 'symbol'!r}"
+    refuse(rf"gene_symbols: .*45 of 45 gene names are Ensembl ids \(ENSG0+\), no symbols \(TP53\); {remedy}", adata)
+
+
+def test_row_numbers_of_raw_give_way_to_the_names_of_adata():
+    adata = toy()
+    raw = adata.copy()
+    raw.var_names = [str(i) for i in range(adata.n_vars)]
+    adata.raw = raw
+    assert open_expression(adata).genes.names == tuple(adata.var_names)
+    refuse(
+        "gene names are numbers.*add a column of symbols to adata.raw.var|pass gene_symbols='symbol'", with_more(adata)
+    )
+
+
+def with_more(adata):
+    """The same with more genes in raw than in adata."""
+    return adata[:, :20].copy()
 
 
 def with_value(value, matrix=np.asarray):

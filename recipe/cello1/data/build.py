@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -159,13 +160,31 @@ def _build(
     return DataSet(counts, audits, (*sorted(files), MANIFEST), tuple(notes))
 
 
+# Below the folder: a side's merged and single files, or one of those that are there once. The manifest may be a
+# stranger's, so nothing else that it names is removed.
+_WRITTEN = re.compile(
+    r"leak_audit\.json|left_out\.json|rl/(train|val|test)\.parquet|cells/.+\.json|"
+    r"([^/]+)/(.*[_/])?\2(_raw)?(_data)?\.json"
+)
+
+
 def _written_before(out: Path) -> set[str]:
     """Return the files that earlier runs wrote here, finished or not, so that none of them is left behind."""
     try:
         found = json.loads((out / MANIFEST).read_bytes())
-        return {*found.get("files", ()), *found.get("stale_files", ())}
-    except (OSError, ValueError, AttributeError, TypeError):
+        names = [*found.get("files", ()), *found.get("stale_files", ())]
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return set()
+    top = out.resolve()
+    return {
+        name
+        for name in names
+        if isinstance(name, str)
+        and _WRITTEN.fullmatch(name)
+        and not {"..", ".", ""} & set(name.split("/"))
+        and (out / name).parent.resolve().is_relative_to(top)
+        and not (out / name).is_dir()
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recipe.cello1.data.expression.store import BadFileError, Labels, Store
+from recipe.cello1.data.expression.store import Labels, Store
 from recipe.cello1.data.settings import Settings
+from recipe.cello1.formats.outside_links import BadFileError
 from recipe.cello1.task.answer import type_fault
 from recipe.cello1.task.sampling import PuzzleIndex, sample_puzzles
 

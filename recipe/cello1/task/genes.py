@@ -143,11 +143,25 @@ RANKS = ("expression", "specificity")
 
 
 # A symbol that is not unique has the Ensembl id appended in CELLxGENE files: TBCE_ENSG00000285053.
-_SUFFIX = re.compile(r"_ENS[A-Z]*G\d.*$")
-
-
-_ENSEMBL = re.compile(r"ENS[A-Z]*G\d+(\.\d+)?")
-
+_SUFFIX = re.compile(r"[_-]ENS[A-Z]*G\d.*$")
+# What gene names are where they are no symbols.
+_IDS = {
+    "numbers, such as row numbers or Entrez ids": r"\d+(\.0+)?",
+    "Ensembl ids": r"ENS[A-Z]*[GTPE]\d{6,}\S*",
+    "FlyBase or WormBase ids": r"(FB(gn|tr)|WBGene)\d+",
+    "ids of a data base": r"[NX][MRP]_\d+(\.\d+)?|(MGI|HGNC|RGD|GeneID|ZDB-GENE)[:-][\w-]+",
+    "probe ids": r"\w+_at|ILMN_\d+|A_\d+_P\d+|cg\d{8}",
+    "positions in the genome": r"[\w.]+[:_-]\d+[-_]\d+",
+    "numbered columns": r"(V|X|Unnamed: ?)\d+",
+}
+_ID = re.compile("|".join(f"(?:{pattern})" for pattern in _IDS.values()), re.IGNORECASE)
+_COLUMNS_OF_A_SYMBOL = 20  # columns that one symbol stands for on the average, from which on they are no symbols
+_SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name")  # looked at first
+_MADE_UNIQUE = re.compile(r"(.+)-\d+")
+# R writes HLA-A as HLA.A. Nothing else begins so, and what has a dot of its own is a clone.
+_R_NAME = re.compile(r"(HLA|MT|H2|NKX\d)\.\w.*", re.IGNORECASE)
+_CLONE = re.compile(r"(.*?)(\.\d+)")
+_ACCESSION = re.compile(r"[A-Z]{1,4}\d{5,}")
 
 HOUSEKEEPING = "housekeeping"
 
@@ -182,6 +196,8 @@ class GeneTable:
         bool, for each symbol whether it stands for several columns.
     n_excluded, n_unnamed
         Columns left out because of their symbol, or because they have none.
+    n_mended, n_made_unique
+        Names that R had changed (``HLA.A``); those that look like repeats of another one (``TBCE-1`` beside ``TBCE``).
     """
 
     names: tuple[str, ...]
@@ -189,15 +205,35 @@ class GeneTable:
     repeated: np.ndarray
     n_excluded: int = 0
     n_unnamed: int = 0
+    n_mended: int = 0
+    n_made_unique: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """What users should know of the names."""
+        found = {
+            "genes without a name left out": self.n_unnamed,
+            "gene names stand for several columns: each counts once, with its largest value": int(self.repeated.sum()),
+            "gene names that R had changed are mended (HLA.A is HLA-A)": self.n_mended,
+            "gene names look like repeats made unique (TBCE-1 beside TBCE): they count as genes of their own": (
+                self.n_made_unique
+            ),
+        }
+        return [f"{count:,} {text}" for text, count in found.items() if count]
 
 
 class GeneNameError(ValueError):
-    """Gene names that cannot be used: ``reason`` says what is wrong, ``remedy`` what to do."""
+    """Gene names that cannot be used.
 
-    def __init__(self, reason: str, remedy: str) -> None:
+    ``reason`` says what is wrong, ``remedy`` what to do; where they are no symbols, ``column`` names one that has them,
+    and is empty if none is known.
+    """
+
+    def __init__(self, reason: str, remedy: str, column: str | None = None) -> None:
         super().__init__(reason, remedy)
         self.reason = reason
         self.remedy = remedy
+        self.column = column
 
     def __str__(self) -> str:
         return f"{self.reason}; {self.remedy}"
@@ -218,7 +254,7 @@ def clean_symbol(name: object) -> str:
     if name is None or name != name:  # NaN is the one value that differs from itself
         return ""
     text = str(name)
-    return (_SUFFIX.sub("", text) if "_ENS" in text else text).strip()
+    return (_SUFFIX.sub("", text) if "ENS" in text else text).strip()
 
 
 def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern[str]]:
@@ -245,12 +281,14 @@ def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern[str]]:
             try:
                 compiled.append(re.compile(part, re.IGNORECASE))
             except re.error as error:
-                msg = f"--exclude-genes {part!r} is not a regular expression ({error}); for example '^MT-'"
+                msg = f"exclude_genes: {part!r} is not a regular expression ({error}); for example '^MT-'"
                 raise ValueError(msg) from None
     return compiled
 
 
-def gene_table(names: Sequence[Any], exclude: Iterable[str] = ()) -> GeneTable:
+def gene_table(
+    names: Sequence[Any], exclude: Iterable[str] = (), others: Iterable[tuple[str, Sequence[Any]]] = ()
+) -> GeneTable:
     """Turn the gene names of a file into symbols.
 
     Parameters
@@ -259,6 +297,8 @@ def gene_table(names: Sequence[Any], exclude: Iterable[str] = ()) -> GeneTable:
         One for each column.
     exclude
         As for :func:`compile_patterns`.
+    others
+        Other names of the same genes, each with the name of its column: looked at for symbols if ``names`` has none.
 
     Returns
     -------
@@ -267,12 +307,16 @@ def gene_table(names: Sequence[Any], exclude: Iterable[str] = ()) -> GeneTable:
     Raises
     ------
     GeneNameError
-        If a name cannot be written into a prompt, or no gene is left.
+        If the names are no symbols, one cannot be written into a prompt, or no gene is left.
     ValueError
         If a pattern is wrong.
     """
     patterns = compile_patterns(exclude)
-    symbols = [clean_symbol(name) for name in names]
+    if fault := symbol_fault(names):
+        column = _symbol_column(others)
+        raise GeneNameError(fault, f"use the column {column!r}" if column else "name the column of symbols", column)
+    given = [clean_symbol(name) for name in names]
+    symbols = _mended(given)
     _check_names(symbols)
     position: dict[str, int] = {}
     symbol = np.full(len(names), -1, dtype=np.int32)
@@ -286,9 +330,102 @@ def gene_table(names: Sequence[Any], exclude: Iterable[str] = ()) -> GeneTable:
             symbol[column] = position.setdefault(text, len(position))
     if not position:
         what = "all of its genes are left out" if n_excluded else "none of its genes has a name"
-        raise GeneNameError(what, "check --exclude-genes and --gene-column")
+        raise GeneNameError(what, "check exclude_genes and the column of gene symbols")
     repeated = np.bincount(symbol[symbol >= 0], minlength=len(position)) > 1
-    return GeneTable(tuple(position), symbol, repeated, n_excluded, symbols.count(""))
+    n_mended = sum(new != old for new, old in zip(symbols, given, strict=True))
+    unique = [found for text in position if (found := _MADE_UNIQUE.fullmatch(text)) and found[1] in position]
+    return GeneTable(tuple(position), symbol, repeated, n_excluded, symbols.count(""), n_mended, len(unique))
+
+
+def symbol_fault(names: Iterable[object]) -> str:
+    """Say why gene names are no symbols.
+
+    Parameters
+    ----------
+    names
+        As a file has them; those that are missing do not count.
+
+    Returns
+    -------
+    What most of them are instead: numbers, ids of a data base, probes, peaks, or all the same; empty for symbols.
+    """
+    pairs = [(str(name).strip(), symbol) for name in names if (symbol := clean_symbol(name))]
+    given, symbols = {name for name, _ in pairs}, {symbol for _, symbol in pairs}
+    if not pairs:
+        return ""
+    wrong = [symbol for _, symbol in pairs if _ID.fullmatch(symbol)]
+    if 2 * len(wrong) > len(pairs):
+        share = {
+            kind: sum(re.fullmatch(pattern, text, re.IGNORECASE) is not None for text in wrong)
+            for kind, pattern in _IDS.items()
+        }
+        kind = max(share, key=lambda name: share[name])
+        return f"{len(wrong):,} of {len(pairs):,} gene names are {kind} ({wrong[0]}), no symbols (TP53)"
+    if len(pairs) > _COLUMNS_OF_A_SYMBOL * len(symbols) or len(given) > 2 * len(symbols):
+        return f"{len(pairs):,} gene names come to {len(symbols):,} symbols ({pairs[0][0]} to {pairs[0][1]})"
+    return ""
+
+
+def _symbol_column(columns: Iterable[tuple[str, Sequence[Any]]]) -> str:
+    """Find the column that has symbols, rather than numbers or the same few words again and again."""
+    known = {name: values for name, values in columns if any(isinstance(value, str) for value in values)}
+    for name in dict.fromkeys((*(name for name in _SYMBOL_COLUMNS if name in known), *known)):
+        if len(set(known[name])) > len(known[name]) / 2 and not symbol_fault(known[name]):
+            return name
+    return ""
+
+
+def are_row_numbers(names: Sequence[object]) -> bool:
+    """Say whether gene names only count the rows, as converters from Seurat write them into ``raw``.
+
+    Parameters
+    ----------
+    names
+        As a file has them.
+
+    Returns
+    -------
+    Whether they run from 0 or from 1.
+    """
+    found = [str(name) for name in names]
+    return any(found == [str(row) for row in range(first, first + len(found))] for first in (0, 1))
+
+
+def _mended(symbols: list[str]) -> list[str]:
+    """Write names that R has changed as they were: ``HLA.A``; other dots only where the file has no hyphen at all."""
+    changed = [text for text in symbols if "." in text and _R_NAME.fullmatch(text)]
+    if not changed:
+        return symbols
+    everywhere = not any("-" in text for text in symbols)
+
+    def mend(text: str) -> str:
+        if "." not in text or not (everywhere or _R_NAME.fullmatch(text)):
+            return text
+        clone = _CLONE.fullmatch(text)
+        if clone and (_ACCESSION.fullmatch(clone[1]) or "." in clone[1]):  # AC007325.4, RP11.34P13.7
+            return clone[1].replace(".", "-") + clone[2]
+        return text.replace(".", "-")
+
+    return [mend(text) for text in symbols]
+
+
+def specificity(total: np.ndarray, n_cells: int) -> np.ndarray:
+    """Weigh each gene by how little it is expressed: a value against the gene's mean and the mean of all genes.
+
+    Parameters
+    ----------
+    total
+        Sum of each gene over some cells.
+    n_cells
+        How many cells.
+
+    Returns
+    -------
+    The factor of each gene; all 1 where nothing is expressed.
+    """
+    mean = total / max(1, n_cells)
+    overall = mean.mean() if len(mean) else 0
+    return 1 / (mean + overall) if overall > 0 else np.ones(len(mean))
 
 
 def _check_names(symbols: Sequence[str]) -> None:
@@ -299,19 +436,4 @@ def _check_names(symbols: Sequence[str]) -> None:
     for text in symbols:
         fault = f"contains {GENE_SEPARATOR!r}, which separates the genes" if GENE_SEPARATOR in text else ""
         if text and (fault := fault or text_fault(text)):
-            raise GeneNameError(f"its gene name {text!r} {fault}", "rename it, or choose another --gene-column")
-
-
-def share_of_ensembl_ids(names: Sequence[str]) -> float:
-    """Return the share of names that are Ensembl ids rather than symbols.
-
-    Parameters
-    ----------
-    names
-        Gene names, at least one.
-
-    Returns
-    -------
-    A share in [0, 1].
-    """
-    return sum(_ENSEMBL.fullmatch(name) is not None for name in names) / len(names)
+            raise GeneNameError(f"its gene name {text!r} {fault}", "rename it, or choose another column of symbols")

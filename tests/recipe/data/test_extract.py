@@ -339,8 +339,10 @@ def test_duplicate_and_missing_gene_names_are_said(tmp_path, adata):
     assert all(len(set(cell)) == len(cell) == 50 for p in result.puzzles for cell in p.cells)
 
 
-def test_ensembl_ids_are_remarked_upon(tmp_path, adata):
-    assert "Ensembl ids" in notes_of(run(tmp_path, adata, gene_column="index"))
+def test_ensembl_ids_are_refused(tmp_path, adata):
+    result = run(tmp_path, adata, gene_column="index")
+    assert "120 of 120 gene names are Ensembl ids" in result.reason
+    assert result.remedy == "name the column of symbols: --gene-column feature_name"
 
 
 # ----------------------------------------------------------------------------------------------------------- bad files
@@ -393,7 +395,7 @@ def comma(adata):
         (no_column("suspension_type"), "no column 'suspension_type'", "--suspension any"),
         (no_donor, "names no donor", "--donor-column"),
         (no_symbols, "no column 'feature_name'", "--gene-column"),
-        (comma, "separates the genes", "--gene-column"),
+        (comma, "separates the genes", "column of symbols"),
     ],
 )
 def test_bad_files_are_results_with_reason_and_remedy(tmp_path, adata, change, reason, remedy):

@@ -275,6 +275,43 @@ def test_files_of_an_earlier_run_are_not_left_behind(folder, tmp_path):
     assert set(manifest(tmp_path)["files"]) | {"manifest.json", "mine.txt"} == set(content(tmp_path))
 
 
+@pytest.mark.parametrize("key", ["files", "stale_files"])
+def test_a_manifest_cannot_have_other_files_removed(folder, tmp_path, key):
+    out, outside = tmp_path / "out", tmp_path / "train"
+    for place in (out / "train", out / "deep", outside):
+        place.mkdir(parents=True)
+    kept = [
+        tmp_path / "x.json",
+        outside / "a_train.json",
+        out / "mine.json",
+        out / "train" / "notes.txt",
+        out / "a.json",
+    ]
+    for path in kept:
+        path.write_text("mine")
+    (out / "linked").symlink_to(tmp_path)
+    (out / "val").symlink_to(outside)
+    (out / "deep" / "deep.json").mkdir()
+    (outside / "b_val.json").write_text("mine")
+    stale = out / "train" / "old_train.json"
+    stale.write_text("[]")
+    names = [
+        *("../x.json", "../train/a_train.json", "train/../../x.json", "linked/x.json", "val/b_val.json", "mine.json"),
+        *("train/notes.txt", "train", "deep", ".", "", "a.json", str(tmp_path / "x.json"), str(kept[1])),
+        "linked/train/../linked_linked.json",
+        "deep/deep.json",
+        "train/old_train.json",
+    ]
+    (out / "manifest.json").write_text(
+        json.dumps({key: {name: "0" for name in names} if key == "files" else [*names, 3]})
+    )
+    build(folder, out)
+    assert [path for path in (*kept, outside / "b_val.json") if not path.exists()] == []
+    assert not stale.exists()
+    (out / "manifest.json").write_text("[" * 100_000)
+    build(folder, out)
+
+
 def test_an_interrupted_rebuild_leaves_nothing_behind(folder, tmp_path, monkeypatch):
     assert run(folder, "--out", tmp_path, "--raw", *FEW) == 0
 
@@ -660,8 +697,8 @@ def test_columns_layer_raw_and_suspension(tmp_path):
         puzzles = build(path, tmp_path / source[0], *options, *source, "--sizes", "3")
         assert all(set(puzzle.cells) <= set(expected) for puzzle in puzzles)
         assert {puzzle.meta["batch"] for puzzle in puzzles} == {"r1", "r2"}
-    puzzles = build(path, tmp_path / "i", *options, "--use-raw", "--gene-column", "index")
-    assert puzzles[0].cells[0][0].startswith("ENSG")
+    assert run(path, "--out", tmp_path / "i", *FEW, *options, "--use-raw", "--gene-column", "index") == 1  # Ensembl ids
+    assert "--gene-column feature_name" in manifest(tmp_path / "i")["inputs"][0]["remedy"]
 
 
 def test_rank_by(folder, tmp_path):
@@ -910,7 +947,7 @@ def test_zarr_and_several_inputs(folder, tmp_path):
         (["IN", "--val-size", "-1"], "--val-size must be at least 0"),
         (["IN", "--task", "single", "--sizes", "3"], "does not go with --task single"),
         (["IN", "--layer", "a", "--use-raw"], "exclude each other"),
-        (["IN", "--exclude-genes", "("], "--exclude-genes"),
+        (["IN", "--exclude-genes", "("], "exclude_genes: '('"),
         (["IN", "--seed", "-1"], "--seed must be at least 0"),
         (["IN", "--context-table", "nowhere.yaml"], "nowhere.yaml"),
         (["IN", "--sizes", "11"], "there are no puzzles"),

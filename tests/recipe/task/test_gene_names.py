@@ -6,10 +6,12 @@ import pytest
 from recipe.cello1.task.genes import (
     GENE_SETS,
     GeneNameError,
+    are_row_numbers,
     clean_symbol,
     compile_patterns,
     gene_table,
-    share_of_ensembl_ids,
+    specificity,
+    symbol_fault,
 )
 
 
@@ -20,6 +22,7 @@ from recipe.cello1.task.genes import (
         ("Gm1_ENSMUSG00000000001", "Gm1"),
         (" CD3E ", "CD3E"),
         ("HLA-DRA", "HLA-DRA"),
+        ("TBCE-ENSG00000285053", "TBCE"),
         ("A_ENSEMBLE", "A_ENSEMBLE"),
         ("ENSG00000285053", "ENSG00000285053"),
         (None, ""),
@@ -68,7 +71,7 @@ def test_every_shipped_pattern_compiles():
 
 
 def test_a_pattern_that_is_none():
-    with pytest.raises(ValueError, match=r"--exclude-genes '\(' is not a regular expression .*for example"):
+    with pytest.raises(ValueError, match=r"exclude_genes: '\(' is not a regular expression .*for example"):
         compile_patterns(["("])
 
 
@@ -87,5 +90,90 @@ def test_names_that_cannot_be_used(names, exclude, match):
     assert caught.value.remedy
 
 
-def test_share_of_ensembl_ids():
-    assert share_of_ensembl_ids(["ENSG00000000003", "ENSMUSG00000000001.4", "CD3E", "ENSA"]) == 0.5
+GENES = [f"GENE{i}" for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("{i}", "100 of 100 gene names are numbers, such as row numbers or Entrez ids (0), no symbols"),
+        ("{i}.0", "numbers"),
+        ("ENSG{i:011d}.2", "Ensembl ids (ENSG00000000000.2)"),
+        ("ENST{i:011d}", "Ensembl ids"),
+        ("ensmusg{i:011d}", "Ensembl ids"),
+        ("ENSG{i:011d}_PAR_Y", "Ensembl ids"),
+        ("FBgn{i:07d}", "FlyBase"),
+        ("WBGene{i:08d}", "WormBase"),
+        ("NM_{i:06d}.3", "ids of a data base"),
+        ("MGI:{i}", "ids of a data base"),
+        ("{i}_s_at", "probe ids"),
+        ("ILMN_{i:07d}", "probe ids"),
+        ("chr1:{i}00-{i}500", "positions in the genome"),
+        ("chrX_{i}00_{i}500", "positions in the genome"),
+        ("KI270728.1-{i}00-{i}500", "positions in the genome"),
+        ("V{i}", "numbered columns"),
+        ("GRCh38_ENSG{i:011d}", "come to 1 symbols (GRCh38_ENSG00000000000 to GRCh38)"),
+        ("mm10___ENSMUSG{i:011d}", "come to 1 symbols"),
+        ("gene", "100 gene names come to 1 symbols"),
+    ],
+)
+def test_names_that_are_no_symbols(name, said):
+    names = [name.format(i=i) for i in range(100)]
+    assert said in symbol_fault(names)
+    if "come to" not in said:
+        assert said.split(" of ")[-1][4:] in symbol_fault([*names, *GENES[:40], None, ""])
+    with pytest.raises(GeneNameError, match="no symbols|come to") as caught:
+        gene_table(names, others=[("n", list(range(100))), ("chr", ["1", "2"] * 50), ("hgnc", GENES), ("id", names)])
+    assert caught.value.column == "hgnc"
+    with pytest.raises(GeneNameError) as caught:
+        gene_table(names, others=[("id", names)])
+    assert caught.value.column == ""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        GENES,
+        ["TP53", "RP11-34P13.7", "AC007325.4", "HLA-DRB1", "7SK", "5S_rRNA", "LOC105376575", "MIR1-1", "H2-K1"],
+        [*GENES, *[f"ENSG{i:011d}" for i in range(90)]],  # CELLxGENE has the id where there is no symbol
+        [f"GENE{i}_ENSG{i:011d}" for i in range(100)],
+        [f"{gene}-{i}" for gene in GENES[:30] for i in range(5)],
+        [],
+        [None, ""],
+    ],
+)
+def test_names_that_are_symbols(names):
+    assert symbol_fault(names) == ""
+
+
+def test_names_that_r_changed_are_mended():
+    names = ["HLA.A", "HLA.DRB1", "MT.CO1", "NKX2.1", "RP11.34P13.7", "AC007325.4", "TP53", "KRTAP5.AS1"]
+    table = gene_table(names)
+    assert table.names == ("HLA-A", "HLA-DRB1", "MT-CO1", "NKX2-1", "RP11-34P13.7", "AC007325.4", "TP53", "KRTAP5-AS1")
+    assert table.notes == ["6 gene names that R had changed are mended (HLA.A is HLA-A)"]
+
+
+def test_dots_beside_hyphens_are_dots():
+    names = ("HLA-A", "RP11-34P13.7", "AC007325.4", "A.B", "MT-CO1")
+    assert gene_table(names).names == names
+    assert gene_table([*names, "HLA.B"]).names == (*names, "HLA-B")
+    assert gene_table(["AC007325.4", "A.B"]).names == ("AC007325.4", "A.B")
+
+
+def test_repeats_that_were_made_unique_are_remarked_upon():
+    table = gene_table(["TBCE", "TBCE-1", "TBCE-2", "MIR1-1", "NKX2-1"])
+    assert len(table.names) == 5
+    assert table.notes == [
+        "2 gene names look like repeats made unique (TBCE-1 beside TBCE): they count as genes of their own"
+    ]
+
+
+@pytest.mark.parametrize(("first", "said"), [(0, True), (1, True), (2, False)])
+def test_row_numbers(first, said):
+    assert are_row_numbers([str(i) for i in range(first, first + 9)]) is said
+    assert not are_row_numbers(["0", "2"])
+
+
+def test_specificity():
+    assert specificity(np.array([2.0, 6.0]), 2).tolist() == [1 / 3, 1 / 5]
+    assert specificity(np.zeros(2), 0).tolist() == [1, 1]

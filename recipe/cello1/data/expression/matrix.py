@@ -7,7 +7,7 @@ as a whole for any rows, and is turned into CSR piece by piece.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,8 +16,9 @@ from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
 import numpy as np
 
 from recipe.cello1.data.expression.compiled import compiled
-from recipe.cello1.data.expression.store import DAMAGED, BadFileError, reading
+from recipe.cello1.data.expression.store import DAMAGED, reading
 from recipe.cello1.data.expression.vectors import open_vector
+from recipe.cello1.formats.outside_links import BadFileError
 
 BLOCK_ENTRIES = 2_000_000  # stored values in a block: 16 MB for float32 with int32 indices
 PLAIN_ENTRIES = 500_000  # the same where it need not end with a chunk: so few stay in the processor's cache
@@ -53,6 +54,8 @@ class Matrix(Protocol):
     """A stored matrix, cells x genes."""
 
     shape: tuple[int, int]
+    # What is to be said of it
+    notes: Sequence[str]
 
     @property
     def block_bytes(self) -> int:
@@ -122,8 +125,19 @@ def _read_and_apply(plan: Plan, function: Callable[[Block], T]) -> T:
 # --------------------------------------------------------------------------------------------------------- matrices
 
 
+def _missing_chunks(array: Any) -> int:
+    """Count the chunks of a zarr array that are not stored."""
+    try:
+        stored, wanted = array.nchunks_initialized, array.nchunks
+    except AttributeError:  # HDF5 knows of its chunks
+        return 0
+    return wanted - stored
+
+
 class _Sparse:
     """What CSR and CSC share."""
+
+    notes = ()
 
     def __init__(self, group: Any, shape: tuple[int, int], file: BinaryIO | None) -> None:
         self.shape = shape
@@ -132,6 +146,10 @@ class _Sparse:
             self.values = open_vector(group["data"], file)
             self.indices = open_vector(group["indices"], file)
             n_values = min(group["data"].shape[0], group["indices"].shape[0])
+            # zarr reads a chunk that is not there as zeros, which neither array has throughout.
+            missing = max(_missing_chunks(group[name]) for name in ("data", "indices"))
+        if missing and n_values:
+            raise BadFileError(f"{missing:,} chunks of its matrix are missing", "copy the whole store again")
         self.dtype = _working_type(self.values.dtype)
         lengths = np.diff(self.indptr)
         major = shape[isinstance(self, CscMatrix)]
@@ -321,6 +339,9 @@ class DenseMatrix:
         chunks = getattr(array, "chunks", None)
         self._height = int(chunks[0]) if chunks else 1
         self.dtype = _working_type(array.dtype)
+        missing = _missing_chunks(array)
+        said = f"{missing:,} chunks of the matrix are not stored and count as zeros: is the store a whole copy?"
+        self.notes = [said] if missing else []
         self._step = self._rows_of_a_block()
         self.block_bytes = self._step * self.shape[1] * (self.dtype.itemsize + array.dtype.itemsize) + 1
 

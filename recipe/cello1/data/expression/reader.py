@@ -9,8 +9,9 @@ import numpy as np
 
 from recipe.cello1.data.expression.matrix import Block, map_blocks, open_matrix
 from recipe.cello1.data.expression.selection import SPOILED, column_sums, top_symbols
-from recipe.cello1.data.expression.store import BadFileError, Store
-from recipe.cello1.task.genes import GeneNameError, gene_table, share_of_ensembl_ids
+from recipe.cello1.data.expression.store import Store
+from recipe.cello1.formats.outside_links import BadFileError
+from recipe.cello1.task.genes import GeneNameError, gene_table, specificity
 
 Progress = Callable[[int], None]
 
@@ -48,23 +49,14 @@ class CellReader:
                 "write it with anndata, as cells x genes",
             )
         try:
-            self.genes = gene_table(names, lists.exclude_genes)
+            self.genes = gene_table(names, lists.exclude_genes, store.other_names(raw=lists.use_raw))
         except GeneNameError as error:
-            raise BadFileError(error.reason, error.remedy) from None
+            remedy = f"name the column of symbols: --gene-column {error.column or '(none found in var)'}"
+            raise BadFileError(error.reason, error.remedy if error.column is None else remedy) from None
+        # What is to be said of the genes and of the matrix.
+        self.notes = [*store.notes, *self.matrix.notes, *self.genes.notes]
         self._names = np.array(self.genes.names, dtype=object)
         self.weights = self._specificity() if lists.rank_by == "specificity" else None
-
-    @property
-    def notes(self) -> list[str]:
-        """What is to be said of the genes."""
-        found = []
-        if self.genes.n_unnamed:
-            found.append(f"{self.genes.n_unnamed:,} genes without a name left out")
-        if count := int(self.genes.repeated.sum()):
-            found.append(f"{count:,} gene names stand for several columns: each counts once, with its largest value")
-        if share_of_ensembl_ids(self.genes.names) > 0.5:
-            found.append("most gene names are Ensembl ids: if there are symbols, name their column with --gene-column")
-        return found
 
     def _specificity(self) -> np.ndarray:
         """Weigh each gene by how little it is expressed in the file."""
@@ -82,9 +74,7 @@ class CellReader:
             for part, cells in map_blocks(self.matrix, sums, None, self.threads):
                 total += part
                 counted += cells
-        mean = total / max(1, counted)
-        overall = mean.mean()
-        return 1 / (mean + overall) if overall > 0 else np.ones(n_genes)
+        return specificity(total, counted)
 
     def read(self, rows: np.ndarray | None = None) -> Iterator[tuple[int, tuple[str, ...] | None]]:
         """Read cells."""

@@ -12,7 +12,8 @@ import scipy.sparse as sp
 
 from recipe.cello1.data.expression.compiled import compiled
 from recipe.cello1.data.expression.matrix import Block, refuse_negative
-from recipe.cello1.data.expression.store import DAMAGED, BadFileError
+from recipe.cello1.data.expression.store import DAMAGED
+from recipe.cello1.formats.outside_links import BadFileError
 from recipe.cello1.task.genes import GeneTable
 
 _UNORDERED, _NEGATIVE, _NOT_FINITE, _NO_COLUMN = 1, 2, 3, 4

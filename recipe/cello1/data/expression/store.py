@@ -6,6 +6,7 @@ Nothing is read that was not asked for, so that a file of any size can be opened
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,36 +18,49 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
+from recipe.cello1.formats.outside_links import BadFileError, check_hdf5, refuse_outside_links
+from recipe.cello1.task.genes import are_row_numbers
 from recipe.cello1.task.text import clean_value
 
 SUFFIXES = (".h5ad", ".zarr")
-INDEX = "index"  # as a column name: the index of the table
+INDEX = "index"  # as a column name: the index of the table, unless a column has that name
 DAMAGED = "the file is damaged: fetch or write it again"
 _NAME_BLOCK = 100_000
-
-
-class BadFileError(ValueError):
-    """A file that cannot be used."""
-
-    def __init__(self, reason: str, remedy: str) -> None:
-        super().__init__(reason, remedy)
-        self.reason = reason
-        self.remedy = remedy
-
-    def __str__(self) -> str:
-        return f"{self.reason}; {self.remedy}"
+# What an error text of the libraries speaks of, and what to do.
+_REMEDIES = {
+    r"lock file|already open|consistency flags|temporarily unavailable": (
+        "another process has it open for writing: close it there (a notebook, for example) and start again; "
+        "if none has, its writer was killed, and h5clear -s makes it readable"
+    ),
+    r"filter|plugin": "it is compressed by a filter that HDF5 lacks: pip install hdf5plugin, or write it with gzip",
+    r"[Pp]ermission denied|errno = 13\b": "give yourself the right to read it",
+    r"[Nn]o such file|errno = 2\b": "check its path",
+    r"[Tt]oo many open files|errno = 24\b": "raise the limit of open files (ulimit -n), or use fewer --workers",
+    r"[Ii]nput/output error|[Ss]tale file handle|errno = (5|116)\b": "check the drive it lies on, and start again",
+}
+# Kinds of files that are not AnnData, by a group at their root.
+_STRANGERS = {
+    "mod": (
+        "is MuData (h5mu) with the modalities {}",
+        "write one of them as a file: mudata['NAME'].write('NAME.h5ad')",
+    ),
+    "matrix": ("is a 10x matrix with {}", "convert it: scanpy.read_10x_h5(FILE).write_h5ad('NAME.h5ad')"),
+    "row_attrs": ("is a loom file with {}", "convert it: anndata.io.read_loom(FILE).write_h5ad('NAME.h5ad')"),
+    "assays": ("is a Seurat file with the assays {}", "convert it to h5ad, with SeuratDisk for example"),
+}
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Turn what the storage libraries raise on damaged data into :class:`BadFileError`."""
+    """Turn what the storage libraries raise into :class:`BadFileError`, with the remedy that its cause has."""
     try:
         yield
     except BadFileError:
         raise
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py and zarr raise any of these
         text = " ".join(str(error).split())
-        raise BadFileError(f"{what} cannot be read ({text})", DAMAGED) from error
+        remedy = next((remedy for cause, remedy in _REMEDIES.items() if re.search(cause, text)), DAMAGED)
+        raise BadFileError(f"{what} cannot be read ({text})", remedy) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,14 +117,15 @@ class Store:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.file: BinaryIO | None = None  # the same file for raw chunks
+        self.notes: list[str] = []  # what is to be said of what was read
+        self._structured: dict[str, Any] = {}  # tables of anndata before 0.7
         if self.path.suffix.lower() == ".zarr":
-            try:
-                import zarr
-            except ImportError:
-                raise BadFileError("the package zarr is not installed", "pip install zarr, or write h5ad") from None
-            with reading("the zarr store"):
-                self.root = zarr.open_group(str(self.path), mode="r")
+            with reading("the zarr store"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # zarr tells of what lies in the folder besides
+                self.root = _open_zarr(self.path)
         else:
+            if self.path.exists() and not self.path.is_file():
+                refuse_outside_links(self.path)
             with reading("the HDF5 file"):
                 # No chunk cache: every chunk is read once, and without it a few rows of a large chunk are read alone.
                 self.root = h5py.File(self.path, "r", rdcc_nbytes=0)
@@ -122,13 +137,15 @@ class Store:
             raise
 
     def _check(self) -> None:
+        if self.file is not None:
+            with reading("the HDF5 file"):
+                check_hdf5(self.root)
+        for name, (what, remedy) in _STRANGERS.items():
+            if name in self.root and hasattr(self.root[name], "keys") and (name == "mod" or "obs" not in self.root):
+                raise BadFileError(f"it {what.format(', '.join(self.root[name]))}", remedy)
         for name in ("obs", "var"):
             if name not in self.root:
                 raise BadFileError(f"it has no table {name!r}", "write it with anndata, as h5ad or zarr")
-            if isinstance(self.root[name], h5py.Dataset):
-                raise BadFileError(
-                    f"its table {name!r} is in the format of anndata before 0.7", "read and write it with anndata"
-                )
         with reading("the index of obs"):
             self.n_obs = int(self._index("obs").shape[0])
         if self.n_obs == 0:
@@ -146,17 +163,30 @@ class Store:
             self.file.close()
             self.root.close()
 
+    def _table(self, table: str) -> Any:
+        """Return a table: a group of columns, or, as anndata before 0.7 wrote it, an array of records."""
+        if table not in self._structured:
+            found = self.root["raw.var" if table == "raw/var" and table not in self.root else table]
+            if not hasattr(found, "keys") and not found.dtype.names:
+                raise BadFileError(f"its table {table!r} has no columns", "write it with anndata, as h5ad or zarr")
+            self._structured[table] = found if hasattr(found, "keys") else np.asarray(found[:])
+        return self._structured[table]
+
+    def _index_name(self, table: str) -> str:
+        group = self._table(table)
+        return group.dtype.names[0] if isinstance(group, np.ndarray) else str(group.attrs.get("_index", "_index"))
+
     def _index(self, table: str) -> Any:
-        group = self.root[table]
-        index = group[str(group.attrs.get("_index", "_index"))]
+        index = self._table(table)[self._index_name(table)]
         # Text that may be missing is stored as values and mask; in an index none is.
         return index["values"] if hasattr(index, "keys") else index
 
     def columns(self, table: str = "obs") -> tuple[str, ...]:
         """Return the names of a table's columns, without the index."""
-        group = self.root[table]
-        hidden = {str(group.attrs.get("_index", "_index")), "__categories"}
-        return tuple(name for name in group if name not in hidden)
+        group = self._table(table)
+        hidden = {self._index_name(table), "__categories"}
+        names = group.dtype.names if isinstance(group, np.ndarray) else group
+        return tuple(name for name in names if name not in hidden)
 
     def labels(self, column: str) -> Labels:
         """Read a column of ``obs``."""
@@ -184,32 +214,58 @@ class Store:
     def gene_names(self, column: str, *, raw: bool = False) -> list[Any]:
         """Read the gene names."""
         table = "raw/var" if raw else "var"
-        if raw and table not in self.root:
-            raise BadFileError("it has no raw", "leave --use-raw out")
-        if column != INDEX and column not in self.columns(table):
+        if raw:
+            self.matrix(use_raw=True)
+        if raw and (own := self._ids(table)) and len(own) == len(others := self._ids("var")):
+            if are_row_numbers(own) or (self._lacks(table, column) and own == others):
+                table = "var"
+                self.notes.append("raw has no gene names of its own: those of var are used, column by column")
+        if self._lacks(table, column):
             raise BadFileError(
                 f"{table} has no column {column!r} with the gene symbols",
                 f"name the right one with --gene-column, it has {[*self.columns(table), INDEX]}",
             )
+        return self._names(table, column)
+
+    def other_names(self, *, raw: bool = False) -> Iterator[tuple[str, list[Any]]]:
+        """Read every column that may hold gene names."""
+        table = "raw/var" if raw else "var"
+        yield from ((name, self._names(table, name)) for name in (*self.columns(table), INDEX))
+
+    def _ids(self, table: str) -> list[Any]:
+        with reading(f"the index of {table}"):
+            return _texts(self._index(table)[:])
+
+    def _names(self, table: str, column: str) -> list[Any]:
         values = self._read(table, column)
         return _texts(values) if isinstance(values, np.ndarray) else list(values)
 
-    def _read(self, table: str, column: str) -> Any:
-        from anndata.io import read_elem
+    def _lacks(self, table: str, column: str) -> bool:
+        return column not in (INDEX, self._index_name(table), *self.columns(table))
 
-        if column != INDEX and column not in self.columns(table):
+    def _read(self, table: str, column: str) -> Any:
+        if self._lacks(table, column):
             raise KeyError(column)
         with reading(f"the column {column!r} of {table}"), warnings.catch_warnings():
-            element = self._index(table) if column == INDEX else self.root[table][column]
             warnings.simplefilter("ignore")  # anndata tells of old formats, which are read all the same
+            group = self._table(table)
+            element = group[column] if column in self.columns(table) else self._index(table)
+            if isinstance(group, np.ndarray):
+                names = self.root.get(f"uns/{column}_categories") if element.dtype.kind in "iu" else None
+                return element if names is None else _categorical(element, np.atleast_1d(names[()]))
+            if hasattr(element, "keys") and "codes" in element:  # without ``ordered``, which other writers leave out
+                return _categorical(_values(element["codes"]), _values(element["categories"]))
             legacy = element.attrs.get("categories")
             if legacy is not None and not hasattr(element, "keys"):  # anndata 0.7: codes that point at their names
-                import pandas as pd
-
-                codes = element[:]
-                return pd.Categorical.from_codes(codes, _texts(self.root[legacy][:]))
-            values = read_elem(element)
+                names = self.root[legacy] if isinstance(legacy, h5py.Reference) else group[str(legacy)]
+                return _categorical(element[:], _values(names))
+            values = _values(element, plain=False)
         return values.array if hasattr(values, "array") and not isinstance(values, np.ndarray) else values
+
+    def _raw(self, name: str) -> Any:
+        """Return a part of raw, under its name of today or that of anndata before 0.7."""
+        found = [self.root[key] for key in (f"raw/{name}", f"raw.{name}") if key in self.root]
+        return found[0] if found else None
 
     def matrix(self, *, layer: str | None = None, use_raw: bool = False) -> Any:
         """Find the expression matrix."""
@@ -218,9 +274,9 @@ class Store:
             raise ValueError(msg)
         layers = sorted(self.root["layers"]) if "layers" in self.root else []
         if use_raw:
-            if "raw/X" not in self.root:
+            if (found := self._raw("X")) is None:
                 raise BadFileError("it has no raw", "leave --use-raw out")
-            return self.root["raw/X"]
+            return found
         if layer is not None:
             if layer not in layers:
                 raise BadFileError(f"it has no layer {layer!r}", f"choose another --layer, it has {layers}")
@@ -234,3 +290,30 @@ def _texts(values: Any) -> list[Any]:
     return [
         value.decode() if isinstance(value, bytes) else value for value in np.asarray(values, dtype=object).tolist()
     ]
+
+
+def _values(element: Any, *, plain: bool = True) -> Any:
+    from anndata.io import read_elem
+
+    return element[:] if plain and not hasattr(element, "keys") else read_elem(element)
+
+
+def _categorical(codes: Any, names: Any) -> Any:
+    import pandas as pd
+
+    # As text only what may be bytes: numbers keep their type.
+    numbers = getattr(getattr(names, "dtype", None), "kind", "O") in "biuf"
+    return pd.Categorical.from_codes(np.asarray(codes), names if numbers else _texts(names))
+
+
+def _open_zarr(path: Path) -> Any:
+    try:
+        import zarr
+    except ImportError:
+        raise BadFileError("the package zarr is not installed", "pip install zarr, or write h5ad") from None
+    refuse_outside_links(path)
+    try:
+        # Not by the consolidated metadata, which may tell of an earlier state.
+        return zarr.open_group(str(path), mode="r", use_consolidated=False)
+    except FileNotFoundError:
+        return zarr.open_group(str(path), mode="r")

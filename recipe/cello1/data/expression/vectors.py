@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, Protocol
 import h5py
 import numpy as np
 
-from recipe.cello1.data.expression.store import DAMAGED, BadFileError, reading
+from recipe.cello1.data.expression.store import DAMAGED, reading
+from recipe.cello1.formats.outside_links import BadFileError
 
 try:
     from isal import isal_zlib

@@ -1,3 +1,6 @@
+import contextlib
+import shutil
+import subprocess
 import sys
 
 import anndata as ad
@@ -6,7 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from recipe.cello1.data.expression.store import BadFileError, Store, make_labels
+from recipe.cello1.data.expression.reader import CellReader, GeneLists
+from recipe.cello1.data.expression.store import BadFileError, Store, make_labels, reading
 from recipe.cello1.task.sampling import sample_puzzles
 from tests.helpers.toy_h5ad import toy_adata, write
 
@@ -174,7 +178,10 @@ def test_without_the_package_for_zarr(tmp_path, monkeypatch):
     [
         (lambda file: file.pop("obs"), "has no table 'obs'"),
         (lambda file: file.pop("var"), "has no table 'var'"),
-        (lambda file: (file.pop("obs"), file.__setitem__("obs", np.zeros(3))), "format of anndata before 0.7"),
+        (lambda file: (file.pop("obs"), file.__setitem__("obs", np.zeros(3))), "table 'obs' has no columns"),
+        (lambda file: file.create_group("mod/rna"), "is MuData .h5mu. with the modalities rna; write one of them"),
+        (lambda file: file.move("obs", "matrix"), "is a 10x matrix"),
+        (lambda file: file.move("obs", "row_attrs"), "is a loom file .*convert it"),
         (lambda file: file["obs"].attrs.__setitem__("_index", "lost"), "index of obs cannot be read"),
     ],
 )
@@ -197,3 +204,201 @@ def test_a_damaged_column(tmp_path):
         del file["obs/tissue/codes"]
     with Store(path) as store, pytest.raises(BadFileError, match="column 'tissue' of obs cannot be read"):
         store.labels("tissue")
+
+
+# ------------------------------------------------------------------------------------------- files of other writers
+
+
+def old_table(adata: ad.AnnData, table: str) -> tuple[np.ndarray, dict[str, list[str]]]:
+    """A table as anndata before 0.7 wrote it: records, the categories in uns."""
+    frame = getattr(adata, table)
+    columns = {"index": frame.index.to_numpy().astype("S")}
+    names = {}
+    for name in frame:
+        if isinstance(frame[name].dtype, pd.CategoricalDtype):
+            columns[name], names[f"{name}_categories"] = (
+                frame[name].cat.codes.to_numpy(),
+                list(frame[name].cat.categories),
+            )
+        else:
+            columns[name] = frame[name].to_numpy().astype("S")
+    records = np.empty(len(frame), dtype=[(name, values.dtype) for name, values in columns.items()])
+    for name, values in columns.items():
+        records[name] = values
+    return records, names
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.filterwarnings("ignore")
+def test_files_of_anndata_before_0_7(tmp_path, suffix):
+    import zarr
+
+    adata = toy_adata(n_cells=40)
+    path = write(adata, tmp_path / f"a{suffix}")
+    with contextlib.ExitStack() as stack:
+        if suffix == ".h5ad":
+            file = stack.enter_context(h5py.File(path, "a"))
+        else:
+            with ad.settings.override(zarr_write_format=2):
+                shutil.rmtree(path)
+                file = zarr.open_group(write(adata, path), mode="a", use_consolidated=False)
+        for table in ("obs", "var"):
+            records, names = old_table(adata, table)
+            del file[table]
+            for key, values in {
+                table: records,
+                **{f"uns/{name}": np.array(own, "S") for name, own in names.items()},
+            }.items():
+                if suffix == ".h5ad":
+                    file[key] = values
+                else:
+                    file.create_array(key, data=values)
+    with Store(path) as store:
+        assert store.labels("cell_type").categories == tuple(sorted(adata.obs["cell_type"].unique()))
+        assert [store.labels("donor_id").value(i) for i in range(40)] == adata.obs["donor_id"].tolist()
+        assert store.cell_ids(np.array([3])) == (["donor-cell3"], 0)
+        assert store.gene_names("feature_name") == adata.var["feature_name"].tolist()
+        assert len(list(CellReader(store, GeneLists()).read())) == 40
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.filterwarnings("ignore")
+def test_categories_without_ordered_and_as_a_path(tmp_path, suffix):
+    import zarr
+
+    path = write(toy_adata(n_cells=10), tmp_path / f"a{suffix}")
+    with contextlib.ExitStack() as stack:
+        opened = h5py.File(path, "a") if suffix == ".h5ad" else zarr.open_group(path, mode="a", use_consolidated=False)
+        file = stack.enter_context(opened) if suffix == ".h5ad" else opened
+        del file["obs/sex"].attrs["ordered"]
+        codes = file["obs/tissue/codes"][:]
+        del file["obs/tissue"]
+        for key, values in {"obs/tissue": codes, "obs/__categories/tissue": np.array(["lung"], "S")}.items():
+            if suffix == ".h5ad":
+                file[key] = values
+            else:
+                file.create_array(key, data=values)
+        file["obs/tissue"].attrs["categories"] = "__categories/tissue"
+    with Store(path) as store:
+        assert set(store.labels("sex").categories) == {"female", "male"}
+        assert store.labels("tissue").categories == ("lung",)
+        assert "__categories" not in store.columns()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.filterwarnings("ignore")
+def test_metadata_that_are_not_consolidated_or_old(tmp_path, version):
+    import zarr
+
+    with ad.settings.override(zarr_write_format=version):
+        path = write(toy_adata(n_cells=10), tmp_path / "a.zarr")
+    zarr.consolidate_metadata(str(path))
+    group = zarr.open_group(str(path), mode="a", use_consolidated=False)
+    group["obs"].create_array("score", data=np.arange(10))
+    (path / ".DS_Store").write_text("x")
+    with Store(path) as store:
+        assert store.labels("score").value(3) == "3"
+
+
+@pytest.mark.parametrize("name", ["data", "indices"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_store_that_was_copied_in_part(tmp_path, name):
+    path = write(toy_adata(n_cells=40), tmp_path / "a.zarr")
+    with Store(path) as store:
+        assert CellReader(store, GeneLists()).notes == []
+    chunk = max(
+        file for file in (path / "X" / name).rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr"))
+    )
+    chunk.unlink()
+    with Store(path) as store, pytest.raises(BadFileError, match="1 chunks of its matrix are missing; copy the whole"):
+        CellReader(store, GeneLists())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dense_store_that_was_copied_in_part(tmp_path):
+    adata = toy_adata(n_cells=40)
+    adata.X = adata.X.toarray()
+    path = write(adata, tmp_path / "a.zarr")
+    with Store(path) as store:
+        assert CellReader(store, GeneLists()).notes == []
+    next(
+        file for file in (path / "X").rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr"))
+    ).unlink()
+    with Store(path) as store:
+        assert "1 chunks of the matrix are not stored" in CellReader(store, GeneLists()).notes[0]
+
+
+# ------------------------------------------------------------------------------------------------- gene names of a file
+
+
+def names_of(path, column="feature_name", **options) -> tuple[list, list]:
+    with Store(path) as store:
+        reader = CellReader(store, GeneLists(gene_column=column, **options))
+        return list(reader.genes.names), reader.notes
+
+
+def test_a_column_called_index_is_read_before_the_index(tmp_path):
+    adata = toy_adata(n_cells=4)
+    adata.var["index"] = adata.var.pop("feature_name").to_numpy()
+    assert names_of(write(adata, tmp_path / "a.h5ad"), "index")[0][:2] == ["GENE0", "GENE1"]
+    adata.var = adata.var.set_index("index")
+    adata.var.index.name = "feature_name"
+    for column in ("feature_name", "index"):
+        assert names_of(write(adata, tmp_path / "b.h5ad"), column)[0][:2] == ["GENE0", "GENE1"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("column", ["feature_name", "index"])
+def test_raw_with_row_numbers_takes_the_names_of_var(tmp_path, first, column):
+    adata = toy_adata(n_cells=4)
+    raw = adata.copy()
+    raw.var = pd.DataFrame(index=[str(i + first) for i in range(raw.n_vars)])
+    adata.raw = raw
+    if column == "index":
+        adata.var_names = adata.var.pop("feature_name").to_numpy()
+    names, notes = names_of(write(adata, tmp_path / "a.h5ad"), column, use_raw=True)
+    assert names[:2] == ["GENE0", "GENE1"]
+    assert notes == ["raw has no gene names of its own: those of var are used, column by column"]
+    adata = adata[:, :50].copy()
+    with pytest.raises(BadFileError):
+        names_of(write(adata, tmp_path / "b.h5ad"), column, use_raw=True)
+
+
+def test_names_that_are_no_symbols_are_refused_with_the_column_that_has_them(tmp_path):
+    adata = toy_adata(n_cells=4)
+    adata.var["score"] = np.linspace(0, 1, adata.n_vars)
+    with pytest.raises(BadFileError, match="120 of 120 gene names are Ensembl ids.*--gene-column feature_name"):
+        names_of(write(adata, tmp_path / "a.h5ad"), "index")
+    del adata.var["feature_name"]
+    with pytest.raises(BadFileError, match="none found in var"):
+        names_of(write(adata, tmp_path / "a.h5ad"), "index")
+
+
+# ------------------------------------------------------------------------------------------------ causes, remedies
+
+
+def test_a_file_that_is_open_elsewhere(tmp_path):
+    path = write(toy_adata(n_cells=4), tmp_path / "a.h5ad")
+    code = f"import h5py; file = h5py.File({str(path)!r}, 'r+'); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(BadFileError, match="another process has it open"):
+            Store(path)
+        other.communicate(b"\n")
+    assert Store(path).n_obs == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"),
+    [
+        ("Unable to synchronously open file (unable to lock file, errno = 11)", "another process has it open"),
+        ("Can't synchronously read data (required filter 'zstd' is not registered)", "pip install hdf5plugin"),
+        ("unable to open file: errno = 13, error message = 'Permission denied'", "the right to read it"),
+        ("[Errno 5] Input/output error", "check the drive"),
+        ("[Errno 24] Too many open files", "ulimit -n"),
+        ("truncated file: eof = 5", "damaged"),
+    ],
+)
+def test_each_cause_has_its_remedy(text, remedy):
+    with pytest.raises(BadFileError, match=remedy), reading("it"):
+        raise OSError(text)
