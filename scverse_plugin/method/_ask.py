@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,17 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from recipe.cello1.engines.protocol import Engine, EngineError, Failure, Request, Sampling
-from recipe.cello1.formats.atomic import append_jsonl, dumps, read_items
+from recipe.cello1.engines.asking import ask as ask_all
+from recipe.cello1.engines.asking import request_key
+from recipe.cello1.engines.protocol import Completion, Engine, EngineError, Failure, Request, Sampling
+from recipe.cello1.formats.journal import Journal
+from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN, parse_answer
 from recipe.cello1.task.prompt import Layout, Variant, messages
 from recipe.cello1.task.puzzle import Puzzle
 
 ON_ERROR = ("raise", "skip")
+PATIENCE = 4  # answers that are all cut, before it is said so instead of asking on
+_COUNTS = ("tokens", "prompt_tokens")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,63 +41,35 @@ class Reply:
     cached: bool = False
 
 
-class Cache:
-    """Responses kept in a ``.jsonl`` file, one a line, written as they come in."""
+class Cache(Journal):
+    """Responses kept in a ``.jsonl`` file, one a line, written as they come in; for all calls that ask the same."""
 
-    def __init__(self, path: str | Path | None) -> None:
-        self.path = None if path is None else Path(path)
-        self._known: dict[str, dict[str, Any]] = {}
-        if self.path is None:
-            return
-        if self.path.suffix != ".jsonl":
-            msg = f"cache: {self.path} must end in .jsonl; it is a file with one response a line"
+    def __init__(self, path: str | Path) -> None:
+        if Path(path).suffix != ".jsonl":
+            msg = f"cache: {path} must end in .jsonl; it is a file with one response a line"
             raise ValueError(msg)
-        if self.path.is_file():
-            for number, record in enumerate(read_items(self.path, drop_partial_tail=True), start=1):
-                if not isinstance(record, dict) or not isinstance(record.get("key"), str) or "text" not in record:
-                    msg = f"cache: line {number} of {self.path} is no response; give another file"
-                    raise ValueError(msg)
-                self._known[record["key"]] = record
-
-    def get(self, key: str, seed: int) -> Reply | None:
-        """Look a response up."""
-        found = self._known.get(key)
-        if found is None:
-            return None
-        tokens, prompt_tokens = (int(found.get(name, 0)) for name in ("tokens", "prompt_tokens"))
-        reason = str(found.get("finish_reason", ""))
-        return Reply(found["text"], reason, tokens=tokens, prompt_tokens=prompt_tokens, seed=seed, cached=True)
-
-    def add(self, key: str, reply: Reply) -> None:
-        """Keep a response."""
-        if self.path is None:
-            return
-        record = {
-            "key": key,
-            "text": reply.text,
-            "finish_reason": reply.finish_reason,
-            "tokens": reply.tokens,
-            "prompt_tokens": reply.prompt_tokens,
-        }
-        append_jsonl(self.path, record)
-        self._known[key] = record
+        super().__init__(path, _read_key)
 
 
-def request_key(engine: Engine, request: Request, sampling: Sampling) -> str:
-    """Return what two requests share only if they ask the same of the same model in the same way."""
-    what = {
-        "engine": engine.name,
-        "model": engine.model,
-        "fingerprint": engine.fingerprint,
-        "server": str(getattr(engine, "base_url", "") or ""),
-        "constraint": engine.constraint if request.n_answers else "",
-        "sampling": sampling.as_dict(),
-        "seed": request.seed,
-        "candidates": list(request.candidates),
-        "n_answers": request.n_answers,
-        "messages": [dict(message) for message in request.messages],
-    }
-    return hashlib.sha256(dumps(what).encode()).hexdigest()[:40]
+def _read_key(record: Any, where: str) -> str | None:
+    if not isinstance(record, dict) or not isinstance(record.get("key"), str) or "text" not in record:
+        path, _, number = where.rpartition(", line ")
+        msg = f"cache: line {number} of {path} is no response; give another file"
+        raise ValueError(msg)
+    sound = isinstance(record["text"], str) and isinstance(record.get("finish_reason"), str)
+    # What an older version took from a server unchecked is asked again.
+    return record["key"] if sound and all(type(record.get(name)) is int for name in _COUNTS) else None
+
+
+def readable(text: str) -> str:
+    """Bring what can be read without guessing, one ``<answer>`` in whatever company, into the form of the training."""
+    head, opened, rest = text.partition(ANSWER_OPEN)
+    answer, closed, after = rest.partition(ANSWER_CLOSE)
+    if not (opened and closed) or any(tag in answer + after for tag in TAGS) or parse_answer(text).ok:
+        return text
+    reasoning = head.replace(THINK_OPEN, "").replace(THINK_CLOSE, "").strip()
+    found = f"{THINK_OPEN}{reasoning}{THINK_CLOSE}\n{ANSWER_OPEN}{answer.strip()}{ANSWER_CLOSE}"
+    return found if parse_answer(found).ok else text
 
 
 def ask(
@@ -105,65 +81,70 @@ def ask(
     sampling: Sampling,
     seeds: Sequence[int],
     constrain: bool,
-    cache: Cache,
+    cache: Cache | None,
     on_error: str = "raise",
     progress: bool = True,
 ) -> list[Reply]:
     """Put puzzles to an engine."""
-    requests: list[Request] = []
+    requests: dict[str, Request] = {}  # the same request is asked once
     keys: list[str] = []
     for puzzle, seed in zip(puzzles, seeds, strict=True):
         legal = (puzzle.candidates, puzzle.n_cells) if constrain else ()
         own = int(seed) if sampling.temperature > 0 else None
-        requests.append(Request(messages(puzzle, layout, variant), own, *legal))
-        keys.append(request_key(engine, requests[-1], sampling))
+        request = Request(messages(puzzle, layout, variant), own, *legal)
+        keys.append(request_key(engine, request, sampling))
+        requests[keys[-1]] = request
     replies: dict[str, Reply] = {}
-    todo: list[tuple[str, Request]] = []
-    for key, request in dict(zip(keys, requests, strict=True)).items():  # the same request is asked once
-        found = cache.get(key, -1 if request.seed is None else request.seed)
-        if found is None:
-            todo.append((key, request))
-        else:
-            replies[key] = found
-    failed: list[str] = []
+    cut = good = failed = 0
 
-    def waiting() -> Iterator[Request]:
-        for _, request in todo:
-            if failed and on_error == "raise":
-                return
-            yield request
+    def take(key: str, text: str, facts: Mapping[str, Any], cached: bool) -> None:
+        nonlocal cut, good
+        seed = requests[key].seed
+        facts = {name: facts[name] for name in ("finish_reason", *_COUNTS)}
+        replies[key] = Reply(readable(text), seed=-1 if seed is None else seed, cached=cached, **facts)
+        useless = facts["finish_reason"] == "length" and not parse_answer(replies[key].text).ok
+        cut, good = cut + useless, good + (not useless)
 
-    if todo:
-        with tqdm(total=len(todo), desc="cello1", unit="puzzle", disable=not progress, dynamic_ncols=True) as bar:
-            for position, result in engine.generate(waiting(), sampling):
-                key, request = todo[position]
-                seed = -1 if request.seed is None else request.seed
-                if isinstance(result, Failure):
-                    failed.append(result.error)
-                    replies[key] = Reply(None, seed=seed, error=result.error)
-                else:
-                    reply = Reply(result.text, result.finish_reason, result.tokens, result.prompt_tokens, seed)
-                    replies[key] = reply
-                    cache.add(key, reply)
-                bar.update()
-    if failed and on_error == "raise":
-        raise EngineError(_advice(failed, replies, len(set(keys)), cache))
-    # An engine that ends early has failed, too: nobody may take that for an answer.
-    lost = Reply(None, error="the engine gave no result for this puzzle")
-    if on_error == "raise" and any(key not in replies for key in keys):
-        raise EngineError(_advice([lost.error], replies, len(set(keys)), cache))
-    return [replies.get(key, lost) for key in keys]
+    def keep(key: str, result: Completion | Failure) -> None:
+        nonlocal failed
+        if isinstance(result, Failure):
+            failed += 1
+            seed = requests[key].seed
+            replies[key] = Reply(None, seed=-1 if seed is None else seed, error=result.error)
+            return
+        record = {"key": key} | {name: getattr(result, name) for name in ("text", "finish_reason", *_COUNTS)}
+        if cache is not None:
+            cache.add(key, record)
+        take(key, result.text, record, False)
+
+    def stop() -> bool:
+        return (cut >= PATIENCE and not good) or (failed > 0 and on_error == "raise")
+
+    for key in requests if cache is not None else ():
+        if key in cache:
+            record = cache[key]
+            take(key, record["text"], record, True)
+    todo = [key for key in requests if key not in replies]
+    with tqdm(
+        total=len(todo), desc="cello1", unit="puzzle", disable=not progress or not todo, dynamic_ncols=True
+    ) as bar:
+        asked = ask_all(engine, todo, requests.__getitem__, keep, sampling, stop=stop, bar=bar)
+    if cut >= PATIENCE and not good:
+        msg = f"all {cut} answers were cut at max_tokens={sampling.max_tokens}; raise it"
+        raise EngineError(msg)
+    if asked.failed and on_error == "raise":
+        raise EngineError(_advice(next(iter(asked.errors)), cut + good, len(requests), cache))
+    return [replies[key] for key in keys]
 
 
-def _advice(failed: Sequence[str], replies: dict[str, Reply], total: int, cache: Cache) -> str:
-    done = sum(reply.text is not None for reply in replies.values())
+def _advice(error: str, done: int, total: int, cache: Cache | None) -> str:
     kept = (
         f"The {done} finished ones are kept in {cache.path}: mend the cause and run the same call again, it asks only "
         "what is missing"
-        if cache.path is not None
+        if cache is not None
         else 'Mend the cause and run again; with cache="answers.jsonl" a rerun would ask only what is missing'
     )
-    return f"{total - done} of {total} puzzles have no answer ({failed[0]}). {kept}, or set on_error='skip'."
+    return f"{total - done} of {total} puzzles have no answer ({error}). {kept}, or set on_error='skip'."
 
 
 def completion_seeds(n: int, rng: np.random.Generator) -> list[int]:

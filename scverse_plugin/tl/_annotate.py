@@ -225,7 +225,7 @@ def annotate(
     check_options(given)
     check_engine(engine, model=model, base_url=base_url, options=engine_options)
     sampling = Sampling(temperature, top_p, max_tokens, reasoning_budget=reasoning_budget)
-    kept = Cache(cache)
+    kept = None if cache is None else Cache(cache)
     if not dry_run:
         _store.check_free(adata, key_added)
         _store.check_writable(adata, copy=copy)

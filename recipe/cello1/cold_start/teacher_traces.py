@@ -15,20 +15,23 @@ rejected. A failure of the machinery is no response: it uses up no try, and is a
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from recipe.cello1.engines.asking import ask
 from recipe.cello1.engines.options import add_sampling, add_server, engine_options, sampling_of
 from recipe.cello1.engines.protocol import Completion, Engine, Failure, Request, Sampling, sample_seed
 from recipe.cello1.engines.start import start_engine
-from recipe.cello1.formats.atomic import append_jsonl, atomic_write, dumps, read_items
+from recipe.cello1.formats.atomic import atomic_write, dumps
 from recipe.cello1.formats.items import REASONING_KEY, puzzle_to_item
+from recipe.cello1.formats.journal import Journal
+from recipe.cello1.formats.provenance import check_same, digest
 from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
 from recipe.cello1.task.answer import Reason, parse_answer
 from recipe.cello1.task.prompt import Layout, Variant, check_layout, messages
@@ -55,8 +58,10 @@ class _State:
     cut: int = 0
 
     def add(self, entry: Mapping[str, Any]) -> None:
+        self.failed = (entry["error"] or "unknown error") if "error" in entry else ""
+        if self.failed:
+            return
         self.tries += 1
-        self.failed = ""
         self.tokens += entry["tokens"]
         self.cut += entry["finish_reason"] == "length"
         if entry["accepted"]:
@@ -110,28 +115,31 @@ def ask_teacher(
         "variant": variant,
     }
     asked = [_without_trace(puzzle) for puzzle in puzzles]
-    digests = [_digest(puzzle, variant) for puzzle in asked]
-    states = _resume(Path(journal), run, digests)
+    digests = [digest(puzzle_to_item(puzzle, variant), 12) for puzzle in asked]
+    states = [_State() for _ in asked]
 
-    accepted, failed = sum(state.accepted is not None for state in states), 0
-    bar = tqdm(total=len(asked), desc="teacher", unit="puzzle", disable=not progress, dynamic_ncols=True)
-    with bar:
+    def request(index: int) -> Request:
+        own_seed = sample_seed(seed, index, states[index].tries) if sampling.temperature > 0 else None
+        return Request(messages(asked[index], layout, variant), own_seed)
+
+    def keep(index: int, result: Completion | Failure) -> None:
+        entry = _entry(result, asked[index], index, states[index].tries, digests[index])
+        answers.add((index, states[index].tries), entry)
+        states[index].add(entry)
+        bar.update(_is_done(states[index], tries))
+
+    path = Path(journal)
+    with (
+        Journal.held(path),
+        tqdm(total=len(asked), desc="teacher", unit="puzzle", disable=not progress, dynamic_ncols=True) as bar,
+    ):
+        answers = Journal(path, partial(_read, run, digests, states))
+        if _RUN_KEY not in answers:
+            answers.add(_RUN_KEY, {_RUN_KEY: run})
         bar.update(sum(_is_done(state, tries) for state in states))
         while todo := [i for i, state in enumerate(states) if not _is_done(state, tries) and not state.failed]:
             # One response of each puzzle at a time: most of them need no second one.
-            for position, result in engine.generate(_requests(asked, states, todo, run), sampling):
-                index = todo[position]
-                state = states[index]
-                entry = _entry(result, asked[index], index, state.tries, digests[index])
-                append_jsonl(journal, entry)
-                if isinstance(result, Failure):
-                    state.failed = result.error
-                else:
-                    state.add(entry)
-                bar.update(_is_done(state, tries))
-                accepted += state.accepted is not None
-                failed += bool(state.failed)
-                bar.set_postfix(accepted=accepted, failed=failed, refresh=False)
+            ask(engine, todo, request, keep, sampling)
     kept = [
         replace(puzzle, meta={**puzzle.meta, REASONING_KEY: state.accepted, TEACHER_KEY: engine.model})
         for puzzle, state in zip(asked, states, strict=True)
@@ -144,21 +152,8 @@ def _without_trace(puzzle: Puzzle) -> Puzzle:
     return replace(puzzle, meta={k: v for k, v in puzzle.meta.items() if k not in (REASONING_KEY, TEACHER_KEY)})
 
 
-def _digest(puzzle: Puzzle, variant: Variant) -> str:
-    return hashlib.sha256(dumps(puzzle_to_item(puzzle, variant)).encode()).hexdigest()[:12]
-
-
 def _is_done(state: _State, tries: int) -> bool:
     return state.accepted is not None or state.tries >= tries
-
-
-def _requests(
-    puzzles: Sequence[Puzzle], states: Sequence[_State], todo: Sequence[int], run: Mapping[str, Any]
-) -> Iterator[Request]:
-    for index in todo:
-        own_seed = sample_seed(run["sampling"]["seed"], index, states[index].tries)
-        sampled = run["sampling"]["temperature"] > 0
-        yield Request(messages(puzzles[index], run["prompt_layout"], run["variant"]), own_seed if sampled else None)
 
 
 def _entry(result: Completion | Failure, puzzle: Puzzle, index: int, number: int, digest: str) -> dict[str, Any]:
@@ -177,36 +172,30 @@ def _entry(result: Completion | Failure, puzzle: Puzzle, index: int, number: int
     }
 
 
-def _resume(journal: Path, run: Mapping[str, Any], digests: Sequence[str]) -> list[_State]:
-    """Read the journal, or begin it."""
-    states = [_State() for _ in digests]
-    entries = read_items(journal, drop_partial_tail=True) if journal.exists() else []
-    if not entries:
-        journal.unlink(missing_ok=True)
-        append_jsonl(journal, {_RUN_KEY: run})
-        return states
-    first, *entries = entries
-    found = first.get(_RUN_KEY) if isinstance(first, Mapping) else None
-    if not isinstance(found, Mapping):
-        msg = f"{journal} is not a journal of a teacher; give another --out, or remove it"
-        raise ValueError(msg)
-    if differ := [key for key in run if found.get(key) != run[key]]:
-        key = differ[0]
-        msg = (
-            f"{journal}: made with {key} {found.get(key)!r}, this run has {run[key]!r}; "
-            "give another --out, or remove it to start anew"
-        )
-        raise ValueError(msg)
-    for line, entry in enumerate(entries, start=2):
-        index = entry["index"]
-        if index >= len(states):  # of a run over more of the data
-            continue
-        if entry["item"] != digests[index]:
-            msg = f"{journal}, line {line}: item {index} is not the one of these data; give another --out, or remove it"
+def _read(
+    run: Mapping[str, Any], digests: Sequence[str], states: Sequence[_State], entry: Any, where: str
+) -> Hashable | None:
+    """Take note of a line of the journal: the first one says of which run it is."""
+    if where.endswith(", line 1"):
+        found = entry.get(_RUN_KEY) if isinstance(entry, Mapping) else None
+        if not isinstance(found, Mapping):
+            msg = f"{where.removesuffix(', line 1')} is not a journal of a teacher; give another out, or remove it"
             raise ValueError(msg)
-        if "error" not in entry:
-            states[index].add(entry)
-    return states
+        check_same(found, run, where)
+        return _RUN_KEY
+    index = entry.get("index") if isinstance(entry, Mapping) else None
+    if type(index) is not int or index < 0 or not {"item", "try"} <= entry.keys():
+        msg = f"{where} is no response of a teacher; give another out, or remove it"
+        raise ValueError(msg)
+    if index >= len(states):  # of a run over more of the data
+        return None
+    if entry["item"] != digests[index]:
+        msg = f"{where}: item {index} is not the one of these data; give another out, or remove it"
+        raise ValueError(msg)
+    if "error" in entry:  # it is asked again
+        return None
+    states[index].add(entry)
+    return index, entry["try"]
 
 
 # ---------------------------------------------------------------------------------------------------------- report

@@ -1,19 +1,21 @@
-"""Files that a killed process leaves whole: JSON and JSONL, written at once or line by line, and any other."""
+"""Files that a killed process leaves whole: JSON and JSONL, written at once, item by item or line by line."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, BinaryIO
 
 import numpy as np
+
+_CHUNK = 1 << 20  # characters read at a time
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
@@ -57,64 +59,155 @@ def read_json(path: str | Path) -> Any:
 
 def read_items(path: str | Path, *, drop_partial_tail: bool = False) -> list[Any]:
     """Read a ``.json`` list or the lines of a ``.jsonl`` file."""
+    return list(iter_items(path, drop_partial_tail=drop_partial_tail))
+
+
+def iter_items(path: str | Path, *, drop_partial_tail: bool = False) -> Iterator[Any]:
+    """Read the same item by item: in memory are one item and a piece of the file, however long it is."""
     path = Path(path)
     if not _is_jsonl(path):
-        items = read_json(path)
-        if not isinstance(items, list):
-            msg = f"{path} must hold a list of items, got {type(items).__name__}"
-            raise ValueError(msg)
-        return items
-    # Only "\n" ends a line: text may hold U+2028 and the like.
-    lines = path.read_bytes().split(b"\n")
-    tail = lines.pop()
-    if tail and not drop_partial_tail:
-        lines.append(tail)
-    items = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            items.append(json.loads(line))
-        except ValueError as error:
-            msg = f"{path}, line {number} is not valid JSON: {error}"
-            raise ValueError(msg) from None
-    return items
+        yield from _list_items(path)
+        return
+    for _, _, item in read_lines(path, drop_partial_tail=drop_partial_tail):
+        yield item
+
+
+def read_lines(path: str | Path, *, drop_partial_tail: bool = False) -> Iterator[tuple[int, int, Any]]:
+    """Read a ``.jsonl`` file line by line, each with its number and where in the file it begins."""
+    at = 0
+    with open(path, "rb") as file:  # only "\n" ends a line: text may hold U+2028 and the like
+        for number, line in enumerate(file, start=1):
+            start, at = at, at + len(line)
+            if not line.strip() or (drop_partial_tail and not line.endswith(b"\n")):
+                continue
+            try:
+                item = json.loads(line)
+            except ValueError as error:
+                msg = f"{path}, line {number} is not valid JSON: {error}"
+                raise ValueError(msg) from None
+            yield number, start, item
+
+
+def _list_items(path: Path) -> Iterator[Any]:
+    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[ \t\n\r]*").match
+    with open(path, "rb") as binary:
+        encoding = json.detect_encoding(binary.read(4))
+    with suppress(ValueError), open(path, encoding=encoding, errors="surrogatepass", newline="") as file:
+        text, more, size, wanted = "", "", _CHUNK, "["
+        while more := file.read(size):
+            text, at = text + more, 0
+            while (at := skip(text, at).end()) < len(text) and wanted:  # type: ignore[union-attr]
+                mark = text[at]
+                if wanted == "item" or (wanted == "first" and mark != "]"):
+                    try:
+                        item, end = decode(text, at)
+                    except ValueError:
+                        break
+                    if text[(end := skip(text, end).end()) : end + 1] not in (",", "]"):  # type: ignore[union-attr]
+                        break  # a number may go on
+                    yield item
+                    at, wanted = end, ","
+                elif mark == "]" and wanted in ("first", ","):
+                    at, wanted = at + 1, "end"
+                elif mark == wanted:
+                    at, wanted = at + 1, "first" if mark == "[" else "item"
+                else:
+                    wanted = ""
+            text, size = text[at:], _CHUNK if at else 2 * size  # an item may be longer than what has been read
+        if wanted == "end" and not text:
+            return
+    found = read_json(path)  # says what is wrong
+    msg = f"{path} must hold a list of items, got {type(found).__name__}"
+    raise ValueError(msg)
 
 
 def write_items(path: str | Path, items: Iterable[Any]) -> None:
-    """Write a ``.json`` list or ``.jsonl``, atomically."""
-    path = Path(path)
-    items = list(items)
-    lines = _is_jsonl(path)
-    for index, item in enumerate(items):
-        try:
-            items[index] = dumps(item, None if lines else 2)
-        except ValueError as error:
-            msg = f"{path}: item {index} {error}"
-            raise ValueError(msg) from error
-    if lines:
-        atomic_write(path, "".join([text + "\n" for text in items]))
-    else:
-        atomic_write(path, "[\n" + ",\n".join(items) + "\n]\n" if items else "[]\n")
+    """Write a ``.json`` list or ``.jsonl``, whole or not at all."""
+    with JsonListWriter(path, None if _is_jsonl(Path(path)) else 2) as writer:
+        for item in items:
+            writer.write(item)
 
 
-def append_jsonl(path: str | Path, record: Any) -> None:
-    """Append one line to a ``.jsonl`` file and push it to the disk."""
+def append_jsonl(path: str | Path, record: Any) -> int:
+    """Append one line to a ``.jsonl`` file, push it to the disk, and say where it begins."""
     path = Path(path)
     if not _is_jsonl(path):
         msg = f"{path}: only .jsonl files can be appended to"
         raise ValueError(msg)
     line = (dumps(record) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
+    with ExitStack() as stack:
+        while True:
+            file = stack.enter_context(open_no_link(path, os.O_RDWR | os.O_CREAT | os.O_APPEND))
+            alone = _lock(file, fcntl.LOCK_EX)
+            if _is_still(file, path):
+                break  # else it was replaced while we waited
+            stack.close()
         if tail := _unfinished_tail(file):
-            if _is_json(tail):
-                line = b"\n" + line
+            # Whoever has written half a line was killed, as we hold the lock; without locks it may be at work yet.
+            if alone and not _is_json(tail):
+                os.ftruncate(file.fileno(), file.seek(0, os.SEEK_END) - len(tail))
             else:
-                file.truncate(file.seek(0, os.SEEK_END) - len(tail))
+                line = b"\n" + line
+        start = file.seek(0, os.SEEK_END) + line.startswith(b"\n")
         file.write(line)
         file.flush()
+        _lock(file, fcntl.LOCK_UN)
         os.fsync(file.fileno())
+    return start
+
+
+def open_no_link(path: Path, flags: int) -> BinaryIO:
+    """Open a file to write, but never what a link points to."""
+    try:
+        number = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError:
+        if not path.is_symlink():
+            raise
+        msg = f"{path} is a symbolic link; give the file itself"
+        raise ValueError(msg) from None
+    return os.fdopen(number, "rb+")
+
+
+def _lock(file: IO[Any], kind: int) -> bool:
+    """Lock a file, or let go of it; ``False`` where the file system has no locks."""
+    try:
+        fcntl.flock(file, kind)
+    except BlockingIOError:
+        raise
+    except OSError:
+        return False
+    return True
+
+
+def _is_still(file: IO[Any], path: Path) -> bool:
+    """Tell whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def held(path: str | Path, name: str = "out", remedy: str = "give each run a place of its own") -> Iterator[None]:
+    """Keep other runs out of a file or folder. The system lets go of the lock of a process that dies."""
+    path = Path(path)
+    # A file beside it, as a file itself may be replaced.
+    lock = path.with_name(f".{path.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open_no_link(lock, os.O_RDWR | os.O_CREAT) as file:
+        try:
+            _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = _is_still(file, lock)  # else of a run that has just ended: its successor is under way
+        except BlockingIOError:
+            free = False
+        if not free:
+            msg = f"{name}: another run is writing to {path}; {remedy}, or wait"
+            raise ValueError(msg)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _unfinished_tail(file: BinaryIO) -> bytes:
@@ -137,25 +230,23 @@ def _is_json(text: bytes) -> bool:
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, and push it to the disk."""
-    path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    with replacing(path) as temporary, open(temporary, "xb") as file:
-        if path.exists():
-            os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Have a file written whole or not at all: under another name, beside its place, which it takes at the end."""
+    """Have a file written whole or not at all: under another name, which becomes its own once it is on the disk."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
+        with open(temporary, "rb+") as file:
+            if path.exists():
+                os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -167,46 +258,38 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # as everything here that is written whole or not at all
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")  # as `replacing` names them
 
 
 class JsonListWriter:
-    """Writes a ``.json`` list item by item, whole or not at all; a context manager."""
+    """Writes a ``.json`` list (or ``.jsonl``) item by item, whole or not at all; a context manager."""
 
     def __init__(self, path: str | Path, indent: int | None = 2) -> None:
         self.path = Path(path)
         self._indent = indent
         self.count = 0
-        self._temporary = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.tmp")
-        self._file: IO[bytes] | None = None
+        self._stack = ExitStack()
+        self._marks = ("", "\n", "\n", "") if self.path.suffix == ".jsonl" else ("[\n", ",\n", "\n]\n", "[]\n")
 
     def __enter__(self) -> JsonListWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._temporary, "xb")
+        temporary = self._stack.enter_context(replacing(self.path))
+        self._file = self._stack.enter_context(open(temporary, "xb"))
         return self
 
     def write(self, item: Any) -> None:
         """Add an item."""
-        assert self._file is not None, "use the writer as a context manager"
         try:
             text = dumps(item, self._indent)
         except ValueError as error:
             msg = f"{self.path}: item {self.count} {error}"
             raise ValueError(msg) from error
-        self._file.write(((",\n" if self.count else "[\n") + text).encode())
+        self._file.write((self._marks[self.count > 0] + text).encode())
         self.count += 1
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        assert self._file is not None
-        with self._file as file:
-            if kind is None:
-                file.write(b"\n]\n" if self.count else b"[]\n")
-                file.flush()
-                os.fsync(file.fileno())
-        if kind is None:
-            os.replace(self._temporary, self.path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._file.write(self._marks[2 if self.count else 3].encode())
+        self._stack.__exit__(*error)
 
 
 def remove_unfinished(folder: str | Path) -> None:

@@ -7,13 +7,13 @@ read as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipe.cello1.formats.atomic import read_items, read_json
+from recipe.cello1.formats.atomic import iter_items, read_json
 from recipe.cello1.formats.items import read_gold
 from recipe.cello1.task.answer import join_types
 from recipe.cello1.task.prompt import Layout, check_layout
@@ -170,10 +170,25 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
     Parameters
     ----------
     path
-        A ``.jsonl`` file, a ``.json`` list, or a folder of one ``<index>.json`` per item (the published layout).
+        As for :func:`iter_predictions`.
 
     Returns
     -------
+    What that gives.
+    """
+    return list(iter_predictions(path))
+
+
+def iter_predictions(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Read prediction and error records one by one, so that in memory is only what is kept of them.
+
+    Parameters
+    ----------
+    path
+        A ``.jsonl`` file, a ``.json`` list, or a folder of one ``<index>.json`` per item (the published layout).
+
+    Yields
+    ------
     The records in order of the file, or of the number in the file names, each with its ``index``.
 
     Raises
@@ -184,21 +199,43 @@ def read_predictions(path: str | Path) -> list[dict[str, Any]]:
         If there is no record, a record is neither prediction nor error, or a file name is not a number.
     """
     path = Path(path)
+    named: Iterable[tuple[str, int, Any]]
     if path.is_dir():
-        files = [file for file in path.iterdir() if file.suffix == ".json"]
-        if strange := sorted(file.name for file in files if not file.stem.isdecimal()):
-            msg = f"{path}: {strange[0]!r} is not named after an item (<index>.json); move it elsewhere"
-            raise ValueError(msg)
-        files.sort(key=lambda file: int(file.stem))
-        named = [(str(file), int(file.stem), read_json(file)) for file in files]
+        named = ((str(file), index, read_json(file)) for index, file in item_files(path))
     else:
-        named = [(f"{path}: record {i}", i, record) for i, record in enumerate(read_items(path))]
-    if not named:
+        named = ((f"{path}: record {i}", i, record) for i, record in enumerate(iter_items(path)))
+    empty = True
+    for where, index, record in named:
+        check_prediction(record, where)
+        empty = False
+        yield {"index": index, **record}
+    if empty:
         msg = f"{path} holds no predictions"
         raise ValueError(msg)
-    for where, _, record in named:
-        check_prediction(record, where)
-    return [{"index": index, **record} for _, index, record in named]
+
+
+def item_files(folder: Path) -> list[tuple[int, Path]]:
+    """List the files of the published layout.
+
+    Parameters
+    ----------
+    folder
+        Where they are.
+
+    Returns
+    -------
+    Index and file of each item, in order.
+
+    Raises
+    ------
+    ValueError
+        If a ``.json`` file there is not named after an item.
+    """
+    files = [file for file in folder.iterdir() if file.suffix == ".json"]
+    if strange := sorted(file.name for file in files if not file.stem.isdecimal()):
+        msg = f"{folder}: {strange[0]!r} is not named after an item (<index>.json); move it elsewhere"
+        raise ValueError(msg)
+    return sorted((int(file.stem), file) for file in files)
 
 
 def has_logprobs(records: Iterable[Mapping[str, Any]]) -> bool:

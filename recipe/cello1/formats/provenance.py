@@ -1,7 +1,8 @@
-"""Whether an output folder belongs to the run that is about to go on in it."""
+"""What a thing was made from: whether it is the same as before, with which packages, by which workers."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -9,16 +10,33 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.formats.atomic import atomic_write, dumps
+from recipe.cello1.formats.atomic import atomic_write, dumps, read_json
+
+
+def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Compare how a thing was made with how it would be made now: the one rule of "is it the same as before"."""
+    before, after = _flatten(was), _flatten(json.loads(dumps(now)))
+    return {
+        key: (before.get(key), after.get(key))
+        for key in sorted({*before, *after})
+        if key not in before or key not in after or before[key] != after[key]
+    }
+
+
+def check_same(was: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
+    """Refuse to add to a file what is made in another way."""
+    for key in (changed.partition(".")[0] for changed in changes(was, now)):
+        msg = (
+            f"{where}: made with {key} {was.get(key)!r}, this run has {now.get(key)!r}; "
+            "give another out, or remove it to start anew"
+        )
+        raise ValueError(msg)
 
 
 def check_same_run(file: Path, wanted: Mapping[str, Any], output: str | Path) -> None:
-    """Refuse to go on with other settings than those a run was started with."""
-    if not file.is_file():
-        return
-    now, was = _flatten(json.loads(dumps(wanted))), _flatten(json.loads(file.read_bytes()))
-    if keys := sorted(key for key in {*now, *was} if now.get(key) != was.get(key)):
-        changed = ", ".join(f"{key} ({was.get(key)!r}, now {now.get(key)!r})" for key in keys)
+    """Refuse to go on in a folder with other settings than those that its file holds."""
+    if file.is_file() and (found := changes(read_json(file), wanted)):
+        changed = ", ".join(f"{key} ({was!r}, now {now!r})" for key, (was, now) in found.items())
         msg = (
             f"output={output} belongs to a run with other settings: {changed}; set them back, or choose another output"
         )
@@ -35,6 +53,11 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def digest(value: Any, digits: int = 64) -> str:
+    """Hash plain values: equal ones have the same digest in every process."""
+    return hashlib.sha256(dumps(value).encode()).hexdigest()[:digits]
 
 
 NOT_INSTALLED = "not installed"

@@ -15,19 +15,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from recipe.cello1.engines.asking import ask
 from recipe.cello1.engines.options import add_asking, add_engines, engine_options, sampling_of
 from recipe.cello1.engines.protocol import Completion, Engine, Failure, Request, Sampling, sample_seed
 from recipe.cello1.engines.start import start_engines
 from recipe.cello1.formats.items import puzzle_to_item
-from recipe.cello1.formats.journal import prediction_files
-from recipe.cello1.formats.predictions import error_record, prediction_record
+from recipe.cello1.formats.journal import FolderJournal, Journal
+from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction, error_record, prediction_record
+from recipe.cello1.formats.provenance import check_same
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.task.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.task.puzzle import Puzzle
@@ -125,14 +128,13 @@ def predict(
     if not 0 <= part < parts:
         msg = f"shard must be (i, n) with 0 <= i < n, got {shard}"
         raise ValueError(msg)
-    files = prediction_files(out, samples)
+    journal_type = _journal_type(Path(out), samples)
     if constrain and not all(puzzle.candidates for puzzle in puzzles):
         msg = "constrain needs candidates, and some puzzles have none; answer those without it"
         raise ValueError(msg)
     if constrain and not engine.constraint:
         msg = f"constrain: the engine {engine.name!r} was not started for constrained answers (constrained=True)"
         raise ValueError(msg)
-    items = [puzzle_to_item(puzzle, variant) for puzzle in puzzles]
     run = {
         "engine": engine.name,
         "model": engine.model,
@@ -140,39 +142,65 @@ def predict(
         "sampling": sampling.as_dict() | {"seed": seed, "constraint": engine.constraint if constrain else ""},
         "prompt_layout": check_layout(layout),
     }
-    mine = [(i, s) for i in range(part, len(items), parts) for s in range(samples)]
     nothing = Completion("", "", 0, 0, 0.0 if sampling.logprobs else None)
-    for index in dict.fromkeys(index for index, _ in mine):
-        # Keys of an item that clash with those of its record show before anything is asked.
-        _record(nothing, items[index], index, 0, run)
 
-    def requests() -> Iterator[Request]:
-        # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
-        for index, sample in todo:
-            own_seed = sample_seed(seed, index, sample) if sampling.temperature > 0 else None
-            puzzle = puzzles[index]
-            legal = (puzzle.candidates, puzzle.n_cells) if constrain else ()
-            yield Request(messages(puzzle, layout, variant), own_seed, *legal)
+    def record(key: tuple[int, int], result: Completion | Failure) -> dict[str, Any]:
+        return _record(result, puzzle_to_item(puzzles[key[0]], variant), *key, run)
 
-    errors: dict[str, int] = {}
-    failed = 0
-    with files.held():
-        there = files.resume(items, run)
-        todo = [key for key in mine if key not in there]
+    def request(key: tuple[int, int]) -> Request:
+        own_seed = sample_seed(seed, *key) if sampling.temperature > 0 else None
+        puzzle = puzzles[key[0]]
+        legal = (puzzle.candidates, puzzle.n_cells) if constrain else ()
+        return Request(messages(puzzle, layout, variant), own_seed, *legal)
+
+    # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
+    mine = [(i, s) for i in range(part, len(puzzles), parts) for s in range(samples)]
+    for index in range(part, len(puzzles), parts):
+        record((index, 0), nothing)  # keys of an item that clash with its record's show before anything is asked
+    with journal_type.held(out):
+        journal = journal_type(out, partial(_key, puzzles, variant, run))
+        journal.tidy()
+        todo = [key for key in mine if key not in journal]
         kept = len(mine) - len(todo)
-        bar = tqdm(total=len(mine), initial=kept, desc="predict", unit="item", disable=not progress, dynamic_ncols=True)
-        with bar:
-            for position, result in engine.generate(requests(), sampling):
-                index, sample = todo[position]
-                record = _record(result, items[index], index, sample, run)
-                files.add(record)
-                if isinstance(result, Failure):
-                    failed += 1
-                    errors[result.error] = errors.get(result.error, 0) + 1
-                    bar.set_postfix(failed=failed)
-                bar.update()
-        files.finish()
-    return Progress(len(mine), kept, len(todo) - failed, failed, errors)
+        with tqdm(
+            total=len(mine), initial=kept, desc="predict", unit="item", disable=not progress, dynamic_ncols=True
+        ) as bar:
+            asked = ask(
+                engine, todo, request, lambda key, result: journal.add(key, record(key, result)), sampling, bar=bar
+            )
+        journal.tidy(order=True)
+    return Progress(len(mine), kept, asked.answered, asked.failed, asked.errors)
+
+
+def _journal_type(out: Path, samples: int) -> type[Journal] | type[FolderJournal]:
+    """Choose by the name: ``.jsonl`` is a file, a name without suffix a folder."""
+    if out.suffix == ".jsonl" and not out.is_dir():
+        return Journal
+    # The suffix of a folder may be a part of a model's name (Qwen2.5-7B).
+    if out.suffix == ".json" or out.is_file():
+        msg = f"out: {out} must end in .jsonl, or be a folder for one JSON per item"
+        raise ValueError(msg)
+    if samples > 1:
+        msg = f"out: a folder holds one prediction for each item, and {samples} samples are wanted; give a .jsonl file"
+        raise ValueError(msg)
+    return FolderJournal
+
+
+def _key(
+    puzzles: Sequence[Puzzle], variant: Variant, run: Mapping[str, Any], record: Any, where: str
+) -> tuple[int, int] | None:
+    """Check that a record is of this run; failures are tried again."""
+    answered = check_prediction(record, where)
+    check_same({name: record.get(name) for name in RUN_KEYS}, run, where)
+    index, sample = record.get("index"), record.get("sample")
+    item = puzzle_to_item(puzzles[index], variant) if type(index) is int and 0 <= index < len(puzzles) else None
+    if item is None or any(record.get(name) != value for name, value in item.items()):
+        msg = f"{where}: its item {index} is not the one of this data set; give another out, or remove it"
+        raise ValueError(msg)
+    if not isinstance(sample, int):
+        msg = f"{where}: its sample must be an integer, got {sample!r}; give another out, or remove it"
+        raise ValueError(msg)
+    return (index, sample) if answered else None  # also samples that this run does not ask for
 
 
 def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, run: Mapping[str, Any]) -> dict[str, Any]:
