@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
+from recipe.cello1.engines.openai import public_address as public_address
 from recipe.cello1.engines.protocol import Engine
 from recipe.cello1.engines.start import ENGINES, start_engine
 from recipe.cello1.formats.model_folder import is_hub_name
@@ -33,10 +33,12 @@ def opened(
         yield engine
         return
     check_engine(engine, model=model, base_url=base_url, options=options)
-    found = dict(options or {}) | {"constrained": constrained}
+    found: dict[str, Any] = dict(options or {}) | {"constrained": constrained}
     if max_concurrency is not None:
         found[_LIMIT[engine]] = max_concurrency
     if engine == "openai":
+        # Which types a free answer names is looked at all the same.
+        found["constrained"] = constrained and "prefer"
         started = start_engine(engine, str(model), base_url=base_url, **found)
     else:
         started = start_engine(engine, local_model(str(model)), **found)
@@ -104,12 +106,3 @@ def _downloaded(name: str) -> str:
 def engine_version(engine: Engine) -> str:
     """Return the version of the package that an engine runs on; for a server, that of its client."""
     return package_versions((engine.name,))[engine.name] if engine.name in ENGINES else ""
-
-
-def public_address(url: str | None) -> str:
-    """Remove from an address what may be secret: user, password, query."""
-    if not url:
-        return ""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))

@@ -6,6 +6,11 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 128
+    daemon_threads = True
+
+
 class Server:
     """A stub of the API. ``reply(body, n)`` gives what to answer to the n-th chat request."""
 
@@ -64,8 +69,7 @@ class Server:
                 else:
                     self.send(200, reply if isinstance(reply, bytes | dict) else completion(reply))
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
+        self.http = _Http(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
 
     def __enter__(self):

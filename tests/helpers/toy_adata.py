@@ -58,8 +58,8 @@ class FakeEngine:
     name = "fake"
     fingerprint = "f"
 
-    def __init__(self, answer=by_marker, model="toy", constraint=""):
-        self.answer, self.model, self.constraint = answer, model, constraint
+    def __init__(self, answer=by_marker, model="toy", constraint="", finish_reason="stop"):
+        self.answer, self.model, self.constraint, self.finish_reason = answer, model, constraint, finish_reason
         self.asked, self.closed = [], 0
 
     def generate(self, requests, sampling):
@@ -67,7 +67,7 @@ class FakeEngine:
             puzzle = parse_user(request.messages[-1]["content"])
             self.asked.append((puzzle, request))
             text = self.answer(puzzle)
-            yield position, text if isinstance(text, Failure) else Completion(text, "stop", 5, 50)
+            yield position, text if isinstance(text, Failure) else Completion(text, self.finish_reason, 5, 50)
 
     def close(self):
         self.closed += 1

@@ -525,6 +525,28 @@ def test_cache_asks_only_what_is_missing(tmp_path):
         assert len(asked) == total
 
 
+def test_answers_that_are_all_cut_are_said_so_instead_of_asked_on(tmp_path):
+    cut = FakeEngine(lambda puzzle: "<think>on and on", finish_reason="length")
+    with pytest.raises(EngineError, match="all 4 answers were cut at max_tokens=99; raise it"):
+        run(engine=cut, n_votes=30, max_tokens=99, cache=tmp_path / "a.jsonl")
+    assert len(cut.asked) == 4
+
+
+def test_a_cache_of_unchecked_replies_heals(tmp_path):
+    cache = tmp_path / "answers.jsonl"
+    whole, engine = run(cache=cache)
+    records = [json.loads(line) for line in cache.read_text().splitlines()]
+    for record, (name, value) in zip(
+        records, [("text", ["x"]), ("tokens", None), ("finish_reason", 7), ("prompt_tokens", "9")], strict=False
+    ):
+        record[name] = value
+    cache.write_text("".join(json.dumps(record) + "\n" for record in records))
+    again, engine = run(engine=FakeEngine(), cache=cache)
+    assert len(engine.asked) == 4
+    assert labels(again) == labels(whole)
+    assert not run(engine=FakeEngine(), cache=cache)[1].asked
+
+
 def test_failures_can_be_skipped(tmp_path):
     engine = FakeEngine(lambda p: Failure("no memory") if len(engine.asked) % 2 else FakeEngine().answer(p))
     adata, _ = run(engine=engine, on_error="skip")

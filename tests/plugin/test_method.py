@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from recipe.cello1.task.answer import join_types
 from scverse_plugin.method import _plan, _solve, _tally
-from scverse_plugin.method._ask import Reply
+from scverse_plugin.method._ask import Reply, readable
 from scverse_plugin.method._engines import public_address
 from scverse_plugin.method._units import Unit, draw_cells
 
@@ -204,3 +204,22 @@ def test_rounds_add_up_with_screening():
 )
 def test_addresses_are_kept_without_secrets(url, public):
     assert public_address(url) == public
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("<think>a</think>\n<answer>x | y</answer>", None),
+        ("<answer>x | y</answer>", "<think></think>\n<answer>x | y</answer>"),
+        ("So it is.\n\n<answer>\nx | y\n</answer>\n", "<think>So it is.</think>\n<answer>x | y</answer>"),
+        ("<think>a</think> <answer>x | y</answer> Done.", "<think>a</think>\n<answer>x | y</answer>"),
+        ("a</think><answer>x</answer>", "<think>a</think>\n<answer>x</answer>"),
+        ("<answer>x | y</answer> or <answer>y | x</answer>", None),
+        ("<answer>x | y", None),
+        ("<answer>x | y\ny | x</answer>", None),
+        ("<answer></answer>", None),
+        ("x | y", None),
+    ],
+)
+def test_what_can_be_read_without_guessing(text, wanted):
+    assert readable(text) == (text if wanted is None else wanted)

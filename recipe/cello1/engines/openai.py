@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
@@ -21,7 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import numpy as np
 
@@ -36,11 +40,19 @@ from recipe.cello1.engines.protocol import (
 )
 from recipe.cello1.task.answer import TAGS, THINK_CLOSE, THINK_OPEN, format_answer, parse_answer
 
+logger = logging.getLogger(__name__)
 _KEY_VARIABLE = "OPENAI_API_KEY"
 _URL_VARIABLE = "OPENAI_BASE_URL"
 _CONNECT_TIMEOUT = 15.0  # seconds
 _FIRST_DELAY = 0.5  # seconds; doubles with each try
 _LONGEST_DELAY = 60.0
+_LONGEST_ERROR = 1000  # characters of what a server says
+_FENCE = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
+# Parameters that some servers do not take, and what they say then.
+_UNSUPPORTED = ("support", "unavailable", "not allowed", "not permitted", "unrecognized", "unknown")
+_REFUSALS = {"max_tokens": ("max_completion_tokens",)} | dict.fromkeys(
+    ("temperature", "top_p", "seed", "response_format"), _UNSUPPORTED
+)
 
 
 class OpenAIEngine(EngineBase):
@@ -58,7 +70,7 @@ class OpenAIEngine(EngineBase):
         timeout: float = 1200.0,
         retries: int = 6,
         longest_wait: float = 600.0,
-        constrained: bool = False,
+        constrained: bool | Literal["prefer"] = False,
         server: str = "auto",
         think_opened: bool = False,
     ) -> None:
@@ -73,8 +85,9 @@ class OpenAIEngine(EngineBase):
         if server not in ("auto", "vllm", "other"):
             msg = f"server must be auto, vllm or other, got {server!r}"
             raise ValueError(msg)
-        self.base_url = base_url or os.environ.get(_URL_VARIABLE, "")
-        if not self.base_url:
+        self._url = base_url or os.environ.get(_URL_VARIABLE, "")
+        self.base_url = public_address(self._url)
+        if not self._url:
             msg = f"base_url is missing; give the address of the server (http://host:8000/v1) or set {_URL_VARIABLE}"
             raise ValueError(msg)
         try:
@@ -88,8 +101,9 @@ class OpenAIEngine(EngineBase):
         self.timeout = timeout
         self.retries = retries
         self.longest_wait = longest_wait
+        self.refused: set[str] = set()  # parameters that this server does not take
+        self._prefer = constrained == "prefer"  # rather a free answer than none where the server cannot constrain
         self._think_opened = think_opened
-        self._limit_name = "max_tokens"
         self._rng = np.random.default_rng(0)  # spreads the retries
         self._closed = False
         kind = self._check_server()
@@ -97,46 +111,57 @@ class OpenAIEngine(EngineBase):
         self.constraint = "" if not constrained else "exact" if self._on_vllm else "candidates"
 
     def _client(self) -> Any:
-        # Local servers need no key, but the client insists on one.
-        key = os.environ.get(_KEY_VARIABLE) or "none"
-        return self._openai.AsyncOpenAI(
-            api_key=key,
-            base_url=self.base_url,
-            timeout=self._openai.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout)),
+        async def stay(response: Any) -> None:
+            if response.has_redirect_location:
+                target = response.url.join(response.headers["location"])
+                if target.host != response.url.host or (response.url.scheme, target.scheme) == ("https", "http"):
+                    msg = f"the server sends requests on to {public_address(str(target))}, which is not followed"
+                    raise ValueError(msg)
+
+        openai = self._openai
+        timeout = openai.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
+        return openai.AsyncOpenAI(
+            # Local servers need no key, but the client insists on one.
+            api_key=os.environ.get(_KEY_VARIABLE) or "none",
+            base_url=self._url,
+            http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, event_hooks={"response": [stay]}),
             max_retries=0,  # done here, together for all requests
         )
 
     def _check_server(self) -> str:
         """Ask for the list of models: the plain mistakes (address, key, name) show before any work is done."""
 
-        async def ask() -> Any:
-            async with self._client() as client:
-                return await client.models.list()
+        async def ask() -> bytes:
+            async with self._client() as client, asyncio.timeout(self.timeout):
+                return (await client.models.with_raw_response.list()).content
 
         openai = self._openai
         try:
-            models = _in_thread(ask).data
+            models = json.loads(_in_thread(ask))["data"]
+            owners = {str(entry["id"]): entry.get("owned_by") for entry in models}
+            names = sorted(owners)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             msg = f"{self.base_url} refuses the key ({self._say(error)}); set {_KEY_VARIABLE}"
             raise EngineError(msg) from None
-        except openai.APIConnectionError as error:
-            cause = f": {error.__cause__}" if error.__cause__ else ""
-            msg = f"cannot reach {self.base_url} ({self._say(error)}{cause}); is the server running?"
+        except (openai.APIConnectionError, TimeoutError) as error:
+            msg = f"cannot reach {self.base_url} ({self._say(error)}); is the server running?"
             raise EngineError(msg) from None
-        except openai.APIError:
-            return "other"  # not every server has the list
-        if models and self.model not in {entry.id for entry in models}:
-            names = sorted(entry.id for entry in models)
+        except (openai.APIError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return "other"  # not every server has the list, some show a page there
+        if names and self.model not in owners:
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
             msg = f"model: {self.base_url} has no {self.model!r}; it has {shown}"
             raise EngineError(msg)
-        return "vllm" if any(getattr(entry, "owned_by", "") == "vllm" for entry in models or ()) else "other"
+        return "vllm" if "vllm" in owners.values() else "other"
 
     def _say(self, error: BaseException) -> str:
-        """Put an error into one line without the key."""
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        key = os.environ.get(_KEY_VARIABLE)
-        return text.replace(key, "***") if key else text
+        """Put an error and its cause into one line without key and password."""
+        text = f"{type(error).__name__}: {error}" + (f": {error.__cause__}" if error.__cause__ else "")
+        parts = urlsplit(self._url)
+        for secret in (os.environ.get(_KEY_VARIABLE), self._url, parts.password, unquote(parts.password or "")):
+            if secret:
+                text = text.replace(secret, self.base_url if secret == self._url else "***")
+        return " ".join(text.split())[:_LONGEST_ERROR]
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests, as :meth:`recipe.cello1.engines.protocol.Engine.generate` says; not once it is closed."""
@@ -160,12 +185,13 @@ class OpenAIEngine(EngineBase):
     # ------------------------------------------------------------------------------------------------- one request
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
+        limit = "max_completion_tokens" if "max_tokens" in self.refused else "max_tokens"
         body: dict[str, Any] = {
             "model": self.model,
             "messages": [dict(message) for message in request.messages],
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            self._limit_name: sampling.max_tokens,
+            limit: sampling.max_tokens,
         }
         if request.seed is not None:
             body["seed"] = request.seed
@@ -175,36 +201,58 @@ class OpenAIEngine(EngineBase):
             body["extra_body"] = {"vllm_xargs": constraint_args(request, sampling)}
         elif request.n_answers:
             body["response_format"] = _schema(request)
-        return body
+        return {name: value for name, value in body.items() if name not in self.refused}
 
-    def _read(self, reply: Any, request: Request) -> Completion | Failure:
-        if not getattr(reply, "choices", None):
-            return Failure("the server's reply has no choices")
-        choice = reply.choices[0]
-        if choice.finish_reason not in ("stop", "length"):
-            return Failure(f"the server ended the answer for the reason {choice.finish_reason!r}")
-        text = choice.message.content or ""
-        if request.n_answers and not self._on_vllm:
-            text = _from_json(text, request)
+    def _learn(self, error: Any, body: Mapping[str, Any]) -> bool:
+        """Find out which parameter of a request is refused, whoever else has found it out meanwhile."""
+        text = str(error).lower()
+        for name, signs in _REFUSALS.items():
+            if name == "response_format" and not self._prefer:
+                continue  # an answer that was to be constrained must not come free without a word
+            if name in body and (name in text or name == "max_tokens") and any(sign in text for sign in signs):
+                if name not in self.refused:
+                    self.refused.add(name)
+                    logger.warning("%s refuses %s; asking without it", self.base_url, name)
+                return True
+        return False
+
+    def _read(self, content: bytes, request: Request) -> Completion | Failure:
+        """Read a reply; whatever is odd about it raises ``ValueError``."""
+        whole = _json(content)
+        choice = _part(_part(whole, "choices", list)[:1] or [None], 0, dict)
+        reason = _part(choice, "finish_reason", str)
+        if reason not in ("stop", "length"):
+            msg = f"the server ended the answer for the reason {reason!r}"
+            if reason == "content_filter":  # it would do so again
+                return Failure(msg)
+            raise ValueError(msg)
+        message = _part(choice, "message", dict)
         # Servers with a reasoning parser take the reasoning out of the text.
-        reasoning = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
-        if isinstance(reasoning, str) and reasoning and THINK_OPEN not in text:
+        own = [message[key] for key in ("reasoning_content", "reasoning") if isinstance(message.get(key), str)]
+        reasoning = next(filter(None, own), "")
+        nothing = "" if reasoning or "content" in message else None
+        text = _part(message, "content", str, nothing)
+        for tag in TAGS:
+            reasoning = reasoning.replace(tag, "")
+        if request.n_answers and not self._on_vllm:
+            text, reasoning = _from_json(text, request, reasoning)
+        if reasoning and THINK_OPEN not in text:
             text = f"{THINK_OPEN}{reasoning}{THINK_CLOSE}\n{text.lstrip()}"
         elif self._think_opened and THINK_OPEN not in text:
             text = THINK_OPEN + text
         if request.n_answers and self._on_vllm and not _is_legal(text, request):
-            return Failure(_why_illegal(text, choice.finish_reason))
-        usage = reply.usage
-        logprob = None
-        if choice.logprobs is not None and choice.logprobs.content:
-            logprob = float(sum(token.logprob for token in choice.logprobs.content))
-        return Completion(
-            text=text,
-            finish_reason=choice.finish_reason,
-            tokens=usage.completion_tokens if usage else len(text.split()),
-            prompt_tokens=usage.prompt_tokens if usage else 0,
-            logprob=logprob,
-        )
+            return Failure(_why_illegal(text, reason))
+        usage = _part(whole, "usage", dict, {})
+        counts = [
+            _part(usage, name, int) if name in usage else other
+            for name, other in (("completion_tokens", len(text.split())), ("prompt_tokens", 0))
+        ]
+        tokens = _part(_part(choice, "logprobs", dict, {}), "content", list, [])
+        logprob = sum(float(_part(token, "logprob", float)) for token in tokens) if tokens else None
+        if min(counts) < 0 or not math.isfinite(logprob or 0.0):
+            msg = f"the server's reply has the counts {counts} and the log-probability {logprob}"
+            raise ValueError(msg)
+        return Completion(text, reason, *counts, logprob)
 
 
 class _Run:
@@ -259,40 +307,37 @@ class _Run:
     async def _ask(self, client: Any, request: Request) -> Completion | Failure:
         engine, openai = self.engine, self.engine._openai
         tries = 0
-        while True:
-            if self._hopeless:
-                return Failure(self._hopeless)
+        while not self._hopeless:
             await self._pause()
+            body = engine._body(request, self.sampling)
+            asked = 0.0
             try:
-                reply = await client.chat.completions.create(**engine._body(request, self.sampling))
-                return engine._read(reply, request)
+                async with asyncio.timeout(engine.timeout):  # for the whole reply, however slowly it drips
+                    reply = await client.chat.completions.with_raw_response.create(**body)
+                return engine._read(reply.content, request)
             except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
                 self._hopeless = engine._say(error)
-            except openai.BadRequestError as error:
-                # Newer OpenAI models want another name for the same thing.
-                if engine._limit_name == "max_tokens" and "max_completion_tokens" in str(error):
-                    engine._limit_name = "max_completion_tokens"
+                break
+            except TimeoutError:
+                fault = f"no whole answer within {engine.timeout:g} s"
+            except openai.APIStatusError as error:
+                fault, status = engine._say(error), error.status_code
+                if status in (400, 422) and engine._learn(error, body):
                     continue
-                return Failure(engine._say(error))
-            except openai.APIError as error:
-                status = getattr(error, "status_code", None)
-                may_pass = (
-                    isinstance(error, openai.APIConnectionError)
-                    or status in (408, 409, 429)
-                    or (status is not None and status >= 500)
-                )
-                if not may_pass or tries >= engine.retries:
-                    return Failure(engine._say(error) + (f" (after {tries} retries)" if tries else ""))
-                asked = _retry_after(getattr(getattr(error, "response", None), "headers", {}))
+                if status not in (408, 409, 429) and status < 500:
+                    return Failure(fault)
+                asked = _retry_after(error.response.headers)
                 if asked > engine.longest_wait:
-                    return Failure(f"{engine._say(error)} (the server asks to wait {asked:.0f} s)")
-                delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2**tries) * engine._rng.uniform(0.5, 1.0)
-                if asked:
-                    self._not_before = max(self._not_before, time.monotonic() + asked)
-                tries += 1
-                await asyncio.sleep(delay)
-            except Exception as error:  # a reply that is no reply: the server's doing, and this item's alone
-                return Failure(engine._say(error))
+                    return Failure(f"{fault} (the server asks to wait {asked:.0f} s)")
+            except Exception as error:  # no connection, or a reply that is no reply: the server's doing
+                fault = engine._say(error)
+            if tries >= engine.retries:
+                return Failure(fault + (f" (after {tries} retries)" if tries else ""))
+            self._not_before = max(self._not_before, time.monotonic() + asked) if asked else self._not_before
+            delay = min(_LONGEST_DELAY, _FIRST_DELAY * 2**tries) * engine._rng.uniform(0.5, 1.0)
+            tries += 1
+            await asyncio.sleep(delay)
+        return Failure(self._hopeless)
 
     async def _pause(self) -> None:
         while (left := self._not_before - time.monotonic()) > 0:
@@ -316,8 +361,37 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         pass
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError):  # a year of a thousand digits, for example
         return 0.0
+
+
+def public_address(url: str | None) -> str:
+    """Remove from an address what may be secret: user, password, query."""
+    if not url:
+        return ""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        msg = f"the server's reply is no JSON: {content[:80]!r}"
+        raise ValueError(msg) from None
+
+
+def _part(whole: Any, key: str | int, kind: type, default: Any = None) -> Any:
+    """Take a part of a reply that must be of some kind; where there is a default, it may be lacking."""
+    found = whole.get(key) if isinstance(whole, dict) else whole[key] if isinstance(whole, list) else None
+    if found is None and default is not None:
+        return default
+    if kind is float and type(found) is int:
+        return found
+    if not isinstance(found, kind) or isinstance(found, bool):
+        msg = f"the server's reply has no {'choices' if key == 0 else key} as there must be, but {found!r:.80}"
+        raise ValueError(msg)
+    return found
 
 
 def _is_legal(text: str, request: Request) -> bool:
@@ -352,14 +426,15 @@ def _schema(request: Request) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "matching", "strict": True, "schema": schema}}
 
 
-def _from_json(text: str, request: Request) -> str:
-    """Write structured output as the answer it stands for; what is not such output stays as it is."""
+def _from_json(text: str, request: Request, reasoning: str) -> tuple[str, str]:
+    """Write structured output, fenced or not, as the answer it stands for, with all its reasoning; else leave it."""
+    fenced = _FENCE.search(text)
     try:
-        found = json.loads(text)
+        found = json.loads(fenced[1] if fenced else text)
         types = [found[f"cell_{i}"] for i in range(1, request.n_answers + 1)]
-        reasoning = str(found.get("reasoning", ""))
+        own = str(found.get("reasoning", ""))
         for tag in TAGS:
-            reasoning = reasoning.replace(tag, "")
-        return format_answer(types, reasoning)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return text
+            own = own.replace(tag, "")
+        return format_answer(types, "\n\n".join(filter(None, (reasoning, own)))), ""
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return text, reasoning

@@ -230,6 +230,54 @@ def test_the_other_name_of_the_limit():
     assert ["max_tokens" in body for body in server.bodies] == [True] + [False] * 6
 
 
+@pytest.mark.parametrize("concurrency", [1, 2, 32])
+def test_refusals_are_learnt_by_every_request_under_way(concurrency, caplog):
+    together = threading.Barrier(concurrency)
+
+    def reply(body, n):
+        if n < concurrency:
+            together.wait(10)  # all are under way before the first refusal comes
+        if "max_tokens" in body:
+            return error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        if "temperature" in body:
+            return error(400, "Unsupported value: 'temperature' does not support 0 with this model.")
+        if "seed" in body:
+            return error(422, "seed: parameter is not supported")
+        return "x"
+
+    with Server(reply) as server, engine_on(server, concurrency=concurrency, retries=0) as engine:
+        found = dict(engine.generate(requests() * 8, SAMPLING))
+    assert {getattr(result, "text", result) for result in found.values()} == {"x"} and len(found) == 48
+    assert engine.refused == {"max_tokens", "temperature", "seed"}
+    assert server.bodies[-1]["max_completion_tokens"] == SAMPLING.max_tokens
+    assert len(caplog.records) == 3
+
+
+def test_a_bad_value_is_no_refusal_of_the_parameter():
+    with Server(lambda body, n: error(400, "temperature must be between 0 and 1")) as server:
+        found = answers(server, requests(1), retries=0)
+    assert "must be between 0 and 1" in found[0].error and len(server.bodies) == 1
+
+
+def test_a_schema_that_is_refused_is_left_out_only_where_that_is_wanted():
+    def reply(body, n):
+        return error(400, "This response_format type is unavailable now") if "response_format" in body else "free"
+
+    with Server(reply) as server:
+        assert answers(server, requests(2, True), constrained="prefer")[0].text == "free"
+        assert "unavailable" in answers(server, requests(2, True), constrained=True)[0].error
+
+
+def test_fenced_json_and_the_reasoning_of_the_server():
+    asked = requests(1, constrain=True)
+    cells = {f"cell_{i}": name for i, name in enumerate(asked[0].candidates, start=1)}
+    plain = json.dumps({"reasoning": "own", **cells})
+    for text in (plain, f"Here it is:\n```json\n{plain}\n```", f"```\n{plain}\n```\nDone."):
+        with Server(lambda body, n, text=text: completion(text, reasoning="<think>first")) as server:
+            (found,) = answers(server, asked, constrained=True)
+        assert found.text == format_answer(asked[0].candidates, "first\n\nown")
+
+
 def test_constraint_on_vllm():
     def reply(body, n):
         types = body["vllm_xargs"][CANDIDATES_ARG]

@@ -1,0 +1,187 @@
+"""Replies of strangers' servers: each odd one is a failure of its request, counted, retried, and never kept."""
+
+import copy
+import itertools
+import json
+import math
+import os
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+
+from recipe.cello1.engines.openai import OpenAIEngine, public_address
+from recipe.cello1.engines.protocol import Completion, EngineError, Failure, Request, Sampling
+from recipe.cello1.engines.start import start_engine
+from recipe.cello1.formats.atomic import read_items
+from recipe.cello1.inference.predict import predict
+from tests.helpers.stub_server import Server, completion, error
+from tests.helpers.toy_model import toy_puzzles
+
+NUMBER = int(os.environ.get("CELLO1_ODD_REPLIES", "300"))
+ODD = [None, [], [{"type": "text", "text": "x"}], 7, -1, 1.5, True, {}, {"a": 1}, "text", ""]
+ODD += [math.nan, -math.inf, 1e999]
+# Where in a reply what is put, and which of the values above are in order there.
+PLACES = {
+    ("choices",): [],
+    ("choices", 0): [],
+    ("choices", 0, "message"): [],
+    ("choices", 0, "message", "content"): [None, "text", ""],
+    ("choices", 0, "finish_reason"): [],
+    ("choices", 0, "logprobs"): [None, {}, {"a": 1}],
+    ("choices", 0, "logprobs", "content"): [None, []],
+    ("choices", 0, "logprobs", "content", 0): [],
+    ("choices", 0, "logprobs", "content", 0, "logprob"): [7, -1, 1.5],
+    ("usage",): [None, {}, {"a": 1}],
+    ("usage", "completion_tokens"): [7],
+    ("usage", "prompt_tokens"): [7],
+}
+WHOLE = [b"", b"<html>proxy</html>", b"\xff\xfe", b"[" * 100_000, b"[]", b"null", b'"x"', b"9" * 5000, b"{}"]
+WHOLE += [b'{"choices": [']
+HEADERS = ["Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 99 Foo 0", "nan", "-5", "Tue", "1e-400"]
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engines.openai._FIRST_DELAY", 0.0)
+
+
+def odd_replies(n, seed=0):
+    """By rule: one thing at a time, then two at a time, at random."""
+    single = [
+        (place, value)
+        for place, right in PLACES.items()
+        for value in ODD
+        if not any(type(value) is type(ok) and value == ok for ok in right)
+    ]
+    rng = np.random.default_rng(seed)
+    for number in range(n):
+        kind = number % 8
+        if kind == 6:
+            yield WHOLE[rng.integers(len(WHOLE))]
+        elif kind == 7:
+            yield error(
+                int(rng.choice([408, 429, 500, 503])), "x", [("Retry-After", HEADERS[rng.integers(len(HEADERS) - 2)])]
+            )
+        else:
+            reply = completion("<answer>poison</answer>", logprobs=[-0.5, -0.25])
+            for place, value in itertools.islice((single[i] for i in rng.permutation(len(single))), 1 + number % 2):
+                _put(reply, place, value)
+            yield json.dumps(reply).encode()
+
+
+def _put(reply, place, value):
+    with suppress(TypeError, KeyError, IndexError):
+        for step in place[:-1]:
+            reply = reply[step]
+        reply[place[-1]] = copy.deepcopy(value)
+
+
+def test_odd_replies_end_no_run_and_are_never_kept(tmp_path):
+    odd = list(odd_replies(NUMBER))
+    puzzles = toy_puzzles(NUMBER)
+    seen = set()
+
+    def reply(body, n):
+        text = body["messages"][-1]["content"]
+        if text in seen:
+            return "fine"
+        seen.add(text)
+        return odd[len(seen) - 1]
+
+    with Server(reply) as server:
+        with start_engine("openai", "m", base_url=server.url, retries=1, concurrency=4) as engine:
+            done = predict(engine, puzzles, tmp_path / "p.jsonl", sampling=Sampling(logprobs=True), progress=False)
+    assert (done.answered, done.failed) == (NUMBER, 0)
+    assert len(server.bodies) == NUMBER + len(seen)
+    assert {record["prediction"] for record in read_items(tmp_path / "p.jsonl")} == {"fine"}
+
+
+def test_without_retries_every_odd_reply_is_a_failure_with_a_reason():
+    odd = list(odd_replies(200, seed=1))
+    with Server(lambda body, n: odd[n]) as server:
+        with start_engine("openai", "m", base_url=server.url, retries=0, concurrency=4, longest_wait=1) as engine:
+            found = dict(engine.generate([Request([{"role": "user", "content": "x"}])] * 200, Sampling()))
+    assert len(found) == 200
+    assert all(isinstance(result, Failure) and 0 < len(result.error) < 1200 for result in found.values())
+
+
+def test_what_is_in_order_is_taken():
+    def read(**change):
+        reply = completion("x", logprobs=[-1, -0.5]) | change
+        return OpenAIEngine._read(engine, json.dumps(reply).encode(), Request([]))
+
+    with Server() as server, start_engine("openai", "m", base_url=server.url) as engine:
+        assert read() == Completion("x", "stop", 7, 9, -1.5)
+        assert read(usage=None) == Completion("x", "stop", 1, 0, -1.5)
+
+
+def test_a_slow_drip_is_cut_off_at_the_timeout(monkeypatch):
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+    from threading import Thread
+
+    class Drip(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            self.send_error(404)
+
+        def do_POST(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            for _ in range(100):
+                try:
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                except OSError:
+                    return
+                time.sleep(0.05)
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
+    http.daemon_threads = True
+    Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    url = f"http://127.0.0.1:{http.server_port}/v1"
+    with start_engine("openai", "m", base_url=url, timeout=0.4, retries=1) as engine:
+        began = time.monotonic()
+        ((_, result),) = engine.generate([Request([{"role": "user", "content": "x"}])], Sampling())
+    http.shutdown()
+    http.server_close()
+    assert result == Failure("no whole answer within 0.4 s (after 1 retries)")
+    assert time.monotonic() - began < 4  # the drip takes 5 s
+
+
+def test_redirects_to_another_host_are_not_followed():
+    with Server() as other:
+        target = other.url.replace("127.0.0.1", "localhost") + "/chat/completions"
+        with Server(lambda body, n: (307, b"", [("Location", target)])) as server:
+            with start_engine("openai", "m", base_url=server.url, retries=0) as engine:
+                ((_, result),) = engine.generate([Request([{"role": "user", "content": "secret"}])], Sampling())
+    assert other.bodies == []
+    assert "the server sends requests on to http://localhost" in result.error
+
+
+def test_a_page_instead_of_the_list_of_models_and_odd_lists():
+    for page in (b"<html>", b"[]", b'{"data": [1, null]}', b'{"data": [{"id": 5}]}', b'{"data": [{"id": ["m"]}, {}]}'):
+        with Server(lambda body, n: "x") as server:
+            server.http.RequestHandlerClass.do_GET = lambda handler, page=page: handler.send(200, page)
+            if b'"id": 5' in page:
+                with pytest.raises(EngineError, match="has no 'm'"):
+                    start_engine("openai", "m", base_url=server.url)
+                continue
+            with start_engine("openai", "m", base_url=server.url) as engine:
+                assert [r.text for _, r in engine.generate([Request([])], Sampling())] == ["x"]
+
+
+def test_no_password_is_shown(capfd):
+    assert public_address("https://me:pa%20ss@host:8/v1?key=1") == "https://host:8/v1"
+    url = "http://me:pa%20ss@127.0.0.1:9/v1"
+    with pytest.raises(EngineError, match="cannot reach http://127.0.0.1:9/v1") as caught:
+        start_engine("openai", "m", base_url=url)
+    with Server(lambda body, n: error(400, "bad me:pa ss and pa%20ss")) as server:
+        with start_engine("openai", "m", base_url=server.url.replace("http://", "http://me:pa%20ss@")) as engine:
+            ((_, result),) = engine.generate([Request([])], Sampling())
+            shown = f"{caught.value} {result.error} {engine.base_url} {capfd.readouterr()}"
+    assert "pa ss" not in shown and "pa%20ss" not in shown
