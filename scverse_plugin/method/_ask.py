@@ -120,8 +120,8 @@ def ask(
     def stop() -> bool:
         return (cut >= PATIENCE and not good) or (failed > 0 and on_error == "raise")
 
-    for key in requests if cache is not None else ():
-        if key in cache:
+    for key in requests:
+        if cache is not None and key in cache:
             record = cache[key]
             take(key, record["text"], record, True)
     todo = [key for key in requests if key not in replies]

@@ -219,7 +219,7 @@ class OpenAIEngine(EngineBase):
     def _read(self, content: bytes, request: Request) -> Completion | Failure:
         """Read a reply; whatever is odd about it raises ``ValueError``."""
         whole = _json(content)
-        choice = _part(_part(whole, "choices", list)[:1] or [None], 0, dict)
+        choice = _part(_part(whole, "choices", list)[:1] or [None], "choices", dict)
         reason = _part(choice, "finish_reason", str)
         if reason not in ("stop", "length"):
             msg = f"the server ended the answer for the reason {reason!r}"
@@ -252,7 +252,7 @@ class OpenAIEngine(EngineBase):
         if min(counts) < 0 or not math.isfinite(logprob or 0.0):
             msg = f"the server's reply has the counts {counts} and the log-probability {logprob}"
             raise ValueError(msg)
-        return Completion(text, reason, *counts, logprob)
+        return Completion(text, reason, counts[0], counts[1], logprob)
 
 
 class _Run:
@@ -381,15 +381,15 @@ def _json(content: bytes) -> Any:
         raise ValueError(msg) from None
 
 
-def _part(whole: Any, key: str | int, kind: type, default: Any = None) -> Any:
+def _part(whole: Any, key: str, kind: type, default: Any = None) -> Any:
     """Take a part of a reply that must be of some kind; where there is a default, it may be lacking."""
-    found = whole.get(key) if isinstance(whole, dict) else whole[key] if isinstance(whole, list) else None
+    found = whole.get(key) if isinstance(whole, dict) else whole[0] if isinstance(whole, list) else None
     if found is None and default is not None:
         return default
     if kind is float and type(found) is int:
         return found
     if not isinstance(found, kind) or isinstance(found, bool):
-        msg = f"the server's reply has no {'choices' if key == 0 else key} as there must be, but {found!r:.80}"
+        msg = f"the server's reply has usable {key}, but {found!r:.80}"
         raise ValueError(msg)
     return found
 

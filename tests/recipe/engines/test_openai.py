@@ -210,7 +210,7 @@ def test_time_out(monkeypatch):
     ("reply", "match"),
     [
         (b"<html>proxy</html>", "Error|reply"),
-        ({"object": "chat.completion", "choices": []}, "no choices"),
+        ({"object": "chat.completion", "choices": []}, "no usable choices"),
         (completion("x", finish_reason="content_filter"), "content_filter"),
     ],
 )
