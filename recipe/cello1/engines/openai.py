@@ -389,7 +389,7 @@ def _part(whole: Any, key: str, kind: type, default: Any = None) -> Any:
     if kind is float and type(found) is int:
         return found
     if not isinstance(found, kind) or isinstance(found, bool):
-        msg = f"the server's reply has usable {key}, but {found!r:.80}"
+        msg = f"the server's reply has no usable {key}, but {found!r:.80}"
         raise ValueError(msg)
     return found
 
