@@ -17,6 +17,7 @@ ANNOTATE = [
     "anndata>=0.11",
     "pandas>=2.1",
     "matplotlib>=3.8",
+    "jinja2>=3.1",
     "natsort>=8",
     "openai>=2",  # client of any OpenAI-compatible server, vLLM's own among them
     "tqdm>=4.66",
@@ -104,7 +105,7 @@ setup(
     python_requires=">=3.11",  # anndata 0.12; verl, and so the training sets, end at 3.12
     packages=packages(),
     package_dir={"": ".", "cello1_verl": "verl"},
-    package_data={"": ["*.yaml", "*.sh", "*.txt", "*.md", "py.typed"]},
+    package_data={"": ["*.yaml", "*.sh", "*.txt", "*.md", "*.j2", "py.typed"]},
     install_requires=["numpy>=1.26", "scipy>=1.11"],  # puzzles, prompts, answers, scores
     extras_require={
         "cpu": [*CPU, *ANNOTATE],

@@ -17,6 +17,7 @@ from recipe.cello1.engines.protocol import EngineError, Sampling
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.evaluation.evaluate import evaluate
 from recipe.cello1.evaluation.report import rules_markdown
+from recipe.cello1.evaluation.results import plain
 from recipe.cello1.formats.atomic import atomic_write, dumps
 from recipe.cello1.formats.predictions import read_predictions
 from recipe.cello1.formats.puzzle_files import load_puzzles
@@ -69,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, EngineError) as error:
         print(f"bench_voting: {error}", file=sys.stderr)
         return 2
-    atomic_write(args.out / "voting.json", dumps(result, 2) + "\n")
+    atomic_write(args.out / "voting.json", dumps(plain(result), 2) + "\n")
     print(f"\n{len(puzzles)} puzzles, {args.samples} samples at temperature {args.temperature:g}\n")
     print(rules_markdown(result))
     return 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,95 +12,69 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
+# Above so many puzzles, BCa agrees with the normal interval, and takes time in proportion to their number squared.
+LARGE = 2000
 _BINS = 10  # of the calibration
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over puzzles and its interval.
-
-    Attributes
-    ----------
-    mean
-        The mean.
-    low, high
-        Ends of the 95% interval; NaN where none can be given (a single value).
-    n
-        Number of values.
-    method
-        How the interval was made: ``"bootstrap"`` (over puzzles) or ``"wilson"``.
-    """
+    """A mean over puzzles and its interval."""
 
     mean: float
+    # Ends of the 95% interval; NaN where none can be given (a single value)
     low: float
     high: float
+    # Number of values
     n: int
+    # How the interval was made: "bootstrap" (BCa, over puzzles), "wilson" or "normal"
     method: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values; NaN becomes ``None``.
-
-        Returns
-        -------
-        The attributes.
-        """
-        found = asdict(self)
-        return found | {key: None if np.isnan(found[key]) else float(found[key]) for key in ("mean", "low", "high")}
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Give the Wilson score interval of a share (Wilson 1927).
-
-    Parameters
-    ----------
-    successes, n
-        How many of how many, ``n`` at least 1.
-
-    Returns
-    -------
-    Ends of the 95% interval.
-    """
+    """Give the Wilson score interval of a share (Wilson 1927)."""
     low, high = stats.binomtest(successes, n).proportion_ci(LEVEL, method="wilson")
     return float(low), float(high)
 
 
+def share(successes: int, n: int) -> Estimate:
+    """Estimate a share."""
+    return Estimate(successes / n, *wilson(successes, n), n, "wilson")
+
+
 def estimate(values: np.ndarray, *, seed: int, weights: np.ndarray | None = None) -> Estimate:
-    """Estimate a mean over puzzles with a 95% interval.
-
-    The bootstrap (BCa, Efron 1987) resamples puzzles; its jackknife takes time in proportion to their number. Where it
-    cannot see any variation (all puzzles right, say) it would give an interval of no width, and for shares of a yes or
-    no it is poor in small samples: these get the Wilson score interval.
-
-    Parameters
-    ----------
-    values
-        One value per puzzle, length n.
-    seed
-        Seed of the bootstrap.
-    weights
-        Weight of each puzzle, length n, for a weighted mean.
-
-    Returns
-    -------
-    The estimate.
-
-    Raises
-    ------
-    ValueError
-        If there are no values.
-    """
+    """Estimate a mean over puzzles with a 95% interval."""
+    # Where the bootstrap cannot see any variation (all puzzles right, say) it would give an interval of no width, and
+    # for shares of a yes or no it is poor in small samples: these get the Wilson score interval.
     values = np.asarray(values, dtype=float)
-    n = len(values)
-    if n == 0:
+    if len(values) == 0:
         msg = "values is empty; there is nothing to estimate"
         raise ValueError(msg)
-    mean = float(np.average(values, weights=weights))
     if np.isin(values, (0.0, 1.0)).all() and (weights is None or np.ptp(values) == 0):
-        return Estimate(mean, *wilson(int(values.sum()), n), n, "wilson")
-    if n < 2:
-        return Estimate(mean, np.nan, np.nan, n, "bootstrap")
-    if np.ptp(values) == 0:
-        return Estimate(mean, mean, mean, n, "bootstrap")
+        return share(int(values.sum()), len(values))
+    return _interval(values, weights, seed, sure=np.ptp(values) == 0)
+
+
+def paired_difference(
+    first: np.ndarray, second: np.ndarray, *, seed: int, weights: np.ndarray | None = None
+) -> Estimate:
+    """Estimate how much higher the second of two runs is, on the same puzzles, which are what is resampled."""
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        msg = f"first and second must have one value for each puzzle, got shapes {first.shape} and {second.shape}"
+        raise ValueError(msg)
+    return _interval(second - first, weights, seed, sure=False)
+
+
+def _interval(values: np.ndarray, weights: np.ndarray | None, seed: int, *, sure: bool) -> Estimate:
+    n, mean = len(values), float(np.average(values, weights=weights))
+    if n < 2 or np.ptp(values) == 0:
+        low, high = (mean, mean) if sure and n > 1 else (np.nan, np.nan)
+        return Estimate(mean, low, high, n, "bootstrap")
+    if n > LARGE:
+        shares = np.ones(n) if weights is None else weights / weights.mean()
+        reach = float(stats.norm.ppf((1 + LEVEL) / 2) * np.std(shares * (values - mean), ddof=1)) / n**0.5
+        return Estimate(mean, mean - reach, mean + reach, n, "normal")
     return Estimate(mean, *_bootstrap(values, weights, seed), n, "bootstrap")
 
 
@@ -110,82 +85,27 @@ def _bootstrap(values: np.ndarray, weights: np.ndarray | None, seed: int) -> tup
         top = resampled[0].mean(axis=axis)
         return top if len(resampled) == 1 else top / resampled[1].mean(axis=axis)
 
-    found = stats.bootstrap(
-        parts,
-        statistic,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
-        method="percentile",
-        batch=max(1, 4_000_000 // len(values)),
-        rng=np.random.default_rng(seed),
-    )
-    levels = np.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    corrected = _bca_levels(levels, found.bootstrap_distribution, float(statistic(*parts)), _jackknife(*parts))
-    # All resamples on one side of the mean: BCa is undefined.
-    low, high = np.quantile(found.bootstrap_distribution, corrected if np.isfinite(corrected).all() else levels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        found = stats.bootstrap(
+            parts,
+            statistic,
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            confidence_level=LEVEL,
+            method="BCa",
+            batch=max(1, 1_000_000 // len(values)),
+            rng=np.random.default_rng(seed),
+        )
+    low, high = found.confidence_interval
+    if not np.isfinite([low, high]).all():  # all resamples on one side of the mean: BCa is undefined
+        low, high = np.quantile(found.bootstrap_distribution, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _jackknife(top: np.ndarray, bottom: np.ndarray | None = None) -> np.ndarray:
-    """Return the (weighted) mean without each of the values, from the sums: scipy's own takes n times as long."""
-    left = top.sum() - top
-    return left / (len(top) - 1) if bottom is None else left / (bottom.sum() - bottom)
-
-
-def _bca_levels(levels: np.ndarray, resampled: np.ndarray, found: float, without: np.ndarray) -> np.ndarray:
-    """Correct the levels of a percentile interval for bias and skewness (Efron 1987)."""
-    below = ((resampled < found).mean() + (resampled <= found).mean()) / 2
-    spread = without.mean() - without
-    with np.errstate(all="ignore"):
-        skew = (spread**3).sum() / (6 * (spread**2).sum() ** 1.5)
-        bias = stats.norm.ppf(below)
-        shifted = bias + stats.norm.ppf(levels)
-        return stats.norm.cdf(bias + shifted / (1 - skew * shifted))
-
-
-def paired_difference(first: np.ndarray, second: np.ndarray, *, seed: int) -> Estimate:
-    """Estimate how much higher the second of two runs is, on the same puzzles.
-
-    Parameters
-    ----------
-    first, second
-        One value per puzzle, length n, in the same order.
-    seed
-        Seed of the bootstrap, which resamples puzzles (so that what is hard for both is not counted as spread).
-
-    Returns
-    -------
-    The mean of ``second - first``. No interval where all differences are the same.
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ or there are no values.
-    """
-    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if first.shape != second.shape or first.ndim != 1 or not len(first):
-        msg = f"first and second must have one value for each puzzle, got shapes {first.shape} and {second.shape}"
-        raise ValueError(msg)
-    change = second - first
-    if len(change) < 2 or np.ptp(change) == 0:
-        return Estimate(float(change.mean()), np.nan, np.nan, len(change), "bootstrap")
-    return Estimate(float(change.mean()), *_bootstrap(change, None, seed), len(change), "bootstrap")
-
-
 def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """Test whether two runs differ in a yes or no on the same puzzles (exact McNemar test).
-
-    Parameters
-    ----------
-    first, second
-        Boolean arrays of length n.
-
-    Returns
-    -------
-    ``only_first`` and ``only_second`` (puzzles where just one says yes) and the two-sided ``p_value``.
-    """
+    """Test whether two runs differ in a yes or no on the same puzzles (exact McNemar test)."""
     first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     n = only_first + only_second
@@ -194,26 +114,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
 
 
 def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-    """Compare confidence with accuracy.
-
-    Parameters
-    ----------
-    confidence
-        Probabilities, length n, 0 to 1.
-    right
-        Whether each came true, boolean array of length n.
-
-    Returns
-    -------
-    ``ece`` (expected calibration error: mean distance of accuracy from confidence over ten bins of equal width,
-    weighted by their size; Naeini et al. 2015), ``brier`` (mean squared distance), ``n``, and ``bins``: for each that
-    is not empty ``low``, ``high``, ``n``, ``confidence``, ``accuracy`` and the ends of its 95% interval.
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ, there are no values, or a probability is out of range.
-    """
+    """Compare confidence with accuracy: expected calibration error (Naeini et al. 2015), Brier score and bins."""
     confidence, right = np.asarray(confidence, dtype=float), np.asarray(right, dtype=bool)
     if confidence.shape != right.shape or confidence.ndim != 1 or not len(confidence):
         msg = f"confidence and right must have the same length, got shapes {confidence.shape} and {right.shape}"

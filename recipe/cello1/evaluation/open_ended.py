@@ -5,29 +5,30 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from recipe.cello1.engines.protocol import Engine, Failure, Request, Sampling
-from recipe.cello1.evaluation.intervals import estimate
-from recipe.cello1.evaluation.scores import Scored, per_puzzle
+from recipe.cello1.evaluation.intervals import Estimate, estimate
+from recipe.cello1.evaluation.results import Meanings
+from recipe.cello1.evaluation.scores import Scored
 from recipe.cello1.task.answer import THINK_CLOSE
 from recipe.cello1.task.ontology import CellOntology, Relation, normalise
 
-NO_ANSWER = "no answer"
+NO_ANSWER = "no_answer"
 _MOST_NAMES = 20  # unknown names listed
 
 
-def by_ontology(answers: Sequence[Scored], ontology: CellOntology, *, seed: int = 0) -> dict[str, Any]:
+def by_ontology(answers: Sequence[Scored], ontology: CellOntology, *, seed: int = 0) -> Meanings:
     """Relate each answered type to the gold of its cell by the Cell Ontology."""
     unknown: Counter[str] = Counter()
     distances: list[float] = []
     verdicts: list[list[str | None]] = []
-    for group in per_puzzle(answers).values():
+    for pairs in _pairs(answers):
         row: list[str | None] = []
         apart: list[int] = []
-        for pair in _pairs(group):
+        for pair in pairs:
             if pair is None:
                 row.append(NO_ANSWER)
                 continue
@@ -39,50 +40,46 @@ def by_ontology(answers: Sequence[Scored], ontology: CellOntology, *, seed: int 
         verdicts.append(row)
         if apart:
             distances.append(float(np.mean(apart)))
-    return {
-        "version": ontology.version,
-        "relations": _shares(verdicts, (*map(str, Relation), NO_ANSWER), seed),
-        "distance": estimate(np.array(distances), seed=seed).as_dict() if distances else None,
-        "unknown": dict(unknown.most_common(_MOST_NAMES)),
-    }
+    return Meanings(
+        ontology.version,
+        _shares(verdicts, (*map(str, Relation), NO_ANSWER), seed),
+        estimate(np.array(distances), seed=seed) if distances else None,
+        dict(unknown.most_common(_MOST_NAMES)),
+    )
 
 
-def by_judge(answers: Sequence[Scored], engine: Engine, *, seed: int = 0) -> dict[str, Any]:
+def by_judge(answers: Sequence[Scored], engine: Engine, *, seed: int = 0) -> Meanings:
     """Have a language model relate each answered type to the gold of its cell."""
-    rows = [_pairs(group) for group in per_puzzle(answers).values()]
+    rows = _pairs(answers)
     said = ask_judge(engine, [pair for row in rows for pair in row if pair is not None])
     verdicts = [[NO_ANSWER if pair is None else said.found.get(pair) for pair in row] for row in rows]
     cells = [verdict for row in verdicts for verdict in row]
-    return {
-        "model": engine.model,
-        "relations": _shares(verdicts, (*VERDICTS, NO_ANSWER), seed),
-        "n_judged": sum(verdict is not None for verdict in cells),
-        "n_failed": sum(verdict is None for verdict in cells),
-        "failures": dict(Counter(said.failures.values()).most_common()),
-    }
+    return Meanings(
+        engine.model,
+        _shares(verdicts, (*VERDICTS, NO_ANSWER), seed),
+        n_judged=sum(verdict is not None for verdict in cells),
+        n_failed=sum(verdict is None for verdict in cells),
+        failures=dict(Counter(said.failures.values()).most_common()),
+    )
 
 
-def _pairs(group: Sequence[Scored]) -> list[Pair | None]:
-    """Return answered and gold name of each cell in each answer to a puzzle; ``None`` where none was answered."""
-    pairs: list[Pair | None] = []
-    for answer in group:
-        named = answer.score.items
-        if len(named) == len(answer.gold):  # a type named twice is no fault of an open-ended answer
-            pairs += zip(named, answer.gold, strict=True)
-        else:
-            pairs += [None] * len(answer.gold)
-    return pairs
+def _pairs(answers: Sequence[Scored]) -> list[list[Pair | None]]:
+    """Return for each puzzle the answered and gold name of each cell; ``None`` where none was answered."""
+    rows: dict[int, list[Pair | None]] = {}
+    for answer in answers:
+        row, gold, named = rows.setdefault(answer.index, []), answer.puzzle.answer, answer.score.items
+        # A type named twice is no fault of an open-ended answer.
+        row += zip(named, gold, strict=True) if len(named) == len(gold) else [None] * len(gold)
+    return list(rows.values())
 
 
-def _shares(rows: Sequence[Sequence[str | None]], names: Sequence[str], seed: int) -> dict[str, Any]:
+def _shares(rows: Sequence[Sequence[str | None]], names: Sequence[str], seed: int) -> dict[str, Estimate]:
     """Estimate the share of each verdict; cells without one are left out."""
     judged = [[verdict for verdict in row if verdict is not None] for row in rows]
     judged = [row for row in judged if row]
     if not judged:
         return {}
-    return {
-        name: estimate(np.array([row.count(name) / len(row) for row in judged]), seed=seed).as_dict() for name in names
-    }
+    return {name: estimate(np.array([row.count(name) / len(row) for row in judged]), seed=seed) for name in names}
 
 
 VERDICTS = tuple(str(relation) for relation in Relation if relation is not Relation.UNKNOWN)

@@ -1,183 +1,210 @@
 """An evaluation for people: its tables and notes, on the terminal and as Markdown.
 
-They show what ``evaluate`` returns; :mod:`recipe.cello1.evaluation.html_page` makes a page of them.
-Whatever comes from the model or the data is escaped: a response is shown, never obeyed.
+:mod:`recipe.cello1.evaluation.html_page` makes a page of them. Whatever comes from the model or the data is escaped: a
+response is shown, never obeyed.
 """
 
 from __future__ import annotations
 
 import html
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
+from recipe.cello1.evaluation.intervals import Estimate
+from recipe.cello1.evaluation.results import Comparison, Evaluation, Meanings, Metrics
 from recipe.cello1.evaluation.voting_rules import RULED
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-METRICS = {
-    "cell_accuracy": "cell accuracy",
-    "cell_accuracy_micro": "cell accuracy (micro)",
+LABELS = {
+    "partial_accuracy": "partial accuracy",
     "exact_match": "exact match",
-    "format_valid": "format validity",
+    "format_validity": "format validity",
     "uniqueness": "uniqueness",
+    "strict_accuracy": "strict accuracy",
     "legal": "legal answers",
     "length": "length",
+    "naive_bayes_matched": "naive Bayes, matched",
+    "naive_bayes": "naive Bayes, cell by cell",
+    "one_sample": "one sample",
+    "best_of_all": "best of all (needs the gold)",
+    "weighted_consensus": "weighted consensus",
+    "unweighted_consensus": "unweighted consensus",
+    "no_answer": "no answer",
 }
-_SLICED = ("cell_accuracy", "exact_match", "format_valid")
-_MEANINGS = {"ontology": "what the types mean, by ontology", "judge": "what the types mean, by a language model"}
+_SLICED = ("partial_accuracy", "exact_match", "strict_accuracy", "legal")
 _MOST_PAIRS = 15  # confusions listed in text
 
-# ------------------------------------------------------------------------------------------------------------ tables
 
-
-def _number(name: str, value: float | None) -> str:
-    if value is None:
-        return "?"
-    return f"{value:.1f}" if name == "length" else f"{value:.3f}"
-
-
-def _interval(name: str, found: Mapping[str, Any]) -> str:
-    return f"[{_number(name, found['low'])}, {_number(name, found['high'])}]"
-
-
-def with_interval(name: str, found: Mapping[str, Any]) -> str:
-    """Write an estimate."""
-    return f"{_number(name, found['mean'])} {_interval(name, found)}"
-
-
-def _heading(name: str, result: Mapping[str, Any]) -> str:
-    return METRICS[name] + (f" ({result['length_unit']})" if name == "length" else "")
-
-
-class Table:
+class ReportTable(NamedTuple):
     """A table in no particular format; the first column holds text, the others numbers."""
 
-    def __init__(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-        self.title = title
-        self.columns = list(columns)
-        self.rows = [list(row) for row in rows]
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
-def tables(result: Mapping[str, Any]) -> list[Table]:
+def label(name: str, unit: str = "") -> str:
+    """Name a metric, rule or baseline in words."""
+    return LABELS.get(name, name) + (f" ({unit})" if name == "length" and unit else "")
+
+
+def number(name: str, value: float, sign: str = "") -> str:
+    """Write a value."""
+    return "?" if math.isnan(value) else f"{value:{sign}.1f}" if name == "length" else f"{value:{sign}.3f}"
+
+
+def interval(name: str, found: Estimate, sign: str = "") -> str:
+    """Write the interval of an estimate."""
+    return f"[{number(name, found.low, sign)}, {number(name, found.high, sign)}]"
+
+
+def with_interval(name: str, found: Estimate | None) -> str:
+    """Write an estimate."""
+    return f"{number(name, found.mean)} {interval(name, found)}" if found else ""
+
+
+def change(name: str, found: Estimate | None) -> str:
+    """Write a difference; one that is the same on every puzzle has no interval."""
+    if found is None:
+        return ""
+    mean = number(name, found.mean, "+")
+    return mean if math.isnan(found.low) else f"{mean} {interval(name, found, '+')}"
+
+
+def metric_table(
+    title: str, runs: Mapping[str, Metrics], differences: Mapping[str, Comparison], unit: str
+) -> ReportTable:
+    """Set the metrics of several runs side by side; baselines have no length."""
+    columns = ["metric", *runs, *differences]
+    rows = []
+    for name in next(iter(runs.values())):
+        shown = [with_interval(name, run[name]) if name != "length" or run[name].mean else "" for run in runs.values()]
+        more = [change(name, found.metrics[name]) if name != "length" else "" for found in differences.values()]
+        rows.append([label(name, unit), *shown, *more])
+    return ReportTable(title, columns, rows)
+
+
+def tables(result: Evaluation) -> list[ReportTable]:
     """Lay an evaluation out as tables."""
-    level = f"{result['level']:.0%} interval"
     found = [
-        Table(
-            f"{result['n']} puzzles, {result['n_answers']} answers",
-            ["metric", "mean", level],
-            [
-                [_heading(name, result), _number(name, metric["mean"]), _interval(name, metric)]
-                for name, metric in result["metrics"].items()
-            ],
+        metric_table(
+            f"{result.n} puzzles, {result.n_answers} answers; means with {result.level:.0%} intervals",
+            {"answers": result.measured.metrics}
+            | {label(name): measured.metrics for name, measured in result.baselines.items()},
+            {f"answers minus {label(name)}": change for name, change in result.over_baselines.items()},
+            result.length_unit,
         )
     ]
-    if rules := result.get("rules"):
-        found.append(_rule_table(rules))
-    found += [_relation_table(result[key], title) for key, title in _MEANINGS.items() if result.get(key)]
-    if comparison := result.get("comparison"):
-        found.append(_comparison_table(comparison))
-    for key, groups in result["slices"].items():
+    for key, groups in result.measured.slices.items():
         if len(groups) > 1:
-            rows = [
-                [value, str(metrics["cell_accuracy"]["n"]), *(with_interval(name, metrics[name]) for name in _SLICED)]
-                for value, metrics in groups.items()
-            ]
-            found.append(Table(f"by {key}", [key, "puzzles", *(METRICS[name] for name in _SLICED)], rows))
+            found.append(_slice_table(result, key, groups))
+    if result.rules:
+        found.append(rule_table(result))
+    meanings = {"by ontology": result.ontology, "by a language model": result.judge}
+    found += [_meaning_table(said, by) for by, said in meanings.items() if said]
+    if result.comparison:
+        found.append(_comparison_table(result.comparison, result.level))
     return found
 
 
-def _rule_table(rules: Mapping[str, Any]) -> Table:
+def _slice_table(result: Evaluation, key: str, groups: Mapping[str, Metrics]) -> ReportTable:
     rows = []
-    for rule, metrics in rules.items():
-        behind = metrics.get("behind")
-        rows.append([rule, *(with_interval(name, metrics[name]) for name in RULED), _change(behind) if behind else ""])
-    columns = ["rule", *(METRICS[name] for name in RULED), "consensus minus rule (cell accuracy)"]
-    return Table("several answers to each puzzle, combined", columns, rows)
+    for value, metrics in groups.items():
+        row = [value, str(metrics["exact_match"].n), *(with_interval(name, metrics[name]) for name in _SLICED)]
+        rest = [measured.slices[key][value]["partial_accuracy"] for measured in result.baselines.values()]
+        rows.append([*row, *(with_interval("", found) for found in rest)])
+    columns = [key, "puzzles", *map(label, _SLICED), *(f"{label(name)}: partial accuracy" for name in result.baselines)]
+    return ReportTable(f"by {key}", columns, rows)
 
 
-def _change(found: Mapping[str, Any]) -> str:
-    if found["low"] is None:  # the same on every puzzle
-        return f"{found['mean']:+.3f}"
-    return f"{found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
-
-
-def _relation_table(found: Mapping[str, Any], title: str) -> Table:
-    by = found.get("version") or found.get("model")
-    rows = [[name, with_interval("", metric)] for name, metric in found["relations"].items()]
-    return Table(f"{title} ({by})", ["answer is", "share of cells"], rows)
-
-
-def _comparison_table(comparison: Mapping[str, Any]) -> Table:
-    rows = []
-    for name, found in comparison["metrics"].items():
-        mean = _number(name, found["mean"])
-        rows.append([_heading(name, comparison), mean if mean.startswith("-") else f"+{mean}", _interval(name, found)])
-    title = f"change against {comparison.get('with', 'the other run')}, {comparison['n']} puzzles in both"
-    return Table(title, ["metric", "difference", f"{comparison['level']:.0%} interval"], rows)
-
-
-def details(result: Mapping[str, Any]) -> list[Table]:
-    """Lay the longer tables of an evaluation out."""
-    return [_type_table(result), _mistakes(result)]
-
-
-def _type_table(result: Mapping[str, Any]) -> Table:
+def rule_table(result: Evaluation) -> ReportTable:
+    """Set the rules that combine several answers side by side."""
     rows = [
-        [name, str(found["n"]), f"{found['accuracy']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"]
-        for name, found in result["types"].items()
+        [label(rule), *(with_interval(name, metrics[name]) for name in RULED), change("", metrics.get("behind"))]
+        for rule, metrics in result.rules.items()
     ]
-    return Table("by cell type", ["type", "cells", "accuracy"], rows)
+    columns = ["rule", *map(label, RULED), "consensus minus rule (partial accuracy)"]
+    return ReportTable("several answers to each puzzle, combined", columns, rows)
 
 
-def _mistakes(result: Mapping[str, Any]) -> Table:
-    pairs = [pair for pair in result["confusion"] if pair["gold"] != pair["predicted"]][:_MOST_PAIRS]
-    rows = [[pair["gold"], pair["predicted"], str(pair["count"])] for pair in pairs]
-    return Table("most frequent mistakes", ["gold", "answered", "cells"], rows)
+def _meaning_table(found: Meanings, by: str) -> ReportTable:
+    rows = [[label(name), with_interval("", metric)] for name, metric in found.relations.items()]
+    return ReportTable(f"what the types mean, {by} ({found.by})", ["answer is", "share of cells"], rows)
 
 
-def notes(result: Mapping[str, Any]) -> list[str]:
+def _comparison_table(found: Comparison, level: float) -> ReportTable:
+    rows = [
+        [label(name, found.length_unit), number(name, metric.mean, "+"), interval(name, metric)]
+        for name, metric in found.metrics.items()
+    ]
+    title = f"change against {found.other or 'the other run'}, {found.n} puzzles in both"
+    return ReportTable(title, ["metric", "difference", f"{level:.0%} interval"], rows)
+
+
+def details(result: Evaluation) -> list[ReportTable]:
+    """Lay the longer tables of an evaluation out."""
+    types = [
+        [name, str(found.n), with_interval("", found)]
+        + [with_interval("", measured.types.get(name)) for measured in result.baselines.values()]
+        for name, found in result.measured.types.items()
+    ]
+    pairs = [pair for pair in result.confusion if pair.gold != pair.predicted][:_MOST_PAIRS]
+    mistakes = [[pair.gold, pair.predicted, str(pair.count)] for pair in pairs]
+    return [
+        ReportTable("by cell type", ["type", "cells", "accuracy", *map(label, result.baselines)], types),
+        ReportTable("most frequent mistakes", ["gold", "answered", "cells"], mistakes),
+    ]
+
+
+def notes(result: Evaluation) -> list[str]:
     """Say what the tables of an evaluation do not show."""
     said = []
-    if result["illegal"]:
-        counts = ", ".join(f"{reason} {count}" for reason, count in result["illegal"].items())
-        said.append(f"answers that are not legal (count as 0): {counts}")
-    if result["outside_candidates"]:
-        said.append(f"answers that name a type not among the candidates: {result['outside_candidates']}")
-    if found := result.get("calibration"):
+    if result.chance is not None:
+        said.append(f"a random legal answer has a partial accuracy of {result.chance:.3f}")
+    if result.illegal:
+        said.append(f"answers that are not legal: {_counts(result.illegal)}")
+    if result.outside_candidates:
+        said.append(f"answers that name a type not among the candidates: {result.outside_candidates}")
+    if found := result.calibration:
         said.append(
             f"calibration of the consensus: expected calibration error {found['ece']:.3f}, Brier score "
             f"{found['brier']:.3f} ({found['n']} cells)"
         )
-    if test := result.get("comparison", {}).get("mcnemar"):
+    if result.comparison and (test := result.comparison.mcnemar):
         said.append(
             f"exact match, McNemar: only the other run {test['only_first']}, only this one {test['only_second']}, "
             f"p = {test['p_value']:.3g}"
         )
-    if (found := result.get("ontology")) and found["unknown"]:
-        names = ", ".join(f"{name} {count}" for name, count in found["unknown"].items())
-        said.append(f"names that the ontology has not: {names}")
-    if (found := result.get("ontology")) and found["distance"]:
-        said.append(f"distance in the ontology: {with_interval('', found['distance'])} edges")
-    if (found := result.get("judge")) and found["n_failed"]:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in found["failures"].items())
-        said.append(f"cells the judge gave no verdict on: {found['n_failed']}: {reasons}")
-    if result["n_errors"]:
-        said.append(f"not scored, the machinery failed: {result['n_errors']} (run predict again)")
-    if result["n_missing"]:
-        said.append(f"not scored, no prediction: {result['n_missing']} items of the data set")
+    if result.ontology and result.ontology.unknown:
+        said.append(f"names that the ontology lacks: {_counts(result.ontology.unknown)}")
+    if result.ontology and result.ontology.distance:
+        said.append(f"distance in the ontology: {with_interval('', result.ontology.distance)} edges")
+    if result.judge and result.judge.n_failed:
+        reasons = _counts(result.judge.failures or {})
+        said.append(f"cells the judge gave no verdict on: {result.judge.n_failed}: {reasons}")
+    if result.n_errors:
+        said.append(f"not scored, the machinery failed: {result.n_errors} (run predict again)")
+    if result.missing:
+        said.append(f"not scored, no prediction: {len(result.missing)} items of the data set")
     return said
+
+
+def _counts(found: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in found.items())
 
 
 def terminal() -> Console:
     """Return the console for tables: as wide as the terminal, or as they need in a log, which has no width."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    return Console() if sys.stdout.isatty() else Console(width=160)
 
 
-def print_table(console: Console, table: Table) -> None:
+def print_table(console: Console, table: ReportTable) -> None:
     """Print a table."""
     from rich import table as rich_table
     from rich.markup import escape
@@ -190,7 +217,7 @@ def print_table(console: Console, table: Table) -> None:
     console.print(shown)
 
 
-def render(result: Mapping[str, Any], console: Console | None = None) -> None:
+def render(result: Evaluation, console: Console | None = None) -> None:
     """Print an evaluation as tables."""
     console = console or terminal()
     for table in tables(result):
@@ -199,32 +226,28 @@ def render(result: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(note, highlight=False, markup=False)
 
 
-def to_markdown(result: Mapping[str, Any]) -> str:
+def to_markdown(result: Evaluation) -> str:
     """Write an evaluation as Markdown."""
-    parts = ["# Evaluation", *(_run_lines(result))]
+    parts = ["# Evaluation", _bullets(f"{key}: {value}" for key, value in result.run.items())]
     for table in [*tables(result), *details(result)]:
         if table.rows:
-            parts.append(f"## {_cell(table.title[:1].upper() + table.title[1:])}\n\n" + _markdown(table))
-    parts += _note_lines(result)
-    return "\n\n".join(parts) + "\n"
+            parts.append(f"## {_cell(table.title[:1].upper() + table.title[1:])}\n\n" + markdown(table))
+    return "\n\n".join(filter(None, [*parts, _bullets(notes(result))])) + "\n"
 
 
-def rules_markdown(result: Mapping[str, Any]) -> str:
+def rules_markdown(result: Evaluation) -> str:
     """Write only the table of the rules that combine several answers, and the notes, as Markdown."""
-    if not result.get("rules"):
+    if not result.rules:
         msg = "no puzzle has several answers, so that there is nothing to combine; predict with --samples"
         raise ValueError(msg)
-    return "\n\n".join([_markdown(_rule_table(result["rules"])), *_note_lines(result)])
+    return "\n\n".join([markdown(rule_table(result)), _bullets(notes(result))])
 
 
-def _markdown(table: Table) -> str:
-    return "\n".join(
-        [
-            "| " + " | ".join(map(_cell, table.columns)) + " |",
-            "| " + " | ".join(["---"] + ["---:"] * (len(table.columns) - 1)) + " |",
-            *("| " + " | ".join(map(_cell, row)) + " |" for row in table.rows),
-        ]
-    )
+def markdown(table: ReportTable) -> str:
+    """Write a table as Markdown."""
+    ruler = ["---"] + ["---:"] * (len(table.columns) - 1)
+    lines = [[*map(_cell, table.columns)], ruler, *([*map(_cell, row)] for row in table.rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _cell(text: str) -> str:
@@ -235,11 +258,5 @@ def _cell(text: str) -> str:
     return text
 
 
-def _note_lines(result: Mapping[str, Any]) -> list[str]:
-    said = notes(result)
-    return ["\n".join(f"- {_cell(note)}" for note in said)] if said else []
-
-
-def _run_lines(result: Mapping[str, Any]) -> list[str]:
-    run = result["run"]
-    return ["\n".join(f"- {_cell(key)}: {_cell(str(value))}" for key, value in run.items())] if run else []
+def _bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {_cell(line)}" for line in lines)

@@ -1,33 +1,70 @@
 """Prediction records -> scored answers, and the paper's metrics over them.
 
-The verdict on each answer is that of :mod:`recipe.cello1.task.scoring`, which training is rewarded with. A malformed
-answer counts as 0. Error records (failures of the machinery) and items without a prediction are counted apart and never
-scored.
+The verdict on each answer is that of :mod:`recipe.cello1.task.scoring`, which training is rewarded with. Error records
+(failures of the machinery) and items without a prediction are counted apart and never scored. Of each record only what
+is needed later is kept, so that a file may be longer than the memory.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from recipe.cello1.evaluation.intervals import Estimate, estimate
+from recipe.cello1.evaluation.baseline import BASELINES, NaiveBayes
+from recipe.cello1.evaluation.intervals import Estimate, estimate, mcnemar, paired_difference
+from recipe.cello1.evaluation.results import Comparison, Example
 from recipe.cello1.formats.items import GOLD_KEYS, USER_KEYS
-from recipe.cello1.formats.predictions import check_prediction
-from recipe.cello1.task.answer import parse_answer, split_types
+from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction
+from recipe.cello1.task.answer import ANSWER_OPEN, parse_answer, split_types
 from recipe.cello1.task.prompt import VARIANTS, parse_user
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.scoring import Score, score_answer
+from recipe.cello1.task.scoring import METRICS, Score, gold_types, score_parsed, score_types
+
+# What is measured on each answer, in the order of `Scores.values`.
+MEASURED = (*METRICS, "length")
+# Shares of all cells, as in the published evaluator; the others are means over puzzles.
+OVER_CELLS = ("partial_accuracy", "strict_accuracy")
+SLICES = ("n_cells", "tissue", "dataset", "disease", "donor_id")
 
 # The published script stores what an exception said as the prediction.
 _PUBLISHED_FAILURE = re.compile(r"[A-Za-z_]*(Error|Exception): ")
+_EXAMPLES = {"right": 3, "wrong": 3, "illegal": 2}
+_SHOWN = 4000  # characters of an example
 
-# What is measured on each answer, in the order of `means`.
-MEASURED = ("cell_accuracy", "exact_match", "format_valid", "uniqueness", "legal", "length")
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a puzzle is judged by."""
+
+    answer: tuple[str, ...]
+    # None if unknown
+    candidates: tuple[str, ...] | None
+    # Its values of SLICES
+    slices: tuple[Any, ...]
+    # Answers of the baselines
+    baselines: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, puzzle: Puzzle, baseline: NaiveBayes | None = None, where: str = "item") -> Reference:
+        """Keep what is needed of a puzzle."""
+        if puzzle.answer is None:
+            msg = f"{where} of the data set has no gold under 'assistant_msg' or 'answer'"
+            raise ValueError(msg)
+        slices = (puzzle.n_cells, *(puzzle.meta.get(key) for key in SLICES[1:]))
+        solved = baseline.answers(puzzle.cells, puzzle.candidates) if baseline else {}
+        return cls(_interned(puzzle.answer), _interned(puzzle.candidates) or None, slices, solved)
+
+
+def _interned(types: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(sys.intern, types))  # the same few names in every puzzle
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,43 +75,66 @@ class Scored:
     index: int
     # Number of the answer among those for the puzzle
     sample: int
-    # The verdict
     score: Score
-    # Types in cell order
-    gold: tuple[str, ...]
-    # Candidate types, if known
-    candidates: tuple[str, ...] | None
-    # Length of the response: tokens, or words where the record does not say how many tokens
-    length: float
-    # The prediction record
-    record: Mapping[str, Any]
+    puzzle: Reference
+    # Of the response; tokens where the record says how many
+    words: int
+    tokens: int | None = None
+    logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Scored predictions, and what could not be scored."""
 
-    # The scored answers, by index and sample
+    # By index and sample
     answers: tuple[Scored, ...]
     # For each error of the machinery how many records have it
     errors: Mapping[str, int]
     # Items of the data set for which there is no record
     missing: tuple[int, ...]
-    # ``"tokens"`` or ``"words"``
-    length_unit: str
+    # Settings that all records share
+    run: Mapping[str, Any]
+    examples: Sequence[Example]
+
+    @property
+    def length_unit(self) -> str:
+        """``"tokens"``, or ``"words"`` where not every record says how many tokens."""
+        return "words" if any(answer.tokens is None for answer in self.answers) else "tokens"
+
+    def groups(self) -> dict[int, list[Scored]]:
+        """Group the answers by puzzle."""
+        found: dict[int, list[Scored]] = {}
+        for answer in self.answers:
+            found.setdefault(answer.index, []).append(answer)
+        return found
+
+    def values(self, unit: str | None = None) -> dict[int, np.ndarray]:
+        """Average what is MEASURED over the answers to each puzzle: puzzles are the sample."""
+        name = unit or self.length_unit
+        return {
+            index: np.mean([(*(getattr(a.score, key) for key in METRICS), getattr(a, name)) for a in group], axis=0)
+            for index, group in self.groups().items()
+        }
+
+    def arrays(self, unit: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return what is MEASURED of each puzzle, one row each, and its number of cells."""
+        n_cells = [len(group[0].puzzle.answer) for group in self.groups().values()]
+        return np.array(list(self.values(unit).values())), np.array(n_cells, dtype=float)
 
 
 def score_predictions(
-    records: Iterable[Mapping[str, Any]], puzzles: Sequence[Puzzle] | None = None, *, in_words: bool = False
+    records: Iterable[Mapping[str, Any]],
+    puzzles: Sequence[Puzzle | Reference] | None = None,
+    baseline: NaiveBayes | None = None,
 ) -> Scores:
     """Score prediction records."""
     answers: list[Scored] = []
     errors: Counter[str] = Counter()
+    known: dict[int, Reference] = {}
     seen: set[tuple[int, int]] = set()
-    records = list(records)
-    in_tokens = not in_words and all(
-        isinstance(record.get("tokens"), int) for record in records if "prediction" in record
-    )
+    run: dict[str, Any] | None = None
+    examples: dict[str, list[tuple[int, int, Example]]] = {kind: [] for kind in _EXAMPLES}
     for record in records:
         index, sample = record.get("index"), record.get("sample", 0)
         where = f"prediction {index}" + (f", sample {sample}" if sample else "")
@@ -82,10 +142,10 @@ def score_predictions(
             msg = f"{where}: 'index' and 'sample' must be integers, got {index!r} and {sample!r}"
             raise ValueError(msg)
         if (index, sample) in seen:
-            msg = f"{where} stands twice; which of the two counts? remove one"
+            msg = f"duplicate {where}; remove one of the two"
             raise ValueError(msg)
         seen.add((index, sample))
-        gold, candidates = _gold(record, puzzles, where)
+        puzzle = known[index] = _reference(record, known.get(index), puzzles, baseline, where)
         if not check_prediction(record, where):
             errors[record["error"]] += 1
             continue
@@ -93,102 +153,164 @@ def score_predictions(
         if "engine" not in record and _PUBLISHED_FAILURE.match(text):
             errors[" ".join(text.split())[:200]] += 1
             continue
-        try:
-            score = score_answer(text, gold, candidates=candidates)
-        except ValueError as error:
-            msg = f"{where}: {error}"
-            raise ValueError(msg) from None
-        length = record["tokens"] if in_tokens else len(text.split())
-        answers.append(Scored(index, sample, score, gold, candidates, float(length), record))
+        score = score_parsed(parse_answer(text), puzzle.answer, candidates=puzzle.candidates)
+        tokens, logprob = record.get("tokens"), record.get("logprob")
+        answers.append(
+            Scored(
+                index,
+                sample,
+                score,
+                puzzle,
+                len(text.split()),
+                tokens if isinstance(tokens, int) else None,
+                float(logprob) if isinstance(logprob, int | float) else None,
+            )
+        )
+        _add_example(examples, answers[-1], record)
+        own = {key: record[key] for key in (*RUN_KEYS, "rule") if key in record}
+        run = own if run is None else {key: value for key, value in run.items() if own.get(key) == value}
     answers.sort(key=lambda answer: (answer.index, answer.sample))
-    found = {index for index, _ in seen}
-    missing = tuple(i for i in range(len(puzzles or ())) if i not in found)
-    return Scores(tuple(answers), dict(errors.most_common()), missing, "tokens" if in_tokens else "words")
+    missing = tuple(i for i in range(len(puzzles or ())) if i not in known)
+    shown = [entry[2] for kind in examples.values() for entry in kind]
+    return Scores(tuple(answers), dict(errors.most_common()), missing, run or {}, shown)
 
 
-def _gold(
-    record: Mapping[str, Any], puzzles: Sequence[Puzzle] | None, where: str
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Return the gold types and the candidates, if known."""
-    if puzzles is not None:
-        index = record["index"]
+def _add_example(found: dict[str, list[Any]], answer: Scored, record: Mapping[str, Any]) -> None:
+    """Keep the first answers of each kind."""
+    score = answer.score
+    kind = "illegal" if score.reason else "right" if score.exact_match else "wrong"
+    key = (answer.index, answer.sample)
+    if len(found[kind]) == _EXAMPLES[kind] and key > found[kind][-1][:2]:
+        return
+    question = next((record[name] for name in USER_KEYS if isinstance(record.get(name), str)), "")
+    shown = (question[:_SHOWN], record["prediction"][:_SHOWN])
+    example = Example(kind, *key, str(score.reason), score.partial_accuracy, answer.puzzle.answer, score.items, *shown)
+    insort(found[kind], (*key, example))
+    del found[kind][_EXAMPLES[kind] :]
+
+
+def _reference(
+    record: Mapping[str, Any],
+    known: Reference | None,
+    puzzles: Sequence[Puzzle | Reference] | None,
+    baseline: NaiveBayes | None,
+    where: str,
+) -> Reference:
+    """Return what the puzzle of a record is judged by: from the data set, or from the item that the record repeats."""
+    text = next((record[key] for key in reversed(GOLD_KEYS) if isinstance(record.get(key), str)), None)
+    own = None if text is None else _read_gold(text)
+    index = record["index"]
+    if known is None and puzzles is not None:
         if not 0 <= index < len(puzzles):
             msg = f"{where} is not in the data set, which has {len(puzzles)} items; give the data it was made from"
             raise ValueError(msg)
         puzzle = puzzles[index]
-        if puzzle.answer is None:
-            msg = f"{where}: item {index} of the data set has no gold under 'assistant_msg' or 'answer'"
+        known = puzzle if isinstance(puzzle, Reference) else Reference.of(puzzle, baseline, f"{where}: item {index}")
+        told = [record.get(key, value) for key, value in zip(SLICES[1:], known.slices[1:], strict=True)]
+        known = replace(known, slices=(known.slices[0], *told))
+    if known is not None:
+        if own is not None and own != known.answer:
+            msg = f"{where}: its gold {own} is not that of item {index}, {known.answer}; give the data it was made from"
             raise ValueError(msg)
-        own = _own_gold(record)
-        if own is not None and own != puzzle.answer:
-            msg = (
-                f"{where}: its gold {own} is not that of item {index}, {puzzle.answer}; give the data it was made from"
-            )
-            raise ValueError(msg)
-        return puzzle.answer, puzzle.candidates or None
-    own = _own_gold(record)
+        return known
     if own is None:
         msg = f"{where} has no gold: neither {' nor '.join(map(repr, GOLD_KEYS))} is among its keys {sorted(record)}"
         raise ValueError(msg)
-    return own, _own_candidates(record)
+    try:
+        answer = _interned(gold_types(own))
+    except ValueError as error:
+        msg = f"{where}: {error}"
+        raise ValueError(msg) from None
+    question = _question(record)
+    candidates = _interned(question.candidates) if question else ()
+    if baseline and not candidates:
+        msg = f"{where} repeats no question with candidates, which the baseline needs; give the data set"
+        raise ValueError(msg)
+    solved = baseline.answers(question.cells, candidates) if baseline and question else {}
+    slices = (len(answer), *(record.get(key) for key in SLICES[1:]))
+    return Reference(answer, candidates or None, slices, solved)
 
 
-def _own_candidates(record: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Read the candidates from the question the record repeats; ``None`` if it is in no format we know."""
+@lru_cache(maxsize=4096)  # once for all answers to a puzzle
+def _read_gold(text: str) -> tuple[str, ...]:
+    parsed = parse_answer(text) if ANSWER_OPEN in text else None
+    return parsed.items if parsed and parsed.ok else split_types(text)
+
+
+def _question(record: Mapping[str, Any]) -> Puzzle | None:
+    """Read the question that a record repeats; ``None`` if it is in no format we know."""
     text = next((record[key] for key in USER_KEYS if isinstance(record.get(key), str)), None)
     if text is None:
         return None
     for variant in VARIANTS:
         try:
-            return parse_user(text, variant).candidates or None
+            return parse_user(text, variant)
         except ValueError:
             continue
     return None
 
 
-def _own_gold(record: Mapping[str, Any]) -> tuple[str, ...] | None:
-    for key in reversed(GOLD_KEYS):  # "answer" is the plain one
-        if isinstance(text := record.get(key), str):
-            parsed = parse_answer(text)
-            return parsed.items if parsed.ok else split_types(text)
-    return None
-
-
-def summarise(answers: Sequence[Scored], *, seed: int = 0) -> dict[str, Estimate]:
-    """Compute the metrics of some answers. Several answers to a puzzle are averaged first: puzzles are the sample."""
-    puzzles = list(per_puzzle(answers).values())
-    cells, exact, valid, unique, legal, length = np.array([means(group) for group in puzzles]).T
-    n_cells = np.array([len(group[0].gold) for group in puzzles], dtype=float)
+def baseline_scores(scores: Scores) -> dict[str, Scores]:
+    """Score what the baselines answer to the same puzzles."""
+    puzzles = {index: group[0].puzzle for index, group in scores.groups().items()}
     return {
-        "cell_accuracy": estimate(cells, seed=seed),
-        "cell_accuracy_micro": estimate(cells, seed=seed, weights=n_cells),
-        "exact_match": estimate(exact, seed=seed),
-        "format_valid": estimate(valid, seed=seed),
-        "uniqueness": estimate(unique, seed=seed),
-        "legal": estimate(legal, seed=seed),
-        "length": estimate(length, seed=seed),
+        name: Scores(
+            tuple(
+                Scored(index, 0, score_types(p.baselines[name], p.answer, candidates=p.candidates), p, 0, 0)
+                for index, p in puzzles.items()
+            ),
+            {},
+            (),
+            {},
+            (),
+        )
+        for name in BASELINES
+        if all(puzzle.baselines for puzzle in puzzles.values())
     }
 
 
-def per_puzzle(answers: Sequence[Scored]) -> dict[int, list[Scored]]:
-    """Group answers by puzzle."""
-    found: dict[int, list[Scored]] = {}
-    for answer in answers:
-        found.setdefault(answer.index, []).append(answer)
-    return found
+def chance(answers: Sequence[Scored]) -> float | None:
+    """Compute the partial accuracy of random legal answers; ``None`` where a question lists no candidates."""
+    puzzles = {answer.index: answer.puzzle for answer in answers}.values()
+    if not all(puzzle.candidates for puzzle in puzzles):
+        return None
+    n_right = sum(len(puzzle.answer) / len(puzzle.candidates or ()) for puzzle in puzzles)
+    return n_right / sum(len(puzzle.answer) for puzzle in puzzles)
 
 
-def means(answers: Sequence[Scored]) -> list[float]:
-    """Average over the answers to one puzzle."""
-    rows = [
-        (
-            answer.score.cell_accuracy,
-            answer.score.exact_match,
-            answer.score.format_valid,
-            answer.score.uniqueness,
-            not answer.score.reason,
-            answer.length,
-        )
-        for answer in answers
-    ]
-    return np.mean(np.array(rows, dtype=float), axis=0).tolist()
+def weights_of(name: str, n_cells: np.ndarray) -> np.ndarray | None:
+    """Return the weight of each puzzle in a metric."""
+    return n_cells if name in OVER_CELLS else None
+
+
+def summarise(values: np.ndarray, n_cells: np.ndarray, *, seed: int = 0) -> dict[str, Estimate]:
+    """Estimate the metrics from the values of puzzles, one row each."""
+    return {
+        name: estimate(values[:, j], seed=seed, weights=weights_of(name, n_cells)) for j, name in enumerate(MEASURED)
+    }
+
+
+def difference(first: Scores, second: Scores, *, other: str = "", seed: int = 0) -> Comparison:
+    """Compare the second run with the first, on the puzzles that both have answered."""
+    units = {first.length_unit, second.length_unit}
+    unit = units.pop() if len(units) == 1 else "words"
+    runs = [scores.values(unit) for scores in (first, second)]
+    groups = [scores.groups() for scores in (first, second)]
+    common = [index for index in runs[0] if index in runs[1]]
+    if not common:
+        msg = "the two runs have no answered puzzle in common; nothing can be compared"
+        raise ValueError(msg)
+    for index in common:
+        if groups[0][index][0].puzzle.answer != groups[1][index][0].puzzle.answer:
+            msg = f"item {index} has another gold answer in the other run; they are not of the same data set"
+            raise ValueError(msg)
+    before, after = (np.array([run[index] for index in common]) for run in runs)
+    n_cells = np.array([len(groups[0][index][0].puzzle.answer) for index in common], dtype=float)
+    metrics = {
+        name: paired_difference(before[:, j], after[:, j], seed=seed, weights=weights_of(name, n_cells))
+        for j, name in enumerate(MEASURED)
+    }
+    single = all(len(group[index]) == 1 for group in groups for index in common)
+    exact = MEASURED.index("exact_match")
+    test = mcnemar(before[:, exact], after[:, exact]) if single else None
+    return Comparison(other, len(common), len(runs[0]), len(runs[1]), metrics, unit, test)

@@ -1,6 +1,6 @@
 """Compare models on held-out puzzles, before and after training.
 
-``python -m recipe.cello1 summary --data test.json --metrics OUTPUT/metrics --out OUTPUT/summary "before=A" "after=B"``
+``cello1 summary --data TEST --metrics OUTPUT/metrics --out OUTPUT/summary "before=A" "after SFT=B" "after GRPO=C"``
 
 Writes ``summary.md``, ``summary.json`` and ``training.png``, and prints the table. What has been predicted is kept, so
 that a second call only reads.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recipe.cello1.engines.protocol import EngineError, Sampling
 from recipe.cello1.engines.start import start_engine
+from recipe.cello1.evaluation.baseline import read_baseline
 from recipe.cello1.evaluation.evaluate import evaluate
-from recipe.cello1.evaluation.report import METRICS, Table, print_table, terminal, with_interval
+from recipe.cello1.evaluation.report import LABELS, label, markdown, metric_table, print_table, terminal
+from recipe.cello1.evaluation.results import plain
+from recipe.cello1.evaluation.scores import Reference, baseline_scores, chance, difference, score_predictions, summarise
 from recipe.cello1.formats.atomic import atomic_write, dumps, replacing
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.model_folder import model_fingerprint
@@ -31,41 +31,46 @@ from recipe.cello1.formats.predictions import read_predictions
 from recipe.cello1.formats.puzzle_files import PuzzleFile, load_puzzles
 from recipe.cello1.inference.predict import predict
 from recipe.cello1.rl.run_metrics import REWARD, WINDOW, first_and_last, read_metrics
-from recipe.cello1.task.puzzle import Puzzle
 
-ROWS = {name: label for name, label in METRICS.items() if name != "cell_accuracy_micro"} | {"length": "mean length"}
-CURVES = {
-    REWARD: "mean reward",
-    "training/reward/cell_accuracy": "cell accuracy",
-    "training/reward/format_valid": "format validity",
-    "training/reward/unique": "no type twice",
+DECODINGS = ("greedy", "constrained")
+CURVES = {REWARD: "mean reward"} | {
+    f"training/reward/{name}": LABELS[name] for name in ("partial_accuracy", "exact_match", "legal")
 }
 MAX_TOKENS = 2048  # of a response, where nothing else is said
 
 
-def evaluate_model(model: str, data: PuzzleFile, stem: Path, max_tokens: int, **options: Any) -> dict[str, Any]:
-    """Answer the puzzles greedily and score the answers."""
+def answer_puzzles(
+    model: str, data: PuzzleFile, stem: Path, decodings: Sequence[str], max_tokens: int, **options: Any
+) -> dict[str, Path]:
+    """Answer the puzzles in each way of decoding, unless that is done; return the files of predictions."""
     items = [puzzle_to_item(puzzle, data.variant) for puzzle in data.puzzles]
-    made_from = dumps([model_fingerprint(model) or model, items, data.layout, max_tokens, sorted(options.items())])
-    key = hashlib.sha256(made_from.encode()).hexdigest()[:8]
-    result, predictions = (stem.with_name(f"{stem.name}-{key}.{suffix}") for suffix in ("json", "jsonl"))
-    if result.exists():
-        return json.loads(result.read_text())
+    made_from = [model_fingerprint(model) or model, items, data.layout, max_tokens, sorted(options.items())]
+    paths = {}
+    for decoding in decodings:
+        key = hashlib.sha256(dumps([*made_from, decoding]).encode()).hexdigest()[:8]
+        paths[decoding] = stem.with_name(f"{stem.name}-{decoding}-{key}.jsonl")
+    todo = {how: path for how, path in paths.items() if not path.with_suffix(".json").exists()}
+    if not todo:
+        return paths
+    if "constrained" in todo:
+        options["constrained"] = True
     with start_engine("vllm", model, **options) as engine:
-        done = predict(
-            engine,
-            data.puzzles,
-            predictions,
-            sampling=Sampling(max_tokens=max_tokens),
-            layout=data.layout,
-            variant=data.variant,
-        )
-    if done.failed:
-        msg = f"{done.failed} of {done.total} puzzles got no answer from {model}: {dict(done.errors)}; run again"
-        raise EngineError(msg)
-    evaluation = evaluate(read_predictions(predictions), data.puzzles)
-    atomic_write(result, dumps(evaluation, indent=1))
-    return evaluation
+        for decoding, path in todo.items():
+            done = predict(
+                engine,
+                data.puzzles,
+                path,
+                sampling=Sampling(max_tokens=max_tokens),
+                layout=data.layout,
+                variant=data.variant,
+                constrain=decoding == "constrained",
+            )
+            if done.failed:
+                worst = dict(done.errors)
+                msg = f"{done.failed} of {done.total} puzzles got no answer from {model}: {worst}; run again"
+                raise EngineError(msg)
+            atomic_write(path.with_suffix(".json"), dumps(plain(evaluate(read_predictions(path), data.puzzles)), 1))
+    return paths
 
 
 def read_limits(config: str | Path) -> dict[str, int]:
@@ -90,41 +95,21 @@ def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> d
     return {"steps": n_steps, "window": window, "first": first, "last": last, "gain": last - first}
 
 
-def chance(puzzles: Sequence[Puzzle]) -> float:
-    """Return the cell accuracy of a random legal answer: the mean of 1/N."""
-    return float(np.mean([1 / puzzle.n_cells for puzzle in puzzles]))
-
-
 def plot(steps: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Draw reward and accuracy over the training steps."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for key, label in CURVES.items():
+    for key, curve in CURVES.items():
         points = [(step["step"], step[key]) for step in steps if key in step]
         if points:
-            axes.plot(*zip(*points, strict=True), label=label, linewidth=2 if key == REWARD else 1)
+            axes.plot(*zip(*points, strict=True), label=curve, linewidth=2 if key == REWARD else 1)
     axes.set(xlabel="training step", ylabel="mean over the step's responses", title="Training")
     axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
     axes.legend(frameon=False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")
-
-
-def as_rows(evaluations: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Lay the evaluations out as a table."""
-    unit = next(iter(evaluations.values()))["length_unit"]
-    names = {**ROWS, "length": f"{ROWS['length']} ({unit})"}
-    return [
-        [names[key], *(with_interval(key, evaluation["metrics"][key]) for evaluation in evaluations.values())]
-        for key in ROWS
-    ]
-
-
-def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---"] * len(heading), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _stage(text: str) -> tuple[str, str]:
@@ -145,55 +130,79 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="composed configuration of the training, whose limits of length hold here too")
     parser.add_argument("--max-tokens", type=int, help=f"longest response (without --config {MAX_TOKENS})")
     parser.add_argument("--max-model-len", type=int, help="longest prompt and response together, in tokens")
+    parser.add_argument("--decode", default="greedy", help="ways of decoding, separated by commas: greedy, constrained")
+    parser.add_argument("--baseline", type=Path, metavar="TRAIN", help="training puzzles of the naive Bayes baseline")
     parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    decodings = args.decode.split(",")
+    if unknown := [name for name in decodings if name not in DECODINGS]:
+        msg = f"--decode: unknown decoding {unknown[0]!r}; use {' or '.join(DECODINGS)}, or both with a comma"
+        raise ValueError(msg)
     limits = read_limits(args.config) if args.config else {"max_tokens": MAX_TOKENS}
     given = {name: getattr(args, name) for name in ("max_tokens", "max_model_len")}
     limits |= {name: value for name, value in given.items() if value is not None}
     data = load_puzzles(args.data)
     data = replace(data, puzzles=data.puzzles[: args.limit])
-    puzzles = data.puzzles
+    baseline = read_baseline(args.baseline)
+    puzzles = [Reference.of(puzzle, baseline) for puzzle in data.puzzles]
     args.out.mkdir(parents=True, exist_ok=True)
-    evaluations = {}
+    scores = {}
     for name, model in args.stages:
         stem = args.out / re.sub(r"\W+", "-", name.lower())
-        evaluations[name] = evaluate_model(model, data, stem, **limits)
-    steps = read_metrics(args.metrics)
+        for decoding, path in answer_puzzles(model, data, stem, decodings, **limits).items():
+            scores[name, decoding] = score_predictions(read_predictions(path), puzzles)
 
+    def column(name: str, decoding: str) -> str:
+        return name if len(decodings) == 1 else f"{name}, {decoding}"
+
+    baselines = baseline_scores(next(iter(scores.values())))
+    runs = {column(*key): found for key, found in scores.items()}
+    runs |= {label(name): found for name, found in baselines.items()}
+    unit = "tokens" if all(found.length_unit == "tokens" for found in runs.values()) else "words"
+    metrics = {name: summarise(*found.arrays(unit)) for name, found in runs.items()}
+    differences = {}
+    names = [name for name, _ in args.stages]
+    for decoding in decodings if len(names) > 1 else ():
+        old, new = names[-2:]
+        title = f"{column(new, decoding)} minus {old}"
+        differences[title] = difference(scores[old, decoding], scores[new, decoding], other=old)
+    table = metric_table("Held-out puzzles", metrics, differences, unit)
+
+    steps = read_metrics(args.metrics)
     gain = training_gain(steps)
-    heading = ["", *evaluations]
-    rows = as_rows(evaluations)
-    note = (
-        f"{len(puzzles)} held-out puzzles, greedy, 95% intervals. "
-        f"A random legal answer has a cell accuracy of {chance(puzzles):.3f}."
-    )
+    level = chance(next(iter(scores.values())).answers)
+    note = f"{len(puzzles)} held-out puzzles, {' and '.join(decodings)}, 95% intervals."
+    if level is not None:
+        note += f" A random legal answer has a partial accuracy of {level:.3f}."
     if gain:
         plot(steps, args.out / "training.png")
         note += (
             f"\nMean training reward: {gain['first']:+.3f} over the first {gain['window']} of {gain['steps']} steps, "
             f"{gain['last']:+.3f} over the last {gain['window']} (gain {gain['gain']:+.3f})."
         )
-    report = {"n": len(puzzles), "chance": chance(puzzles), "training": gain, "stages": evaluations}
+    report: dict[str, Any] = {"n": len(puzzles), "chance": level, "training": gain, "length_unit": unit}
+    kept = {label(name) for name in baselines}
+    report["stages"] = {
+        name: {"n_errors": sum(found.errors.values()), "n_missing": len(found.missing), "metrics": plain(metrics[name])}
+        for name, found in runs.items()
+        if name not in kept
+    }
+    report |= {
+        "baselines": {name: plain(metrics[label(name)]) for name in baselines},
+        "differences": plain(differences),
+    }
     atomic_write(args.out / "summary.json", dumps(report, indent=1))
-    atomic_write(args.out / "summary.md", f"{_markdown(heading, rows)}\n\n{note}\n")
+    atomic_write(args.out / "summary.md", f"{markdown(table)}\n\n{note}\n")
 
     console = terminal()
-    print_table(console, Table("Held-out puzzles", heading, rows))
-    console.print(note, soft_wrap=True)
-    console.print(f"model:    {args.stages[-1][1]}\nresults:  {args.out}", soft_wrap=True)
-    command = [
-        "python",
-        "-m",
-        "recipe.cello1",
-        "predict",
-        "--model",
-        args.stages[-1][1],
-        "--data",
-        args.data,
-    ]
+    print_table(console, table)
+    console.print(note, soft_wrap=True, highlight=False, markup=False)
+    model = args.stages[-1][1]
+    console.print(f"model:    {model}\nresults:  {args.out}", soft_wrap=True, highlight=False, markup=False)
+    command = ["python", "-m", "recipe.cello1", "predict", "--model", model, "--data", args.data]
     command += ["--samples", "8", "--temperature", "1", "--out", "samples.jsonl"]
-    console.print(f"next:     {shlex.join(command)}", soft_wrap=True)
+    console.print(f"next:     {shlex.join(command)}", soft_wrap=True, highlight=False, markup=False)

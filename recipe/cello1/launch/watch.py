@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _POLL_S = 0.5
 _GRACE_S = 30  # Ray needs some seconds to take its processes down; then they are killed
 # What the bar shows: verl's metric, label.
-_SHOWN = (("critic/score/mean", "reward"), ("training/reward/cell_accuracy", "cells"), ("timing_s/step", "s/step"))
+_SHOWN = (("critic/score/mean", "reward"), ("training/reward/partial_accuracy", "cells"), ("timing_s/step", "s/step"))
 
 
 def failure_reason(log: str) -> str:

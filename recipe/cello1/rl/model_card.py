@@ -13,9 +13,9 @@ from recipe.cello1.rl.run_metrics import REWARD, first_and_last
 # verl's metric, and how the card calls it.
 _METRICS = (
     (REWARD, "reward"),
-    ("training/reward/cell_accuracy", "cell accuracy"),
+    ("training/reward/partial_accuracy", "partial accuracy"),
     ("training/reward/exact_match", "exact match"),
-    ("training/reward/format_valid", "valid format"),
+    ("training/reward/format_validity", "format validity"),
     ("response_length/mean", "response length (tokens)"),
 )
 

@@ -2,7 +2,7 @@
 
 verl's V1 trainer aggregates what a reward manager returns beside the score for validation only. Its replay buffer is
 exchangeable (``trainer.v1.sampler.custom_sampler``) and returns, with every batch, metrics that the trainer logs: the
-buffers here add the means of cell accuracy, exact match and so on over the sampled responses.
+buffers here add the means of partial accuracy, exact match and so on over the sampled responses.
 """
 
 from __future__ import annotations

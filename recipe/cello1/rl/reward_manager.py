@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from recipe.cello1.formats.chat_template import ResponseReader
-from recipe.cello1.rl.shaping import read_shaping
+from recipe.cello1.rl.shaping import question_candidates, read_shaping
 from recipe.cello1.task.scoring import MODES, score_answer
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
@@ -75,14 +75,14 @@ class PuzzleRewardManager(RewardManagerBase):
         ----------
         data
             The sequences of one rollout; the last one holds the answer. Reads ``prompts`` and ``responses`` (token
-            ids, int64, ``(1, length)``), ``attention_mask`` and ``reward_model["ground_truth"]``; for credit of the
-            candidate set also ``extra_info["question"]``.
+            ids, int64, ``(1, length)``), ``attention_mask`` and ``reward_model["ground_truth"]``; for ``legal`` and
+            for credit of the candidate set also ``extra_info["question"]``.
 
         Returns
         -------
-        ``reward_score``: the score and the shaped terms together. ``reward_extra_info``: one float a metric, among
-        them ``score`` without the terms, and each term (verl logs them for validation,
-        ``replay_buffer`` for training).
+        ``reward_score``: the score and the shaped terms together. ``reward_extra_info``: the metrics of
+        :mod:`recipe.cello1.task.scoring` as floats, ``score`` without the terms, and each term (verl logs them for
+        validation, ``replay_buffer`` for training).
 
         Raises
         ------
@@ -95,13 +95,16 @@ class PuzzleRewardManager(RewardManagerBase):
         length = int(item.batch["attention_mask"][-response.shape[-1] :].sum())
         ids, prompt = response[:length].tolist(), item.batch["prompts"].tolist()
         text = await self.loop.run_in_executor(None, lambda: self._read.after(prompt, ids))
-        score = score_answer(text, item.non_tensor_batch["reward_model"]["ground_truth"], self.mode)
-        terms: dict[str, float] = {}
-        if self.shaping:
-            extra = item.non_tensor_batch.get("extra_info") or {}
-            terms = self.shaping.terms(score, text, length, extra.get("question"), extra.get("variant") or "batch")
+        extra = item.non_tensor_batch.get("extra_info") or {}
+        asked: tuple[Any, Any] = extra.get("question"), extra.get("variant") or "batch"
+        try:
+            candidates = question_candidates(*asked)[0]
+        except ValueError:  # an open-ended question; whatever needs the candidates says so below
+            candidates = None
+        score = score_answer(text, item.non_tensor_batch["reward_model"]["ground_truth"], self.mode, candidates)
+        terms = self.shaping.terms(score, text, length, *asked) if self.shaping else {}
         return {
             "reward_score": score.score + sum(terms.values()),
             # verl calls its core metric "acc"
-            "reward_extra_info": {**score.metrics(), "acc": score.cell_accuracy, **terms},
+            "reward_extra_info": {**score.metrics(), "acc": score.partial_accuracy, **terms},
         }

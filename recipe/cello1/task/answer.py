@@ -8,8 +8,7 @@ The reading rule, for a text that is exactly ``<think>..</think>\n<answer>..</an
 most and each of the four tags exactly once:
 
 1. The rest of the line that opens with ``<answer>``, if it is not blank, is the answer.
-2. If it is blank, the answer is the first line that holds a ``|``. When such a line stands in the reasoning, the
-   published code reads the reasoning; here that counts only if the answer inside the tags is the same.
+2. If it is blank, the answer is the first line inside the tags that holds a ``|``, whatever the reasoning holds.
 3. Items are separated by ``|``; surrounding white space and empty items are dropped.
 
 A line ends where ``str.splitlines`` ends it (U+2028, vertical tab and so on included). Everything is plain substring
@@ -50,7 +49,6 @@ class Reason(StrEnum):
     BAD_JOINT = "bad_joint"  # not exactly one newline between </think> and <answer>, or tags out of order
     EMPTY_ANSWER = "empty_answer"
     NO_SEPARATOR = "no_separator"  # several cells, but no "|" in the answer
-    NOT_IN_TAGS = "not_in_tags"  # the answer would be read from the reasoning
     CONTRADICTION = "contradiction"  # a second, different list inside <answer>
     WRONG_COUNT = "wrong_count"
     DUPLICATE = "duplicate"
@@ -253,10 +251,7 @@ def parse_answer(text: object) -> ParsedAnswer:
             return ParsedAnswer((), _reasoning_of(text), False, reason)
         joint = text.find(_JOINT)
     reasoning = text[len(THINK_OPEN) : joint]
-    start = joint + len(_JOINT)
-    # The closing tag stays on, because the published code sees it too: see _read.
-    inside = text[start:] if text.endswith(ANSWER_CLOSE) else text[start:-1]
-    items, separated, reason = _read(text[: start - len(ANSWER_OPEN)], inside)
+    items, separated, reason = _read(text[joint + len(_JOINT) : text.rindex(ANSWER_CLOSE)])
     return ParsedAnswer(() if reason else items, reasoning, not reason, reason, separated)
 
 
@@ -298,39 +293,18 @@ def _reasoning_of(text: str) -> str:
     return text[start + len(THINK_OPEN) : end] if end >= 0 else ""
 
 
-def _read(head: str, inside: str) -> tuple[tuple[str, ...], bool, Reason]:
-    """Read the items."""
-    body = inside[: -len(ANSWER_CLOSE)]
-    filled = body.lstrip()
+def _read(inside: str) -> tuple[tuple[str, ...], bool, Reason]:
+    """Read the items from what stands inside the answer tags."""
+    filled = inside.lstrip()
     if not filled:
         return (), False, Reason.EMPTY_ANSWER
-    blank = body[: len(body) - len(filled)]
-    if not blank or not any(mark in blank for mark in _LINE_BREAKS):
-        first, further = _first_line(filled)
-        return _checked(split_types(first), first, further)
-
-    at = body.find(SEPARATOR_MARK)
-    if at < 0:
-        # No list inside the tags; one type on a line of its own is an answer for a single cell.
-        first, _ = _first_line(filled)
-        return (normal_form(first).strip(),), False, Reason.OK
-
-    line, further = _line_from(body, at)
-    items = split_types(line)
-    if SEPARATOR_MARK in head:
-        elsewhere, _ = _line_from(head, head.find(SEPARATOR_MARK))
-        if split_types(elsewhere) != items:
-            return (), True, Reason.NOT_IN_TAGS
-    elif not further:
-        # Published verdict: a list on a later line that shares its line with </answer> keeps the tag in its last item.
-        items = split_types(line + ANSWER_CLOSE)
-    return _checked(items, line, further)
-
-
-def _first_line(text: str) -> tuple[str, str]:
-    """Return the first line of a text that does not start with a line break, and what follows it."""
-    line = text.partition("\n")[0].splitlines()[0]  # the partition keeps a megabyte of lines from being split
-    return line, text[len(line) :]
+    blank = inside[: len(inside) - len(filled)]
+    at = filled.find(SEPARATOR_MARK)
+    if any(mark in blank for mark in _LINE_BREAKS) and at >= 0:
+        line, further = _line_from(filled, at)  # the first line is that of the tag, and it is blank
+    else:
+        line, further = _line_from(filled, 0)
+    return _checked(split_types(line), line, further)
 
 
 def _line_from(text: str, at: int) -> tuple[str, str]:

@@ -1,25 +1,34 @@
-"""The one scorer: reward of the training and metric of the evaluation.
+"""The one scorer: reward of the training and metrics of the evaluation.
 
-Verdict
--------
+Reward
+------
 ``dense`` (the published code): -1 for a malformed answer, a wrong number of items or duplicates; otherwise
-``(cell accuracy + exact match) / 2``. ``sparse`` (the main text of the paper): -1 / 0 / 1. Types are compared without
-regard to case. A label that is not among the candidates is simply a wrong label, as in the published code; ``Score``
-says so in ``in_candidates``.
+``(share of cells right + exact match) / 2``. ``sparse`` (the main text of the paper): -1 / 0 / 1. Types are compared
+without regard to case. A type that is not among the candidates is simply a wrong type, as in the published code.
 
-Where the published code is not followed
-----------------------------------------
+Where the published reward is not followed
+------------------------------------------
 On every input the score is that of the published ``compute_score`` but for names that look the same (NFC and NFD,
-invisible characters, micro sign and mu), which are one name here, and -1 in these cases, in which that code pays for
-something other than the answer in the tags:
+invisible characters, micro sign and mu), which are one name here, and in these cases, in which that code pays for
+something other than the answer in the tags. The first three score -1 here:
 
-1. *The reasoning is read.* The line that opens with ``<answer>`` is blank and a line of the reasoning holds a ``|``:
-   the published code scores that line, whatever stands in the tags (nothing, a wrong list, no list). Here it is
-   ``not_in_tags``, ``empty_answer`` or ``no_separator``, unless the tags hold the very same list.
+1. *The reasoning is read.* The tags hold no list, the line that opens with ``<answer>`` is blank, and a line of the
+   reasoning holds a ``|``: the published code scores that line. Here it is ``empty_answer`` or ``no_separator``.
 2. *A second, contradicting line.* The published code scores the first line inside ``<answer>`` and ignores the rest.
    Here a further line that holds a ``|`` and other items, or any line that continues a list ending in ``|``, is a
    ``contradiction``. Repetitions, and remarks without ``|``, are ignored as published.
 3. *Duplicates that differ only in case* are ``duplicate``: they are compared without regard to case when paid for.
+4. *A list on a line of its own* below ``<answer>`` is scored as what it says. The published code scores a line of the
+   reasoning in its place if one holds a ``|``, and takes a ``</answer>`` on the same line for a part of the last type.
+
+Where the published evaluator is not followed
+---------------------------------------------
+``partial_accuracy``, ``exact_match``, ``format_validity`` and ``uniqueness`` are those of the published evaluator, but:
+
+1. The answer is read as above, by the evaluator's own rules elsewhere.
+2. An answer with more types than cells has a partial accuracy and exact match of 0; the published evaluator ignores
+   what is too much and pays the rest in full.
+3. Failures of the machinery are not scored (:mod:`recipe.cello1.evaluation.evaluate`); there they count as 0.
 
 One cell
 --------
@@ -36,12 +45,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from recipe.cello1.task.answer import Reason, parse_answer, split_types, type_fault
+from recipe.cello1.task.answer import ParsedAnswer, Reason, parse_answer, split_types, type_fault
 from recipe.cello1.task.text import normal_form, shown
 
 Mode = Literal["dense", "sparse"]
 MODES: tuple[str, ...] = ("dense", "sparse")
 MALFORMED_SCORE = -1.0
+
+# What is measured on each answer, beside its score: fields of `Score`, and the names of the metrics everywhere.
+METRICS = ("partial_accuracy", "exact_match", "format_validity", "uniqueness", "strict_accuracy", "legal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,31 +64,35 @@ class Score:
     ----------
     score
         -1 to 1, see the module docstring.
-    cell_accuracy
-        Share of cells with the right type, 0 to 1; 0 whenever ``score`` is -1.
+    partial_accuracy
+        Share of cells with the right type, position by position, also where a type repeats or is missing; 0 for a
+        malformed answer and one with too many types.
     exact_match
         Whether all cells are right.
-    format_valid
-        Whether the response has the format (a wrong count and duplicates are valid format, as in the paper).
-    unique
-        Whether the format is valid and no type is used twice.
-    reason
-        Empty for a legal answer, else why it scored -1.
+    format_validity
+        Whether the tags are in place and the answer holds a list.
     uniqueness
-        Distinct items over items, without regard to case; 0 for an invalid format. The paper averages this.
+        Different items over items, case included as in the published evaluator; 0 for a malformed answer.
+    strict_accuracy
+        ``partial_accuracy``, but 0 whenever ``score`` is -1.
+    legal
+        Whether the answer has the right number of types, none twice, and each a candidate (where those are known).
+    reason
+        Empty for an answer that is scored, else why it got -1.
     items
-        The types read from the answer; empty for an invalid format.
+        The types read from the answer; empty for a malformed one.
     in_candidates
         Whether every item is a candidate; ``None`` when no candidates were given or no items were read.
     """
 
     score: float
-    cell_accuracy: float
+    partial_accuracy: float
     exact_match: bool
-    format_valid: bool
-    unique: bool
+    format_validity: bool
+    uniqueness: float
+    strict_accuracy: float
+    legal: bool
     reason: Reason
-    uniqueness: float = 0.0
     items: tuple[str, ...] = ()
     in_candidates: bool | None = None
 
@@ -85,15 +101,9 @@ class Score:
 
         Returns
         -------
-        ``score``, ``cell_accuracy``, ``exact_match``, ``format_valid``, ``unique``.
+        ``score`` and the metrics: everything above ``reason``.
         """
-        return {
-            "score": self.score,
-            "cell_accuracy": self.cell_accuracy,
-            "exact_match": float(self.exact_match),
-            "format_valid": float(self.format_valid),
-            "unique": float(self.unique),
-        }
+        return {name: float(getattr(self, name)) for name in ("score", *METRICS)}
 
 
 def gold_types(gold: str | Sequence[str]) -> tuple[str, ...]:
@@ -175,6 +185,52 @@ def score_answer(
     ValueError
         If the gold is unusable, ``mode`` is unknown, or ``candidates`` is a plain string.
     """
+    return score_parsed(parse_answer(text), gold, mode, candidates)
+
+
+def score_types(
+    types: Sequence[str] | None,
+    gold: str | Sequence[str],
+    mode: Mode = "dense",
+    candidates: Collection[str] | None = None,
+) -> Score:
+    """Score types that are at hand, voted ones for example, as a response that names them.
+
+    Parameters
+    ----------
+    types
+        Types in cell order; ``None`` for no answer.
+    gold, mode, candidates
+        As for :func:`score_answer`.
+
+    Returns
+    -------
+    The verdict.
+    """
+    items = tuple(map(normal_form, types or ()))
+    reason = Reason.OK if items else Reason.EMPTY_ANSWER
+    return score_parsed(ParsedAnswer(items, "", not reason, reason, bool(items)), gold, mode, candidates)
+
+
+def score_parsed(
+    parsed: ParsedAnswer,
+    gold: str | Sequence[str],
+    mode: Mode = "dense",
+    candidates: Collection[str] | None = None,
+) -> Score:
+    """Score an answer that has been read.
+
+    Parameters
+    ----------
+    parsed
+        What :func:`recipe.cello1.task.answer.parse_answer` found.
+    gold, mode, candidates
+        As for :func:`score_answer`.
+
+    Returns
+    -------
+    The verdict.
+    """
     if mode not in MODES:
         msg = f"mode must be one of {', '.join(MODES)}, got {mode!r}"
         raise ValueError(msg)
@@ -182,32 +238,23 @@ def score_answer(
         msg = "candidates must be a collection of types, got a str"
         raise ValueError(msg)
     wanted = gold_types(gold)
-
-    parsed = parse_answer(text)
-    if not parsed.ok:
-        return _malformed(parsed.reason)
-    items = parsed.items
-    if not parsed.separated and len(wanted) > 1:
-        return _malformed(Reason.NO_SEPARATOR)
+    reason, items = parsed.reason, parsed.items
+    if not reason and not parsed.separated and len(wanted) > 1:
+        reason, items = Reason.NO_SEPARATOR, ()
+    if reason:
+        return Score(MALFORMED_SCORE, 0.0, False, parsed.separated, 0.0, 0.0, False, reason)
 
     folded = list(map(str.lower, items))
-    distinct = len(set(folded))
-    unique = distinct == len(items)
     known = None if candidates is None else {normal_form(name).lower() for name in candidates}.issuperset(folded)
-    reason = Reason.OK
     if len(items) != len(wanted):
         reason = Reason.WRONG_COUNT
-    elif not unique:
+    elif len(set(folded)) < len(folded):
         reason = Reason.DUPLICATE
+    right = sum([mine == want.lower() for mine, want in zip(folded, wanted, strict=False)])
+    partial = right / len(wanted) if len(items) <= len(wanted) else 0.0
+    uniqueness = len(set(items)) / len(items)
     if reason:
-        return Score(MALFORMED_SCORE, 0.0, False, True, unique, reason, distinct / len(items), items, known)
-
-    right = sum([mine == want.lower() for mine, want in zip(folded, wanted, strict=True)])
-    accuracy = right / len(wanted)
+        return Score(MALFORMED_SCORE, partial, False, True, uniqueness, 0.0, False, reason, items, known)
     exact = right == len(wanted)
-    score = (accuracy + exact) / 2 if mode == "dense" else float(exact)
-    return Score(score, accuracy, exact, True, True, reason, 1.0, items, known)
-
-
-def _malformed(reason: Reason) -> Score:
-    return Score(MALFORMED_SCORE, 0.0, False, False, False, reason)
+    score = (partial + exact) / 2 if mode == "dense" else float(exact)
+    return Score(score, partial, exact, True, uniqueness, partial, known is not False, reason, items, known)

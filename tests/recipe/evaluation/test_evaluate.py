@@ -1,15 +1,18 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from recipe.cello1.evaluation.baseline import NaiveBayes, puzzle_cells
 from recipe.cello1.evaluation.evaluate import NO_ANSWER, compare, evaluate
 from recipe.cello1.evaluation.scores import score_predictions
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.predictions import error_record, prediction_record
 from recipe.cello1.formats.puzzle_files import write_puzzles
-from recipe.cello1.task.answer import format_answer
+from recipe.cello1.inference.vote import vote_records
+from recipe.cello1.task.answer import format_answer, parse_answer
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.scoring import score_answer
 from tests.helpers.cli import command
@@ -43,80 +46,85 @@ SHORT = format_answer(("B cell", "NK cell"))
 
 
 def means(result):
-    return {name: found["mean"] for name, found in result["metrics"].items()}
+    return {name: found.mean for name, found in result.measured.metrics.items()}
 
 
 def test_metrics_by_hand():
     texts = [RIGHT, ONE_RIGHT, DUPLICATE, SHORT, "no idea", ""]
     result = evaluate([record(text, i, tokens=10 * i) for i, text in enumerate(texts)])
     found = means(result)
-    assert found["cell_accuracy"] == pytest.approx((1 + 1 / 3) / 6)
-    assert found["cell_accuracy_micro"] == pytest.approx(4 / 18)
+    assert found["partial_accuracy"] == pytest.approx((1 + 1 / 3 + 2 / 3 + 2 / 3) / 6)
+    assert found["strict_accuracy"] == pytest.approx((1 + 1 / 3) / 6)
     assert found["exact_match"] == pytest.approx(1 / 6)
-    assert found["format_valid"] == pytest.approx(4 / 6)
+    assert found["format_validity"] == pytest.approx(4 / 6)
     assert found["uniqueness"] == pytest.approx((1 + 1 + 2 / 3 + 1) / 6)
     assert found["legal"] == pytest.approx(2 / 6)
     assert found["length"] == 25
-    assert (result["n"], result["n_answers"], result["length_unit"]) == (6, 6, "tokens")
-    assert result["illegal"] == {"empty": 1, "missing_tag": 1, "wrong_count": 1, "duplicate": 1}
-    assert result["run"] == {**RUN, "prompt_layout": "system"}
+    assert (result.n, result.n_answers, result.length_unit) == (6, 6, "tokens")
+    assert result.illegal == {"empty": 1, "missing_tag": 1, "wrong_count": 1, "duplicate": 1}
+    assert result.run == {**RUN, "prompt_layout": "system"}
 
 
-def test_macro_weighs_puzzles_and_micro_cells():
+def test_accuracies_are_shares_of_cells_and_the_rest_means_over_puzzles():
     large = puzzle(1, ("a", "b", "c", "d", "e", "f"))
     records = [record(RIGHT, 0), record(format_answer(("b", "a", "c", "e", "f", "d")), 1, of=large)]
-    found = means(evaluate(records))
-    assert found["cell_accuracy"] == pytest.approx((1 + 1 / 6) / 2)
-    assert found["cell_accuracy_micro"] == pytest.approx(4 / 9)
+    result = evaluate(records)
+    found = means(result)
+    assert found["partial_accuracy"] == found["strict_accuracy"] == pytest.approx(4 / 9)
+    assert found["exact_match"] == 0.5
+    rights = sum(share.mean * share.n for share in result.measured.types.values())
+    assert rights / sum(share.n for share in result.measured.types.values()) == pytest.approx(4 / 9)
+    assert result.chance == pytest.approx(2 / 9)
 
 
 def test_samples_of_a_puzzle_are_averaged_before_puzzles():
     records = [record(RIGHT, 0, sample=s) for s in range(3)] + [record("?", 1)]
     result = evaluate(records)
-    assert means(result)["cell_accuracy"] == 0.5
-    assert result["metrics"]["cell_accuracy"]["n"] == 2
+    assert means(result)["partial_accuracy"] == 0.5
+    assert result.measured.metrics["partial_accuracy"].n == 2
 
 
 def test_failures_of_the_machinery_are_never_scored():
     scored = evaluate([record(RIGHT, 0)])
     result = evaluate([record(RIGHT, 0), failure(1), failure(2), failure(3, "time-out")])
-    assert result["metrics"] == scored["metrics"]
-    assert result["n_errors"] == 3
-    assert result["errors"] == {"out of memory": 2, "time-out": 1}
+    assert result.measured.metrics == scored.measured.metrics
+    assert result.n_errors == 3
+    assert result.errors == {"out of memory": 2, "time-out": 1}
     with pytest.raises(ValueError, match="no prediction to score, only 2 failures .*out of memory"):
         evaluate([failure(1), failure(2)])
 
 
 def test_missing_predictions_are_counted():
     result = evaluate([record(RIGHT, 1)], [puzzle(i) for i in range(4)])
-    assert result["missing"] == [0, 2, 3]
-    assert result["n_missing"] == 3
+    assert result.missing == (0, 2, 3)
 
 
 def test_slices():
     of = puzzle(2, ("a", "b"), tissue="liver")
     result = evaluate([record(RIGHT, 0), record("?", 1), record(format_answer(("a", "b")), 2, of=of)])
-    assert {k: v["exact_match"]["mean"] for k, v in result["slices"]["n_cells"].items()} == {"2": 1.0, "3": 0.5}
-    assert list(result["slices"]["n_cells"]) == ["2", "3"]
-    assert {k: v["cell_accuracy"]["n"] for k, v in result["slices"]["tissue"].items()} == {"blood": 2, "liver": 1}
-    assert {k: v["cell_accuracy"]["n"] for k, v in result["slices"]["donor_id"].items()} == {"d0": 2, "d1": 1}
-    assert "disease" not in result["slices"]
+    slices = result.measured.slices
+    assert {k: v["exact_match"].mean for k, v in slices["n_cells"].items()} == {"2": 1.0, "3": 0.5}
+    assert list(slices["n_cells"]) == ["2", "3"]
+    assert {k: v["partial_accuracy"].n for k, v in slices["tissue"].items()} == {"blood": 2, "liver": 1}
+    assert {k: v["partial_accuracy"].n for k, v in slices["donor_id"].items()} == {"d0": 2, "d1": 1}
+    assert "disease" not in slices
 
 
 def test_slices_take_the_meta_of_the_data_set():
     bare = {"index": 0, "prediction": RIGHT}
-    assert "blood" in evaluate([bare], [puzzle()])["slices"]["tissue"]
+    assert "blood" in evaluate([bare], [puzzle()]).measured.slices["tissue"]
 
 
 def test_strangers_are_counted_when_the_candidates_are_known():
     text = format_answer(("B cell", "NK cell", "pericyte"))
-    assert evaluate([record(text)], [puzzle()])["outside_candidates"] == 1
-    assert evaluate([record(RIGHT)], [puzzle()])["outside_candidates"] == 0
+    result = evaluate([record(text)], [puzzle()])
+    assert (result.outside_candidates, means(result)["legal"], means(result)["strict_accuracy"]) == (1, 0, 2 / 3)
+    assert evaluate([record(RIGHT)], [puzzle()]).outside_candidates == 0
 
 
 def test_length_in_words_where_tokens_are_not_told():
     result = evaluate([{"index": 0, "prediction": RIGHT, "answer": "B cell | NK cell | T cell"}])
-    assert result["length_unit"] == "words"
+    assert result.length_unit == "words"
     assert means(result)["length"] == len(RIGHT.split())
 
 
@@ -129,7 +137,7 @@ def test_length_in_words_where_tokens_are_not_told():
         ([{"index": 0, "answer": "a | b"}], None, "must have either 'prediction' or 'error'"),
         ([{"index": 0, "prediction": None, "answer": "a | b"}], None, "must be a str, got NoneType"),
         ([{"prediction": "x", "answer": "a | b"}], None, "'index' and 'sample' must be integers"),
-        ([record(RIGHT), record(RIGHT)], None, "stands twice"),
+        ([record(RIGHT), record(RIGHT)], None, "duplicate prediction 0; remove one of the two"),
         ([record(RIGHT, 5)], [puzzle()], "prediction 5 is not in the data set, which has 1 items"),
         ([record(RIGHT)], [puzzle(gold=GOLD[::-1])], "is not that of item 0"),
         ([{"index": 0, "prediction": "x"}], [Puzzle((("a",),), ("t",))], "item 0 of the data set has no gold"),
@@ -143,9 +151,9 @@ def test_what_cannot_be_scored_is_refused(records, puzzles, match):
 def test_command_reads_jsonl_and_writes_json(tmp_path, capsys):
     write_items(tmp_path / "p.jsonl", [record(RIGHT, 0), record("?", 1)])
     assert main([str(tmp_path / "p.jsonl"), "--out", str(tmp_path / "m" / "m.json")]) == 0
-    assert "cell accuracy" in capsys.readouterr().out
+    assert "partial accuracy" in capsys.readouterr().out
     result = json.loads((tmp_path / "m" / "m.json").read_text())
-    assert result["metrics"]["exact_match"]["mean"] == 0.5
+    assert result["measured"]["metrics"]["exact_match"]["mean"] == 0.5
 
 
 def many(texts, i=0, **more):
@@ -156,42 +164,42 @@ def test_types_and_confusion():
     result = evaluate(
         [record(RIGHT, 0), record(ONE_RIGHT, 1), record("?", 2), record(format_answer(("b CELL", "NK cell", "x")), 3)]
     )
-    assert {name: (t["n"], t["accuracy"]) for name, t in result["types"].items()} == {
+    assert {name: (t.n, t.mean) for name, t in result.measured.types.items()} == {
         "B cell": (4, 0.75),
         "NK cell": (4, 0.5),
         "T cell": (4, 0.25),
     }
-    pairs = {(pair["gold"], pair["predicted"]): pair["count"] for pair in result["confusion"]}
+    pairs = {(pair.gold, pair.predicted): pair.count for pair in result.confusion}
     assert pairs["B cell", "B cell"] == 3
     assert pairs["T cell", "NK cell"] == pairs["T cell", "x"] == pairs["T cell", NO_ANSWER] == 1
     assert sum(pairs.values()) == 12
-    assert result["confusion"][0]["count"] == 3
+    assert result.confusion[0].count == 3
 
 
 def test_rules_for_several_answers():
     a, b = ("NK cell", "B cell", "T cell"), ("T cell", "NK cell", "B cell")
     records = many([RIGHT, RIGHT, format_answer(a)], 0) + many([format_answer(b), format_answer(a), "?"], 1)
     result = evaluate(records)
-    rules = {rule: metrics["cell_accuracy"]["mean"] for rule, metrics in result["rules"].items()}
-    assert rules["one sample"] == pytest.approx(((1 + 1 + 1 / 3) / 3 + (1 / 3 + 1 / 3 + 0) / 3) / 2)
+    rules = {rule: metrics["partial_accuracy"].mean for rule, metrics in result.rules.items()}
+    assert rules["one_sample"] == pytest.approx(((1 + 1 + 1 / 3) / 3 + (1 / 3 + 1 / 3 + 0) / 3) / 2)
     assert rules["medoid"] == pytest.approx((1 + 1 / 3) / 2)
-    assert rules["best of all (needs the gold)"] == pytest.approx((1 + 1 / 3) / 2)
-    assert set(rules) == {"one sample", "majority", "medoid", "consensus", "best of all (needs the gold)"}
-    assert result["calibration"]["n"] == 6
-    assert 0 <= result["calibration"]["ece"] <= 1
-    assert "rules" not in evaluate([record(RIGHT, 0), record("?", 1)])
+    assert rules["best_of_all"] == pytest.approx((1 + 1 / 3) / 2)
+    assert set(rules) == {"one_sample", "majority", "medoid", "consensus", "best_of_all"}
+    assert result.calibration["n"] == 6
+    assert 0 <= result.calibration["ece"] <= 1
+    assert not evaluate([record(RIGHT, 0), record("?", 1)]).rules
 
 
 def test_rules_that_use_logprobs():
     sure = [-1.0, -90.0, -90.0]
     result = evaluate(many([RIGHT, ONE_RIGHT, ONE_RIGHT], 0, logprob=sure))
-    rules = {rule: metrics["exact_match"]["mean"] for rule, metrics in result["rules"].items()}
-    assert (rules["consensus"], rules["likeliest"], rules["unweighted consensus"]) == (1, 1, 0)
+    rules = {rule: metrics["exact_match"].mean for rule, metrics in result.rules.items()}
+    assert (rules["consensus"], rules["likeliest"], rules["unweighted_consensus"]) == (1, 1, 0)
     result = evaluate(many([RIGHT, ONE_RIGHT, ONE_RIGHT], 0, logprob=sure), weighted=False)
-    rules = {rule: metrics["exact_match"]["mean"] for rule, metrics in result["rules"].items()}
-    assert (rules["consensus"], rules["weighted consensus"]) == (0, 1)
+    rules = {rule: metrics["exact_match"].mean for rule, metrics in result.rules.items()}
+    assert (rules["consensus"], rules["weighted_consensus"]) == (0, 1)
     some = many([RIGHT, ONE_RIGHT], 0, logprob=[-1.0, -2.0]) + many([RIGHT, ONE_RIGHT], 1)
-    assert not {"likeliest", "weighted consensus", "unweighted consensus"} & set(evaluate(some)["rules"])
+    assert not {"likeliest", "weighted_consensus", "unweighted_consensus"} & set(evaluate(some).rules)
     with pytest.raises(ValueError, match="some predictions have no 'logprob'"):
         evaluate(some, weighted=True)
 
@@ -199,12 +207,12 @@ def test_rules_that_use_logprobs():
 def test_greedy_stands_beside_the_rules():
     other = format_answer(("T cell", "NK cell", "B cell"))
     records = many([RIGHT, RIGHT, other], 0) + many([other, ONE_RIGHT, "?"], 1) + many([RIGHT, RIGHT], 2)
-    found = evaluate(records, greedy=[record(ONE_RIGHT, 0), record(RIGHT, 1)])["rules"]
+    found = evaluate(records, greedy=[record(ONE_RIGHT, 0), record(RIGHT, 1)]).rules
     assert next(iter(found)) == "greedy"
-    assert {rule: metrics["cell_accuracy"]["n"] for rule, metrics in found.items()} == dict.fromkeys(found, 2)
-    assert found["greedy"]["cell_accuracy"]["mean"] == pytest.approx((1 / 3 + 1) / 2)
-    behind = found["consensus"]["cell_accuracy"]["mean"] - found["greedy"]["cell_accuracy"]["mean"]
-    assert found["greedy"]["behind"]["mean"] == pytest.approx(behind)
+    assert {rule: metrics["partial_accuracy"].n for rule, metrics in found.items()} == dict.fromkeys(found, 2)
+    assert found["greedy"]["partial_accuracy"].mean == pytest.approx((1 / 3 + 1) / 2)
+    behind = found["consensus"]["partial_accuracy"].mean - found["greedy"]["partial_accuracy"].mean
+    assert found["greedy"]["behind"].mean == pytest.approx(behind)
     assert "behind" not in found["consensus"]
     with pytest.raises(ValueError, match="to other puzzles"):
         evaluate(records, greedy=[record(RIGHT, 7)])
@@ -214,25 +222,25 @@ def test_greedy_stands_beside_the_rules():
 
 def test_examples():
     result = evaluate([record(text, i) for i, text in enumerate([RIGHT, "?", ONE_RIGHT, RIGHT, "x" * 9999])])
-    assert [(e["kind"], e["index"]) for e in result["examples"]] == [
+    assert [(e.kind, e.index) for e in result.examples] == [
         ("right", 0),
         ("right", 3),
         ("wrong", 2),
         ("illegal", 1),
         ("illegal", 4),
     ]
-    assert len(result["examples"][-1]["prediction"]) == 4000
-    assert result["examples"][0]["question"].startswith("Context: ")
+    assert len(result.examples[-1].prediction) == 4000
+    assert result.examples[0].question.startswith("Context: ")
 
 
 def test_compare():
     first = [record(text, i) for i, text in enumerate([RIGHT, ONE_RIGHT, "?", "?"])]
     second = [record(text, i) for i, text in enumerate([RIGHT, RIGHT, RIGHT])]
     found = compare(first, second)
-    assert (found["n"], found["n_first"], found["n_second"]) == (3, 4, 3)
-    assert found["metrics"]["cell_accuracy"]["mean"] == pytest.approx((0 + 2 / 3 + 1) / 3)
-    assert found["mcnemar"] == {"only_first": 0, "only_second": 2, "p_value": 0.5}
-    assert "mcnemar" not in compare(first, many([RIGHT, "?"], 0))
+    assert (found.n, found.n_first, found.n_second) == (3, 4, 3)
+    assert found.metrics["partial_accuracy"].mean == pytest.approx((0 + 2 / 3 + 1) / 3)
+    assert found.mcnemar == {"only_first": 0, "only_second": 2, "p_value": 0.5}
+    assert compare(first, many([RIGHT, "?"], 0)).mcnemar is None
     with pytest.raises(ValueError, match="no answered puzzle in common"):
         compare(first, [record(RIGHT, 9)])
     with pytest.raises(ValueError, match="item 0 has another gold"):
@@ -242,12 +250,12 @@ def test_compare():
 def test_lengths_are_compared_in_one_unit():
     ours, theirs = [record(RIGHT, i, tokens=100) for i in range(2)], [record("a b c", i) for i in range(2)]
     found = compare(theirs, ours)
-    assert (found["length_unit"], found["metrics"]["length"]["mean"]) == ("tokens", 90)
+    assert (found.length_unit, found.metrics["length"].mean) == ("tokens", 90)
     for entry in theirs:
         del entry["tokens"]
     found = compare(theirs, ours)
-    assert found["length_unit"] == "words"
-    assert found["metrics"]["length"]["mean"] == len(RIGHT.split()) - 3
+    assert found.length_unit == "words"
+    assert found.metrics["length"].mean == len(RIGHT.split()) - 3
 
 
 @pytest.mark.parametrize("variant", ["batch", "single", "batch_open"])
@@ -257,14 +265,14 @@ def test_candidates_are_read_from_questions_of_every_variant(variant):
     (found,) = score_predictions(
         [{"index": 0, "prediction": "?", **puzzle_to_item(one, variant)}],
     ).answers
-    assert found.candidates == (one.candidates or None)
+    assert found.puzzle.candidates == (one.candidates or None)
 
 
 def test_a_run_does_not_differ_from_itself():
     records = [record([RIGHT, ONE_RIGHT, "?"][i % 3], i) for i in range(30)]
     found = compare(records, records)
-    assert all(metric["mean"] == 0 for metric in found["metrics"].values())
-    assert found["mcnemar"]["p_value"] == 1
+    assert all(metric.mean == 0 for metric in found.metrics.values())
+    assert found.mcnemar["p_value"] == 1
 
 
 def test_evaluator_and_reward_agree_on_any_text():
@@ -304,9 +312,9 @@ def test_failures_the_published_script_stored_as_predictions_are_not_scored():
         {"index": 1, "prediction": "?"},
     ]
     result = evaluate([record | gold for record in stored])
-    assert (result["n_errors"], result["n"]) == (1, 1)
+    assert (result.n_errors, result.n) == (1, 1)
     ours = {"index": 0, "prediction": "ValueError: said the model", "engine": "vllm"} | gold
-    assert evaluate([ours])["n_errors"] == 0
+    assert evaluate([ours]).n_errors == 0
 
 
 def test_command_writes_reports_and_compares(tmp_path, capsys):
@@ -367,3 +375,80 @@ def test_command_refuses_in_one_line(tmp_path, capsys, content):
     error = capsys.readouterr().err
     assert error.startswith("cello1 evaluate: error: ")
     assert error.count("\n") == 1
+
+
+def test_each_answer_is_parsed_once(monkeypatch):
+    calls = []
+
+    def counted(text):
+        calls.append(text)
+        return parse_answer(text)
+
+    for module in ("evaluation.scores", "task.scoring", "task.voting", "formats.items"):
+        monkeypatch.setattr(f"recipe.cello1.{module}.parse_answer", counted)
+    trace = puzzle_to_item(replace(puzzle(), meta={"reasoning": "since"}))["assistant_msg"]
+    sampled = [RIGHT, ONE_RIGHT, DUPLICATE, SHORT, RIGHT, ONE_RIGHT, RIGHT, "?"]
+    records = [entry | {"assistant_msg": trace} for entry in many(sampled, 0)]
+    for entry in records:
+        del entry["answer"]
+    result = evaluate(records)
+    assert result.rules["consensus"]["exact_match"].mean == 1
+    assert calls.count(trace) == 1
+    assert len(calls) <= 8 + 1
+    calls.clear()
+    vote_records(records)
+    assert len(calls) <= 8 + 1
+
+
+def training():
+    return NaiveBayes.fit(*puzzle_cells([puzzle(i) for i in range(4)]))
+
+
+def test_the_baseline_stands_beside_the_answers():
+    records = [record(text, i) for i, text in enumerate([RIGHT, DUPLICATE, "?"])]
+    result = evaluate(records, [puzzle(i) for i in range(3)], baseline=training())
+    assert set(result.baselines) == {"naive_bayes_matched", "naive_bayes"}
+    matched = result.baselines["naive_bayes_matched"]
+    assert matched.metrics["exact_match"].mean == matched.types["B cell"].mean == 1
+    change = result.over_baselines["naive_bayes_matched"]
+    assert (change.n, change.metrics["exact_match"].mean) == (3, pytest.approx(-2 / 3))
+    assert change.metrics["exact_match"].low < -2 / 3 < change.metrics["exact_match"].high
+    assert means(result)["partial_accuracy"] - 1 == pytest.approx(change.metrics["partial_accuracy"].mean)
+    assert evaluate(records, baseline=training()) == evaluate(
+        records, [puzzle(i) for i in range(3)], baseline=training()
+    )
+    bare = [{"index": 0, "prediction": RIGHT, "answer": "a | b"}]
+    with pytest.raises(ValueError, match="prediction 0 repeats no question with candidates"):
+        evaluate(bare, baseline=training())
+
+
+def test_command_sets_the_baseline_in_every_report(tmp_path, capsys):
+    write_items(tmp_path / "p.jsonl", many([RIGHT, "?"], 0) + many([RIGHT, DUPLICATE], 1))
+    for name, numbers in (("train", range(4)), ("test", range(2))):
+        write_puzzles(tmp_path / f"{name}.json", [puzzle(i) for i in numbers])
+    files = {suffix: tmp_path / f"r.{suffix}" for suffix in ("json", "md", "html")}
+    options = ["--data", tmp_path / "test.json", "--baseline", tmp_path / "train.json", "--out", files["json"]]
+    assert main([tmp_path / "p.jsonl", *options, "--markdown", files["md"], "--html", files["html"]]) == 0
+    texts = [capsys.readouterr().out, files["md"].read_text(), files["html"].read_text()]
+    assert [text.count("naive Bayes, matched") >= 3 for text in texts] == [True] * 3
+    result = json.loads(files["json"].read_text())
+    assert result["baselines"]["naive_bayes"]["metrics"]["exact_match"]["mean"] == 1
+    assert set(result["rules"]) > {"naive_bayes_matched", "naive_bayes", "consensus"}
+    data = ("slices", "types", "tissue", "donor_id", "run", "errors", "illegal")
+
+    def keys(value, above=""):
+        if isinstance(value, list):
+            return [key for entry in value for key in keys(entry, above)]
+        if not isinstance(value, dict):
+            return []
+        return [] if above in data else [*value, *(key for name in value for key in keys(value[name], name))]
+
+    assert [key for key in keys(result) if not key.isidentifier()] == []
+
+
+def test_a_second_gold_for_the_same_puzzle_is_refused():
+    records = [
+        {"index": 0, "sample": s, "prediction": "x", "answer": gold} for s, gold in enumerate(["a | b", "b | a"])
+    ]
+    with pytest.raises(ValueError, match="sample 1: its gold .* is not that of item 0"):
+        evaluate(records)

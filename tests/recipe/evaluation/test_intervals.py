@@ -7,6 +7,7 @@ from scipy import stats
 
 from recipe.cello1.evaluation import intervals
 from recipe.cello1.evaluation.intervals import Estimate, calibration, estimate, mcnemar, paired_difference
+from recipe.cello1.evaluation.results import plain
 
 
 def test_interval_of_a_share_is_wilsons():
@@ -68,10 +69,23 @@ def test_the_time_of_an_interval_is_not_quadratic(monkeypatch):
     monkeypatch.setattr(intervals, "RESAMPLES", 9)
     values = np.random.default_rng(0).random(20_000)
     tracemalloc.start()
-    estimate(values, seed=0)
+    found = estimate(values, seed=0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
+    assert found.method == "normal"
     assert peak < 50 * values.nbytes  # a jackknife by copies takes 20,000 times as much, in pieces of 32 MB
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_interval_of_many_puzzles_agrees_with_the_bootstrap(monkeypatch, weighted):
+    rng = np.random.default_rng(0)
+    values, weights = rng.choice([0, 1 / 3, 1.0], 2001), rng.integers(5, 12, 2001).astype(float)
+    options = {"seed": 0, "weights": weights if weighted else None}
+    normal = estimate(values, **options)
+    monkeypatch.setattr(intervals, "LARGE", 3000)
+    bootstrap = estimate(values, **options)
+    assert (normal.method, bootstrap.method) == ("normal", "bootstrap")
+    assert (normal.low, normal.high) == pytest.approx((bootstrap.low, bootstrap.high), abs=2e-3)
 
 
 @pytest.mark.parametrize("values", [[0.5], [0.25, 0.25, 0.25], [0.1, 0.9], [1.0], [0.0, 0.0, 0.0, 0.3]])
@@ -79,7 +93,7 @@ def test_small_samples_do_not_break(values):
     found = estimate(np.array(values), seed=0)
     assert found.mean == pytest.approx(np.mean(values))
     assert np.isnan(found.low) or found.low <= found.mean <= found.high
-    json.dumps(found.as_dict(), allow_nan=False)
+    json.dumps(plain(found), allow_nan=False)
 
 
 def test_estimate_of_nothing():
@@ -88,7 +102,7 @@ def test_estimate_of_nothing():
 
 
 def test_unknown_interval_is_null():
-    assert Estimate(0.5, np.nan, np.nan, 1, "bootstrap").as_dict()["low"] is None
+    assert plain(Estimate(0.5, np.nan, np.nan, 1, "bootstrap"))["low"] is None
 
 
 def test_paired_difference_takes_out_what_is_hard_for_both():

@@ -51,29 +51,29 @@ class Judge(EngineBase):
 
 def test_by_ontology():
     found = by_ontology(score_predictions(records()).answers, ONTOLOGY)
-    assert {name: share["mean"] for name, share in found["relations"].items()} == {
+    assert {name: share.mean for name, share in found.relations.items()} == {
         "equivalent": 2 / 8,
         "broader": 1 / 8,
         "narrower": 0,
         "lineage": 1 / 8,
         "different": 1 / 8,
         "unknown": 1 / 8,
-        "no answer": 2 / 8,
+        "no_answer": 2 / 8,
     }
-    assert found["unknown"] == {"<b>stuff</b>": 1}
-    assert found["distance"]["mean"] == pytest.approx(((0 + 1) / 2 + (2 + 4) / 2 + 0) / 3)
-    assert found["version"] == "made up"
+    assert found.unknown == {"<b>stuff</b>": 1}
+    assert found.distance.mean == pytest.approx(((0 + 1) / 2 + (2 + 4) / 2 + 0) / 3)
+    assert found.by == "made up"
 
 
 def test_by_judge_counts_its_failures_apart():
     judge = Judge()
     found = by_judge(score_predictions(records()).answers, judge)
-    assert found["model"] == "judge-1"
-    assert (found["n_judged"], found["n_failed"]) == (6, 2)
-    assert found["failures"] == {"time-out": 1, "the judge's reply is none of the words asked for": 1}
-    shares = {name: share["mean"] for name, share in found["relations"].items() if share["mean"]}
+    assert found.by == "judge-1"
+    assert (found.n_judged, found.n_failed) == (6, 2)
+    assert found.failures == {"time-out": 1, "the judge's reply is none of the words asked for": 1}
+    shares = {name: share.mean for name, share in found.relations.items() if share.mean}
     # puzzle 0: lineage, broader; 1: lineage; 2: lineage; 3: no answer, twice
-    assert shares == {"lineage": pytest.approx((1 / 2 + 1 + 1) / 4), "broader": 1 / 8, "no answer": 1 / 4}
+    assert shares == {"lineage": pytest.approx((1 / 2 + 1 + 1) / 4), "broader": 1 / 8, "no_answer": 1 / 4}
     assert len(judge.asked) == len(set(judge.asked))
 
 
@@ -107,7 +107,7 @@ def test_nothing_judged():
             yield from ((i, Failure("down")) for i, _ in enumerate(requests))
 
     found = by_judge(score_predictions(records()[:1]).answers, Down())
-    assert (found["relations"], found["n_judged"], found["n_failed"]) == ({}, 0, 2)
+    assert (found.relations, found.n_judged, found.n_failed) == ({}, 0, 2)
 
 
 def test_report_shows_and_escapes_it():

@@ -1,12 +1,13 @@
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
 
 from recipe.cello1.evaluation.evaluate import compare, evaluate
-from recipe.cello1.evaluation.html_page import to_html
+from recipe.cello1.evaluation.html_page import _draw, to_html
 from recipe.cello1.evaluation.report import render, rules_markdown, to_markdown
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.predictions import error_record, prediction_record
@@ -39,9 +40,12 @@ def whole_result():
     puzzles = [puzzle(i) for i in range(9)] + [two]
     result = evaluate([*records, failed], puzzles)
     comparison = compare(
-        [record("?", 0), record("?", 1), record(format_answer(("b", "a")), 9, of=two)], records, puzzles
+        [record("?", 0), record("?", 1), record(format_answer(("b", "a")), 9, of=two)],
+        records,
+        puzzles,
+        other=EVIL[:30],
     )
-    return result | {"comparison": {"with": EVIL[:30], **comparison}}
+    return replace(result, comparison=comparison)
 
 
 def printed(result):
@@ -54,7 +58,7 @@ def test_terminal_shows_everything_as_it_is():
     text = printed(whole_result())
     shown = (
         "4 puzzles, 6 answers",
-        "cell accuracy",
+        "partial accuracy",
         "by n_cells",
         "[red]liver[/red]",
         "missing_tag 1",
@@ -87,7 +91,7 @@ def test_markdown_tables_keep_their_columns():
 
 def test_table_of_the_rules_alone():
     lines = rules_markdown(whole_result()).splitlines()
-    assert lines[0].startswith("| rule | cell accuracy | exact match |")
+    assert lines[0].startswith("| rule | partial accuracy | exact match |")
     assert [line.split(" | ")[0] for line in lines[2:7]] == [
         "| one sample",
         "| majority",
@@ -134,6 +138,24 @@ def test_html_is_whole_and_nothing_in_it_is_obeyed():
     assert "<think></think>" in text
     assert page.count("<svg") == 3
     assert "http" not in re.sub(r"http://evil|http-equiv", "", page)  # loads nothing
+
+
+def test_the_page_begins_with_the_headlines_then_the_slices_and_fits_any_screen():
+    page = to_html(whole_result())
+    order = [page.index(words) for words in ('class="headlines"', "By n_cells", "Several answers", "<svg", "Confusion")]
+    assert order == sorted(order)
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
+    assert "prefers-color-scheme: dark" in page
+    assert page.count("<table") == page.count('<div class="wide">')  # wide tables scroll, the page does not
+    assert "#000000" not in page[page.index("<svg") :]
+
+
+def test_formulas_in_names_are_text():
+    gold = ("$x^$", r"\frac", "a_b$")
+    result = evaluate([record(format_answer(gold), 0, of=puzzle(0, gold, tissue="$x^$"))])
+    page = to_html(result)
+    assert page.count("$x^$") > 2
+    assert "$x^$" in _draw("$x^$", "$x^$", lambda axes: axes.set_title("$x^$")).svg
 
 
 def test_html_without_optional_parts():

@@ -46,7 +46,7 @@ def test_vote_records():
     assert voted["voted"] == [["b", "a", "c"], ["a", "b", "c"], ["a", "b", "c"], None]
     assert voted["cells"][2]["support"] == 1.0
     assert (voted["index"], voted["sample"], voted["tissue"], voted["rule"]) == (0, 0, "blood", "consensus")
-    assert evaluate([voted], [puzzle()])["metrics"]["exact_match"]["mean"] == 1.0
+    assert evaluate([voted], [puzzle()]).measured.metrics["exact_match"].mean == 1.0
 
 
 def test_vote_records_by_other_rules():

@@ -4,12 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from recipe.cello1.evaluation.evaluate import evaluate
+from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.puzzle_files import write_puzzles
 from recipe.cello1.launch import summary
-from recipe.cello1.launch.summary import as_rows, chance, plot, training_gain
+from recipe.cello1.launch.summary import plot, training_gain
 from recipe.cello1.task.answer import format_answer
-from recipe.cello1.task.puzzle import Puzzle
 from tests.helpers.cli import command
 from tests.helpers.toy_model import toy_puzzles
 
@@ -18,15 +17,8 @@ main = command("summary")
 
 def steps(rewards):
     return [
-        {"step": k, "critic/score/mean": r, "training/reward/cell_accuracy": r / 2} for k, r in enumerate(rewards, 1)
+        {"step": k, "critic/score/mean": r, "training/reward/partial_accuracy": r / 2} for k, r in enumerate(rewards, 1)
     ]
-
-
-def evaluation(n_right: int, n: int = 6) -> dict:
-    puzzles = toy_puzzles(n)
-    answers = [puzzle.answer if i < n_right else puzzle.answer[::-1] for i, puzzle in enumerate(puzzles)]
-    records = [{"index": i, "prediction": format_answer(answer), "tokens": 20 + i} for i, answer in enumerate(answers)]
-    return evaluate(records, puzzles)
 
 
 def test_gain_compares_both_ends():
@@ -37,22 +29,6 @@ def test_gain_compares_both_ends():
 
 def test_no_training_no_gain():
     assert training_gain([]) is None
-
-
-def test_chance_is_the_mean_of_one_over_n():
-    cells = (("A",), ("B",), ("C",), ("D",))
-    puzzles = [Puzzle(cells[:n], ("t1", "t2", "t3", "t4")[:n]) for n in (2, 4)]
-    assert chance(puzzles) == pytest.approx(3 / 8)
-
-
-def test_rows_have_mean_and_interval():
-    rows = as_rows({"before": evaluation(0), "after": evaluation(6)})
-    names = [row[0] for row in rows]
-    assert names == [
-        "cell accuracy", "exact match", "format validity", "uniqueness", "legal answers", "mean length (tokens)"
-    ]  # fmt: skip
-    exact = rows[names.index("exact match")]
-    assert exact[1].startswith("0.000 [0.000, ") and exact[2].startswith("1.000 [")
 
 
 def test_plot_is_a_picture(tmp_path):
@@ -76,8 +52,8 @@ class Engine:
 
     asked: list[str] = []
 
-    def __init__(self, model, n_right):
-        self.model, self.n_right = model, n_right
+    def __init__(self, model, n_right, options):
+        self.model, self.n_right, self.options = model, n_right, options
 
     def __enter__(self):
         Engine.asked.append(self.model)
@@ -91,8 +67,9 @@ class Engine:
 def engine(monkeypatch):
     """Stand in for vLLM: model ``b`` answers 5 puzzles right, any other 1."""
 
-    def predict(engine, puzzles, path, **_):
-        n = engine.n_right
+    def predict(engine, puzzles, path, *, constrain=False, **_):
+        assert engine.options.get("constrained") or not constrain
+        n = engine.n_right + constrain
         answers = [puzzle.answer if i < n else puzzle.answer[::-1] for i, puzzle in enumerate(puzzles)]
         records = [{"index": i, "prediction": format_answer(a), "tokens": 20 + i} for i, a in enumerate(answers)]
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -100,7 +77,7 @@ def engine(monkeypatch):
 
     monkeypatch.setattr(Engine, "asked", [])
     monkeypatch.setattr(
-        summary, "start_engine", lambda kind, model, **_: Engine(model, 5 if Path(model).name == "b" else 1)
+        summary, "start_engine", lambda kind, model, **o: Engine(model, 5 if Path(model).name == "b" else 1, o)
     )
     monkeypatch.setattr(summary, "predict", predict)
     return Engine
@@ -136,8 +113,36 @@ def test_command_writes_all(run, engine, capsys):
     report = json.loads((run / "out" / "summary.json").read_text())
     assert report["training"]["gain"] == pytest.approx(0.3)
     assert set(report["stages"]) == {"before", "after GRPO"}
-    assert (run / "out" / "summary.md").read_text().startswith("|  | before | after GRPO |\n| --- | --- | --- |\n")
+    assert report["chance"] == pytest.approx(report["n"] / sum(puzzle.n_cells for puzzle in toy_puzzles(6)))
+    lines = (run / "out" / "summary.md").read_text().splitlines()
+    assert lines[0] == "| metric | before | after GRPO | after GRPO minus before |"
+    assert [line.split(" | ")[0] for line in lines[2:9]] == [
+        "| partial accuracy", "| exact match", "| format validity", "| uniqueness", "| strict accuracy",
+        "| legal answers", "| length (tokens)",
+    ]  # fmt: skip
+    change = report["differences"]["after GRPO minus before"]["metrics"]["exact_match"]
+    assert change["mean"] == pytest.approx(4 / 6) and change["low"] < 4 / 6 < change["high"]
     assert (run / "out" / "training.png").exists()
+
+
+def test_decodings_and_baseline_are_columns(run, engine, capsys):
+    write_puzzles(run / "train.json", toy_puzzles(6))
+    command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out")]
+    more = ["--decode", "greedy,constrained", "--baseline", str(run / "train.json")]
+    assert main([*command, *more, "SFT=a", "GRPO=b"]) == 0
+    report = json.loads((run / "out" / "summary.json").read_text())
+    stages = {name: stage["metrics"]["exact_match"]["mean"] for name, stage in report["stages"].items()}
+    assert stages == {
+        "SFT, greedy": pytest.approx(1 / 6), "SFT, constrained": pytest.approx(2 / 6),
+        "GRPO, greedy": pytest.approx(5 / 6), "GRPO, constrained": 1,
+    }  # fmt: skip
+    assert set(report["baselines"]) == {"naive_bayes_matched", "naive_bayes"}
+    assert list(report["differences"]) == ["GRPO, greedy minus SFT", "GRPO, constrained minus SFT"]
+    assert "| naive Bayes, matched | naive Bayes, cell by cell |" in (run / "out" / "summary.md").read_text()
+    assert main([*command, "SFT=a", "GRPO=b"]) == 0
+    assert engine.asked == ["a", "b"]  # one start for both decodings, and what is there is kept
+    assert main([*command, "--decode", "beam", "SFT=a"]) == 1
+    assert "unknown decoding 'beam'; use greedy or constrained" in capsys.readouterr().err
 
 
 CONFIG = """
@@ -163,11 +168,16 @@ actor_rollout_ref:
 def test_limits_are_those_of_the_training_unless_others_are_given(run, monkeypatch, config, options, limits):
     seen = []
 
-    def noted(model, puzzles, stem, **options):
+    def noted(model, puzzles, stem, decodings, **options):
         seen.append(options)
-        return evaluation(1)
+        records = [
+            {"index": i, "prediction": format_answer(puzzle.answer), "tokens": 9}
+            for i, puzzle in enumerate(puzzles.puzzles)
+        ]
+        write_items(stem.with_name("p.jsonl"), records)
+        return {"greedy": stem.with_name("p.jsonl")}
 
-    monkeypatch.setattr(summary, "evaluate_model", noted)
+    monkeypatch.setattr(summary, "answer_puzzles", noted)
     if config:
         (run / "config.yaml").write_text(config)
         options = [*options, "--config", str(run / "config.yaml")]

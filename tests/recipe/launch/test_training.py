@@ -58,7 +58,7 @@ def train(inputs, tmp_path):
         assert [step["step"] for step in steps] == [1, 2]
         for step in steps:
             assert -1 <= step["training/reward/score"] <= 1
-            assert 0 < step["training/reward/format_valid"] <= 1, "the model has learnt the format"
+            assert 0 < step["training/reward/format_validity"] <= 1, "the model has learnt the format"
             assert math.isfinite(step["actor/grad_norm"])
         assert processes_of(tmp_path) == {}, "processes of the run are still there"
         return steps

@@ -13,11 +13,11 @@ from recipe.cello1.rl.replay_buffer import (  # noqa: E402
     mean_metrics,
 )
 
-INFOS = [{"cell_accuracy": 1.0, "exact_match": 1.0, "text": "x"}, {"cell_accuracy": 0.5, "exact_match": 0.0}]
+INFOS = [{"partial_accuracy": 1.0, "exact_match": 1.0, "text": "x"}, {"partial_accuracy": 0.5, "exact_match": 0.0}]
 
 
 def test_means_over_the_batch():
-    assert mean_metrics(INFOS) == {"training/reward/cell_accuracy": 0.75, "training/reward/exact_match": 0.5}
+    assert mean_metrics(INFOS) == {"training/reward/partial_accuracy": 0.75, "training/reward/exact_match": 0.5}
 
 
 def test_nothing_to_average():
@@ -72,4 +72,4 @@ def test_sample_adds_the_metrics_to_training_batches(monkeypatch, partition, log
     found, metrics = build("sync").sample(global_steps=1, partition_id=partition, batch_size=2)
     assert found is batch
     assert metrics["other"] == 1.0
-    assert ("training/reward/cell_accuracy" in metrics) is logged
+    assert ("training/reward/partial_accuracy" in metrics) is logged

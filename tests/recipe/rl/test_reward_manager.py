@@ -71,10 +71,12 @@ def test_a_right_answer_is_paid_in_full():
     assert result["reward_extra_info"] == {
         "score": 1.0,
         "acc": 1.0,
-        "cell_accuracy": 1.0,
+        "partial_accuracy": 1.0,
         "exact_match": 1.0,
-        "format_valid": 1.0,
-        "unique": 1.0,
+        "format_validity": 1.0,
+        "uniqueness": 1.0,
+        "strict_accuracy": 1.0,
+        "legal": 1.0,
     }
 
 
@@ -86,7 +88,7 @@ def test_padding_and_end_of_turn_are_not_part_of_the_answer():
 def test_all_wrong(reward, expected):
     result = score("<think></think>\n<answer>T cell | B cell</answer>", reward=reward)
     assert result["reward_score"] == expected
-    assert result["reward_extra_info"]["format_valid"] == 1.0
+    assert result["reward_extra_info"]["format_validity"] == 1.0
 
 
 def test_half_right_differs_between_the_rewards():
@@ -120,6 +122,14 @@ def test_unusable_gold_is_an_error_not_a_score():
 
     with pytest.raises(ValueError, match="gold is empty"):
         asyncio.run(run())
+
+
+def test_an_answer_is_legal_if_it_keeps_to_the_candidates_of_the_question():
+    extra = {"question": render_user(Puzzle((("MS4A1",), ("CD3E",)), ("B cell", "T cell")))}
+    for answer, legal in ((GOLD, 1), ("B cell | pericyte", 0), ("B cell | B cell", 0), ("B cell", 0)):
+        info = score(f"<think></think>\n<answer>{answer}</answer>", extra)["reward_extra_info"]
+        assert (info["legal"], info["acc"]) == (legal, info["partial_accuracy"])
+    assert score("<think></think>\n<answer>B cell | pericyte</answer>")["reward_extra_info"]["legal"] == 1  # not told
 
 
 SHAPING = {"overlong": {"buffer": 60, "factor": 1.0}, "reasoning": {"min_words": 2}, "candidates": {"credit": 0.1}}

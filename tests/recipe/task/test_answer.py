@@ -114,7 +114,6 @@ def test_join_then_split(types):
         (wrapped(" \n \n"), Reason.EMPTY_ANSWER),
         (wrapped(" | || "), Reason.EMPTY_ANSWER),
         (wrapped("\n|\n"), Reason.EMPTY_ANSWER),
-        (wrapped("\nb | a\n", "first\na | b\nlast"), Reason.NOT_IN_TAGS),
         (wrapped("a | b\nb | a"), Reason.CONTRADICTION),
         (wrapped("a | b\n| c"), Reason.CONTRADICTION),
         (wrapped("a | b |\nc"), Reason.CONTRADICTION),
@@ -147,7 +146,8 @@ def test_reasoning_of_malformed_text_is_kept_for_display():
         ("\na | b\n", ("a", "b")),
         ("\nThe types are:\na | b\n", ("a", "b")),
         ("\x1c a | b\x85", ("a", "b")),
-        ("\na | b", ("a", "b</answer>")),  # as published: the tag stays in the last item
+        ("\na | b", ("a", "b")),
+        (" \u2028\t\na | b", ("a", "b")),
         ("a", ("a",)),
         ("\n a \n", ("a",)),
         ("\na", ("a",)),
@@ -160,11 +160,10 @@ def test_lines_inside_the_answer(inside, items):
     assert parse_answer(wrapped(inside) + "\n").items == items
 
 
-def test_list_in_the_reasoning_counts_only_with_the_same_list_in_the_tags():
-    assert parse_answer(wrapped("\na | b\n", "so\na | b\n")).items == ("a", "b")
-    assert parse_answer(wrapped("\na | b", "so\na | b\n")).items == ("a", "b")
-    # An answer on the line of its tag is never affected.
-    assert parse_answer(wrapped("b | a", "so\na | b\n")).items == ("b", "a")
+@pytest.mark.parametrize("inside", ["b | a", "\nb | a\n", "\nb | a", "\nsee below\nb | a\n"])
+def test_a_list_in_the_reasoning_is_never_the_answer(inside):
+    assert parse_answer(wrapped(inside, "so\na | b\n")).items == ("b", "a")
+    assert parse_answer(wrapped("\n", "so\na | b\n")).reason is Reason.EMPTY_ANSWER
 
 
 def test_one_type_on_its_own_line_is_read_whatever_the_reasoning_holds():

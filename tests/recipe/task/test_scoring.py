@@ -17,7 +17,7 @@ from recipe.cello1.task.answer import (
     format_answer,
     type_fault,
 )
-from recipe.cello1.task.scoring import Score, gold_types, score_answer
+from recipe.cello1.task.scoring import Score, gold_types, score_answer, score_types
 from recipe.cello1.task.text import normal_form
 
 GOLD = "hepatocyte | Kupffer cell | cholangiocyte | stellate cell"
@@ -42,7 +42,6 @@ OWN_CASES = {
     "two line breaks at the end": (answer(GOLD, after="\n\n"), -1, "text_outside"),
     "case is ignored": (answer(GOLD.upper()), 1.0, ""),
     "lines of their own": (answer(f"\n{GOLD}\n"), 1.0, ""),
-    "line of its own, shared with the closing tag": (answer(f"\n{GOLD}"), 0.375, ""),
     "no reasoning": (answer(GOLD, ""), 1.0, ""),
     "half right": (answer("hepatocyte | Kupffer cell | stellate cell | cholangiocyte"), 0.25, ""),
     "one right": (answer("hepatocyte | stellate cell | Kupffer cell | cholangiocyte"), 0.125, ""),
@@ -75,16 +74,6 @@ OWN_CASES = {
 DEVIATIONS = {
     "1 gold in the reasoning, nothing in the tags": (answer("", f"so\n{GOLD}\n"), 1.0, "empty_answer"),
     "1 gold in the reasoning, no list in the tags": (answer("\nsee above", f"so\n{GOLD}\n"), 1.0, "no_separator"),
-    "1 gold in the reasoning, wrong list in the tags": (
-        answer("\nKupffer cell | hepatocyte | cholangiocyte | stellate cell\n", f"so\n{GOLD}\n"),
-        1.0,
-        "not_in_tags",
-    ),
-    "1 wrong list in the reasoning, gold in the tags": (
-        answer(f"\n{GOLD}\n", "hm\nhepatocyte | stellate cell | Kupffer cell | cholangiocyte"),
-        0.125,
-        "not_in_tags",
-    ),
     "2 second list": (
         answer(GOLD + "\nor: Kupffer cell | hepatocyte | cholangiocyte | stellate cell"),
         1.0,
@@ -100,26 +89,69 @@ DEVIATIONS = {
 }
 
 
-def published_score(text: str, gold: str) -> float:
-    """The verdict of the published reward, written down from its rules for comparison."""
+SWAPPED = "Kupffer cell | hepatocyte | cholangiocyte | stellate cell"
+# The fourth: text, published verdict, and ours, which is that on the list in the tags.
+ON_A_LINE_OF_ITS_OWN = {
+    "gold in the reasoning, wrong list in the tags": (answer(f"\n{SWAPPED}\n", f"so\n{GOLD}\n"), 1.0, 0.25),
+    "wrong list in the reasoning, gold in the tags": (answer(f"\n{GOLD}\n", f"hm\n{SWAPPED}\n"), 0.25, 1.0),
+    "a table in the reasoning, gold in the tags": (answer(f"\n{GOLD}\n", "\n| gene | level |\n"), -1, 1.0),
+    "closing tag on the line of the list": (answer(f"\n{GOLD}"), 0.375, 1.0),
+}
+
+
+def read_as_published(text: str) -> str | None:
+    """The answer that the published code reads, ``None`` for a format it does not accept; written from its rules."""
     rule = re.fullmatch(
         r"<think>(?:(?!</?think>|</?answer>).)*</think>\n<answer>((?:(?!</?think>|</?answer>).)*)</answer>\n?",
         text,
         re.S,
     )
     if rule is None:
-        return -1
+        return None
     lines = text.splitlines()
     opening = next(line for line in lines if ANSWER_OPEN in line)
     read = opening[opening.index(ANSWER_OPEN) + len(ANSWER_OPEN) :].strip()
     read = read.removesuffix(ANSWER_CLOSE).strip()
     if read == "":
         read = next((line.strip() for line in lines if "|" in line), "")
-    given_, wanted = ([x.strip() for x in part.split("|") if x.strip()] for part in (read, gold))
-    if "|" not in read or len(given_) != len(wanted) or len(set(given_)) < len(given_):
+    return read if "|" in read else None
+
+
+def listed(text: str) -> list[str]:
+    return [item.strip() for item in text.split("|") if item.strip()]
+
+
+def published_score(text: str, gold: str) -> float:
+    """The verdict of the published reward."""
+    read = read_as_published(text)
+    if read is None:
+        return -1
+    given_, wanted = listed(read), listed(gold)
+    if len(given_) != len(wanted) or len(set(given_)) < len(given_):
         return -1
     share = sum(a.lower() == b.lower() for a, b in zip(given_, wanted, strict=True)) / len(wanted)
     return (share + (share == 1)) / 2
+
+
+def published_evaluation(text: str, gold: str) -> tuple[float, int, int, float]:
+    """Partial accuracy, exact match, format and uniqueness of one answer by the published evaluator."""
+    read = read_as_published(text)
+    if read is None:
+        return 0, 0, 0, 0
+    items, wanted = listed(read), listed(gold)
+    right = sum(a.lower() == b.lower() for a, b in zip(items, wanted, strict=False))
+    unique = len(set(items)) / len(items) if items else 0
+    return right / len(wanted), int(right == len(wanted)), 1, unique
+
+
+def is_on_a_line_of_its_own(text: str) -> bool:
+    """Whether a text is of the fourth kind."""
+    head, _, inside = text.partition(f"{THINK_CLOSE}\n{ANSWER_OPEN}")
+    lines = inside.rstrip("\n").splitlines()
+    if not lines or lines[0].strip() or "|" not in inside:
+        return False
+    first = next(line for line in lines if "|" in line)
+    return "|" in head or ANSWER_CLOSE in first
 
 
 def is_listed_deviation(text: str) -> bool:
@@ -127,12 +159,13 @@ def is_listed_deviation(text: str) -> bool:
     head, _, inside = text.partition(f"{THINK_CLOSE}\n{ANSWER_OPEN}")
     inside = inside.rstrip("\n").removesuffix(ANSWER_CLOSE)
     lines = [line.strip() for line in (inside.splitlines() or [""])]
-    listed = lines[0] or next((line for line in lines if "|" in line), "")
-    items = [x.strip() for x in listed.split("|") if x.strip()]
+    line = lines[0] or next((line for line in lines if "|" in line), "")
+    items = listed(line)
     return (
-        (not lines[0] and "|" in head)
+        (not lines[0] and "|" in head and "|" not in inside)
         or sum("|" in line for line in lines) > 1
-        or (listed.endswith("|") and any(lines[lines.index(listed) + 1 :]))
+        or (line.endswith("|") and any(lines[lines.index(line) + 1 :]))
+        or (not items and not lines[0])
         or len({x.lower() for x in items}) < len(items)
     )
 
@@ -155,6 +188,77 @@ def test_listed_deviation(case):
     assert score_answer(text, GOLD).reason == reason
 
 
+@pytest.mark.parametrize("case", ON_A_LINE_OF_ITS_OWN)
+def test_a_list_on_a_line_of_its_own_is_scored_as_what_it_says(case):
+    text, published, ours = ON_A_LINE_OF_ITS_OWN[case]
+    assert published_score(text, GOLD) == published
+    assert is_on_a_line_of_its_own(text)
+    assert score_answer(text, GOLD).score == ours
+
+
+METRIC_CASES = {
+    "right": ("a | b | c", (1, 1, 1, 1)),
+    "two exchanged": ("a | c | b", (1 / 3, 0, 1, 1)),
+    "one twice": ("a | b | b", (2 / 3, 0, 1, 2 / 3)),
+    "one twice but for case": ("a | b | B", (2 / 3, 0, 1, 1)),
+    "one missing": ("a | b", (2 / 3, 0, 1, 1)),
+    "the first missing": ("b | c", (0, 0, 1, 1)),
+    "one is no candidate": ("a | x | c", (2 / 3, 0, 1, 1)),
+    "only separators": (" | ", (0, 0, 1, 0)),
+    "commas": ("a, b, c", (0, 0, 0, 0)),
+    "nothing": ("", (0, 0, 0, 0)),
+    "a remark below": ("a | b | c\nsure", (1, 1, 1, 1)),
+}
+
+
+def measured(text):
+    score = score_answer(text, "a | b | c", candidates=["a", "b", "c"])
+    return score.partial_accuracy, score.exact_match, score.format_validity, score.uniqueness
+
+
+@pytest.mark.parametrize("case", METRIC_CASES)
+def test_the_metrics_are_those_of_the_published_evaluator(case):
+    inside, expected = METRIC_CASES[case]
+    assert published_evaluation(answer(inside), "a | b | c") == pytest.approx(expected)
+    assert measured(answer(inside)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "published", "ours"),
+    [
+        (answer("a | b | c | d"), (1, 1, 1, 1), (0, 0, 1, 1)),  # one type too many
+        (answer("", "a | b | c"), (2 / 3, 0, 1, 1), (0, 0, 0, 0)),
+        (answer("a | b | c\nb | a | c"), (1, 1, 1, 1), (0, 0, 1, 0)),
+        (answer("\na | b | c\n", "b | a | c"), (0, 0, 1, 1), (1, 1, 1, 1)),
+        (answer("\na | b | c"), (2 / 3, 0, 1, 1), (1, 1, 1, 1)),
+    ],
+)
+def test_documented_differences_from_the_published_evaluator(text, published, ours):
+    text = text.replace("<think>a | b | c</think>", "<think>\na | b | d\n</think>")
+    assert published_evaluation(text, "a | b | c") == pytest.approx(published)
+    assert measured(text) == pytest.approx(ours)
+
+
+def test_strict_accuracy_and_legal():
+    found = {
+        case: score_answer(answer(inside), "a | b | c", candidates=["a", "b", "c"])
+        for case, (inside, _) in METRIC_CASES.items()
+    }
+    assert {case: score.strict_accuracy for case, score in found.items() if score.strict_accuracy} == {
+        "right": 1, "two exchanged": 1 / 3, "one is no candidate": 2 / 3, "a remark below": 1
+    }  # fmt: skip
+    assert {case for case, score in found.items() if score.legal} == {"right", "two exchanged", "a remark below"}
+
+
+@pytest.mark.parametrize("types", [("a", "b", "c"), ("A", "c", "b"), ("a", "a", "x"), ("a",), ("a", "b", "c", "d"), ()])
+def test_types_are_scored_as_the_text_that_names_them(types):
+    text = answer(" | ".join(types) + (" |" if len(types) == 1 else ""))
+    assert score_types(types, "a | b | c", candidates=["a", "b", "c"]) == score_answer(
+        text, "a | b | c", candidates=["a", "b", "c"]
+    )
+    assert score_types(None, "a | b").reason is Reason.EMPTY_ANSWER
+
+
 def test_published_cases():
     """The verdicts of that code itself, where the file is at hand."""
     cases = json.loads(shared_file("published_reward_cases.json").read_text())
@@ -164,8 +268,7 @@ def test_published_cases():
         assert published_score(case["text"], case["gold"]) == case["published_score"]
         score = score_answer(case["text"], case["gold"]).score
         if score != case["published_score"]:
-            assert score == -1
-            assert is_listed_deviation(case["text"])
+            assert (score == -1 and is_listed_deviation(case["text"])) or is_on_a_line_of_its_own(case["text"])
             differing.add(case["case"])
     assert differing == {
         "wrapped before last sep, gold prefix",
@@ -195,8 +298,13 @@ def test_every_score_is_the_published_one_or_a_listed_deviation(text, gold):
     score = score_answer(text, gold)
     published = published_score(text, gold)
     if score.score != published:
-        assert score.score == -1
-        assert is_listed_deviation(text)
+        assert (score.score == -1 and is_listed_deviation(text)) or is_on_a_line_of_its_own(text)
+    if score.score != -1 and score.items and is_on_a_line_of_its_own(text):
+        assert score.score == published_score(answer(" | ".join(score.items) + " |", ""), gold)
+    found = (score.partial_accuracy, score.exact_match, score.format_validity, score.uniqueness)
+    if found != pytest.approx(published_evaluation(text, gold)):
+        too_many = len(score.items) > gold.count("|") + 1
+        assert too_many or is_listed_deviation(text) or is_on_a_line_of_its_own(text)
     sparse = score_answer(text, gold, mode="sparse")
     assert sparse.score == (-1 if score.score == -1 else float(score.score == 1))
 
@@ -220,7 +328,7 @@ hostile = st.one_of(
 def test_never_raises_on_a_response(text, mode):
     score = score_answer(text, GOLD, mode=mode, candidates=GOLD.split(" | "))
     assert -1 <= score.score <= 1
-    assert 0 <= score.cell_accuracy <= 1
+    assert 0 <= score.strict_accuracy <= score.partial_accuracy <= 1
     assert 0 <= score.uniqueness <= 1
     assert (score.score == -1) == bool(score.reason)
     if not isinstance(text, str):
@@ -236,7 +344,7 @@ type_names = st.text(min_size=1, max_size=10).map(normal_form).map(str.strip).fi
     mode=st.sampled_from(["dense", "sparse"]),
 )
 def test_gold_scores_one(types, reasoning, mode):
-    expected = Score(1.0, 1.0, True, True, True, Reason.OK, 1.0, tuple(types), True)
+    expected = Score(1.0, 1.0, True, True, 1.0, 1.0, True, Reason.OK, tuple(types), True)
     assert score_answer(format_answer(types, reasoning), types, mode, candidates=types) == expected
     assert score_answer(format_answer(types, reasoning), " | ".join(types), mode).score == 1.0
 
@@ -253,13 +361,15 @@ def test_single_cell_needs_no_separator():
 
 def test_all_fields_of_a_partial_answer():
     score = score_answer(answer("a | c | b | d"), "a | b | c | d", candidates=["a", "b", "c", "D"])
-    assert score == Score(0.25, 0.5, False, True, True, Reason.OK, 1.0, ("a", "c", "b", "d"), True)
+    assert score == Score(0.25, 0.5, False, True, 1.0, 0.5, True, Reason.OK, ("a", "c", "b", "d"), True)
     assert score.metrics() == {
         "score": 0.25,
-        "cell_accuracy": 0.5,
+        "partial_accuracy": 0.5,
         "exact_match": 0.0,
-        "format_valid": 1.0,
-        "unique": 1.0,
+        "format_validity": 1.0,
+        "uniqueness": 1.0,
+        "strict_accuracy": 0.5,
+        "legal": 1.0,
     }
 
 
@@ -271,9 +381,9 @@ def test_sparse_pays_only_for_all():
 
 def test_illegal_answers_keep_what_was_read():
     duplicate = score_answer(answer("a | a | c"), "a | b | c", candidates=["a", "b", "c"])
-    assert duplicate == Score(-1.0, 0.0, False, True, False, Reason.DUPLICATE, 2 / 3, ("a", "a", "c"), True)
+    assert duplicate == Score(-1.0, 2 / 3, False, True, 2 / 3, 0.0, False, Reason.DUPLICATE, ("a", "a", "c"), True)
     count = score_answer(answer("a | b"), "a | b | c")
-    assert count == Score(-1.0, 0.0, False, True, True, Reason.WRONG_COUNT, 1.0, ("a", "b"), None)
+    assert count == Score(-1.0, 2 / 3, False, True, 1.0, 0.0, False, Reason.WRONG_COUNT, ("a", "b"), None)
 
 
 def test_candidates_are_reported_not_scored():
