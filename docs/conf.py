@@ -44,6 +44,10 @@ nitpick_ignore_regex = [
     ("py:class", r"(?!recipe\.|scverse_plugin\.).*"),
     ("py:.*", r"(argparse|json|scanpy)\..*"),
     ("py:.*", r"recipe\..*\.([A-Z]|_\w+)"),  # type variables, private classes in annotations
+    (
+        "py:class",
+        r"scverse_plugin\..*\._\w+\.\w+",
+    ),  # what the plugin returns, by its private module
 ]
 
 html_theme = "alabaster"

@@ -16,6 +16,12 @@ settings.register_profile("cello1", deadline=None, print_blob=True)
 settings.load_profile("cello1")
 
 
+@pytest.fixture(autouse=True)
+def cache_of_answers(tmp_path_factory, monkeypatch):
+    """No test finds answers of another, or leaves any in the user's folder."""
+    monkeypatch.setenv("CELLO1_CACHE", str(tmp_path_factory.mktemp("answers")))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the integration tests last, so that a plain mistake shows within seconds, and the longest of them first."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.formats.atomic import replacing
+from recipe.cello1.task.ontology import load_ontology
 
 # Options of annotate that are named as the parameters of tl.annotate: kind, and what to say of them.
 _PLAIN: dict[str, tuple[Any, str]] = {
@@ -35,7 +36,8 @@ _PLAIN: dict[str, tuple[Any, str]] = {
     "max_tokens": (int, "longest response"),
     "reasoning_budget": (int, "most tokens of reasoning"),
     "max_concurrency": (int, "puzzles under way at a time"),
-    "cache": (str, ".jsonl file that keeps responses"),
+    "max_puzzles": (int, "refuse a run that takes more"),
+    "cache": (str, ".jsonl file that keeps responses; by default one for each model in the user's cache folder"),
     "on_error": (str, "raise or skip"),
     "rng": (int, "seed"),
     "key_added": (str, "name under which results are stored"),
@@ -47,14 +49,14 @@ _LISTS = {
     "decoys": "types that these cells cannot be",
 }
 
-AFTER_INTERRUPT = "; with --cache, responses so far are kept: run the same command again to resume"
+AFTER_INTERRUPT = "; responses so far are kept: run the same command again to resume"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("input", type=Path, help="h5ad file")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="h5ad file to write")
+    parser.add_argument("input", type=Path, help="h5ad file or zarr store")
+    parser.add_argument("-o", "--output", type=Path, required=True, help=".h5ad file or .zarr store to write")
     parser.add_argument("--model", help="folder of the model, or its name on the server")
     parser.add_argument(
         "--cell-types",
@@ -66,7 +68,12 @@ def build_parser() -> argparse.ArgumentParser:
     for name, text in _LISTS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", nargs="+", help=text)
     parser.add_argument("--use-raw", action=argparse.BooleanOptionalAction, help="take the expression from raw")
-    parser.add_argument("--one-to-one", choices=("yes", "no", "auto"), help="whether no type is given twice")
+    parser.add_argument("--one-to-one", action="store_true", help="no type is given to two groups")
+    parser.add_argument("--no-context", action="store_true", help="send no donor metadata, wherever the model runs")
+    parser.add_argument("--no-cache", action="store_true", help="keep no responses")
+    parser.add_argument(
+        "--price-per-million-tokens", type=float, nargs="+", metavar="PRICE", help="one, or two (prompt, answer)"
+    )
     parser.add_argument("--shuffle-candidates", action="store_true", help="show candidates in random order")
     parser.add_argument("--no-constrained", action="store_true", help="do not hold the decoder to legal answers")
     parser.add_argument("--no-reasoning", action="store_true", help="do not store puzzles and reasoning")
@@ -90,42 +97,62 @@ def _read_types(text: str, columns: Sequence[str]) -> list[str] | str:
     return [name.strip() for name in text.split("|")]
 
 
-def run(args: argparse.Namespace) -> None:
-    """Run the command."""
-    import anndata as ad
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of tl.annotate that are given."""
+    names = (*_PLAIN, *_LISTS, "model", "use_raw", "engine_options")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if (prices := args.price_per_million_tokens) is not None:
+        options["price_per_million_tokens"] = prices[0] if len(prices) == 1 else tuple(prices)
+    for name, off in (("context", args.no_context), ("cache", args.no_cache)):
+        if off and name in options:
+            msg = f"--{name} and --no-{name} exclude each other; give one of them"
+            raise ValueError(msg)
+        if off:
+            options[name] = None
+    return options | {
+        "shuffle_candidates": args.shuffle_candidates,
+        "one_to_one": args.one_to_one,
+        "constrained": not args.no_constrained,
+        "store_reasoning": not args.no_reasoning,
+    }
 
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command; what cannot be kept at the end is refused before anything is asked."""
     import scverse_plugin
+    from scverse_plugin import _files
     from scverse_plugin._report import check_path
 
-    if not args.input.is_file():
-        msg = f"input: there is no file {args.input}"
-        raise FileNotFoundError(msg)
-    if args.report is not None:
-        check_path(args.report)
-    adata = ad.read_h5ad(args.input)
-    options = {name: getattr(args, name) for name in (*_PLAIN, *_LISTS) if getattr(args, name) is not None}
-    for name in ("model", "use_raw", "engine_options"):
-        if getattr(args, name) is not None:
-            options[name] = getattr(args, name)
-    if args.one_to_one is not None:
-        options["one_to_one"] = {"yes": True, "no": False, "auto": "auto"}[args.one_to_one]
-    options["shuffle_candidates"] = args.shuffle_candidates
-    options["constrained"] = not args.no_constrained
-    options["store_reasoning"] = not args.no_reasoning
+    _files.check_input(args.input)
+    if not args.dry_run:
+        _files.check_output(args.output)
+        if args.report is not None:
+            check_path(args.report)
+        if args.ontology:
+            load_ontology()
+    adata = _files.read_object(args.input)
+    options = _options(args)
     types = _read_types(args.cell_types, list(map(str, adata.obs.columns)))
     if args.dry_run:
-        if "model" not in options:
-            options["model"] = "none"
-        for prompt in scverse_plugin.tl.annotate(adata, types, dry_run=True, **options) or ():
-            print(json.dumps(prompt, ensure_ascii=False))
+        options.setdefault("model", "none")
+        prompts: Any = scverse_plugin.tl.annotate(adata, types, dry_run=True, **options)
+        for prompt in prompts:
+            print(json.dumps(prompt))
+        price = "" if prompts.max_price is None else f", price at most {prompts.max_price:.2f}"
+        print(
+            f"{prompts.n_puzzles} puzzles, about {prompts.prompt_tokens} tokens of prompts, "
+            f"at most {prompts.max_answer_tokens} of answers{price}",
+            file=sys.stderr,
+        )
         return
+    _files.check_storable(adata, args.output)
     scverse_plugin.tl.annotate(adata, types, **options)
     key = options.get("key_added", "cello1")
     if args.ontology:
         scverse_plugin.tl.ontology_ids(adata, key)
-    with replacing(args.output) as temporary:
-        adata.write_h5ad(temporary)
+    _files.write_object(adata, args.output)
     if args.report is not None:
         scverse_plugin.report(adata, args.report, key)
     table = scverse_plugin.get.cello1_df(adata, key)
-    print(table[["label", "support", "runner_up", "margin", "votes", "failures", "status"]].head(100).to_string())
+    columns = ["label", "support", "runner_up", "margin", "votes", "failures", "status"]
+    print(_files.visible(table[columns].head(100).to_string()))

@@ -9,7 +9,7 @@ from pathlib import Path
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("input", type=Path, help="h5ad file that was annotated")
+    parser.add_argument("input", type=Path, help="h5ad file or zarr store that was annotated")
     parser.add_argument("-o", "--output", type=Path, required=True, help="HTML file to write")
     parser.add_argument("--key", default="cello1", help="key_added of the run")
     return parser
@@ -17,8 +17,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    import anndata as ad
-
     import scverse_plugin
+    from scverse_plugin import _files
+    from scverse_plugin._report import check_path
 
-    print(scverse_plugin.report(ad.read_h5ad(args.input), args.output, args.key))
+    check_path(args.output)
+    print(scverse_plugin.report(_files.read_object(args.input), args.output, args.key))

@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from recipe.cello1.formats.atomic import atomic_write
 from recipe.cello1.task.prompt import parse_user
 from scverse_plugin import pl
+from scverse_plugin._files import check_place
 from scverse_plugin._report._genes import Mention, mentions
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
@@ -105,12 +106,13 @@ def check_path(path: str | Path) -> Path:
     Raises
     ------
     ValueError
-        If it does not end in ``.html``.
+        If it does not end in ``.html``, or cannot be written.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         msg = f"report: {path} must end in .html"
         raise ValueError(msg)
+    check_place(path, "report")
     return path
 
 

@@ -19,6 +19,8 @@ from recipe.cello1.task.context import (
 from recipe.cello1.task.text import clean_value
 from scverse_plugin.adata._groups import obs_names
 
+AUTO = "auto"  # made from columns
+
 
 class ContextWriter:
     """Writes the context of the cells of one donor."""
@@ -34,11 +36,12 @@ class ContextWriter:
         self._rules: Mapping[str, FieldRule] = FIELD_RULES
         self.keys: tuple[str, ...] = ()
         self.differing: dict[str, None] = {}
-        if context is not None:
+        self.given = dict(context) if isinstance(context, Mapping) else context
+        if not isinstance(context, str) or context != AUTO:
             if keys is not None:
                 msg = "context and context_keys exclude each other; give the text, or the columns to make it from"
                 raise ValueError(msg)
-            self._texts = _texts(context, samples)
+            self._texts = _texts("" if context is None else context, samples)
             return
         if keys is None:
             self.keys = tuple(name for name in CONTEXT_FIELDS if name in adata.obs.columns)

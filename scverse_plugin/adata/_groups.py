@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from natsort import natsorted
+from scanpy import logging as logg
 
+from recipe.cello1.task.context import is_usable
 from scverse_plugin.adata._matrix import Expression, most_typical
 from scverse_plugin.method._units import Unit, draw_cells
 
@@ -18,7 +20,7 @@ TYPICAL_AMONG = 50  # cells of a group that the representative ones are chosen f
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Labels:
+class Codes:
     """A column as codes."""
 
     # int64, -1 where the column says nothing
@@ -32,36 +34,36 @@ def obs_names(adata: AnnData) -> list[str]:
     return list(map(str, adata.obs.columns))
 
 
-def _labels(series: pd.Series) -> Labels:
-    """Turn a column into codes; names in natural order, numbers written as text."""
+def _labels(series: pd.Series) -> Codes:
+    """Turn a column into codes; names in natural order, numbers as text, what says nothing ("unknown") as missing."""
     values = series.cat.remove_unused_categories() if isinstance(series.dtype, pd.CategoricalDtype) else series
     categorical = pd.Categorical(values)
     names = [str(name) for name in categorical.categories]
-    ordered = natsorted(dict.fromkeys(names))
+    ordered = natsorted(dict.fromkeys(filter(is_usable, names)))
     place = {name: i for i, name in enumerate(ordered)}
-    lookup = np.array([place[name] for name in names] + [-1], dtype=np.int64)
-    return Labels(lookup[categorical.codes], tuple(ordered))
+    lookup = np.array([place.get(name, -1) for name in names] + [-1], dtype=np.int64)
+    return Codes(lookup[categorical.codes], tuple(ordered))
 
 
-def read_groups(adata: AnnData, groupby: str | None, groups: Sequence[str] | None) -> Labels:
-    """Read the groups."""
+def read_groups(adata: AnnData, groupby: str | None, groups: Iterable[str] | None) -> Codes:
+    """Read the groups; a column of texts is taken as scanpy takes it."""
     if groupby is None:
         if groups is not None:
-            msg = f"groups={list(groups)} needs groupby, the column of obs that has these groups"
+            msg = f"groups={groups} needs groupby, the column of obs that has these groups"
             raise ValueError(msg)
         names = tuple(map(str, adata.obs_names))
         if len(set(names)) < len(names):
             msg = "groupby=None labels every cell by its name, but obs_names repeat; call adata.obs_names_make_unique()"
             raise ValueError(msg)
-        return Labels(np.arange(adata.n_obs), names)
+        return Codes(np.arange(adata.n_obs), names)
     if groupby not in adata.obs.columns:
         msg = f"groupby: adata.obs has no column {groupby!r}; it has {obs_names(adata)}"
         raise ValueError(msg)
     column = adata.obs[groupby]
-    if not isinstance(column.dtype, pd.CategoricalDtype):
+    if not isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.infer_dtype(column, skipna=True) != "string":
         msg = (
             f"groupby: adata.obs[{groupby!r}] must be categorical, got {column.dtype}; convert it first: "
-            f"adata.obs[{groupby!r}] = adata.obs[{groupby!r}].astype(str).astype('category')"
+            f"adata.obs[{groupby!r}] = adata.obs[{groupby!r}].astype('category')"
         )
         raise ValueError(msg)
     found = _labels(column)
@@ -75,20 +77,16 @@ def read_groups(adata: AnnData, groupby: str | None, groups: Sequence[str] | Non
             raise ValueError(msg)
         kept = [name for name in found.names if name in set(wanted)]
         lookup = np.array([kept.index(name) if name in set(wanted) else -1 for name in found.names] + [-1])
-        found = Labels(lookup[found.codes], tuple(kept))
+        found = Codes(lookup[found.codes], tuple(kept))
     elif (missing := int((found.codes < 0).sum())) > 0:
-        msg = (
-            f"groupby: {missing} cells have no group (NaN) in adata.obs[{groupby!r}]; fill them in, or leave these "
-            "cells out by naming the groups to annotate: groups=[...]"
-        )
-        raise ValueError(msg)
+        logg.warning(f"{missing} cells have no group in adata.obs[{groupby!r}] (NaN, 'unknown'): they get no label")
     if not found.names:
-        msg = f"groupby: adata.obs[{groupby!r}] has no groups; every entry is missing, or groups=[] leaves none"
+        msg = f"groupby: adata.obs[{groupby!r}] has no groups; no entry says anything, or groups=[] leaves none"
         raise ValueError(msg)
     return found
 
 
-def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> Labels | None:
+def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> Codes | None:
     """Read the samples (donors)."""
     if sample_key is None:
         return None
@@ -97,14 +95,17 @@ def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> La
         raise ValueError(msg)
     found = _labels(adata.obs[sample_key])
     if (missing := int((found.codes[rows] < 0).sum())) > 0:
-        msg = f"sample_key: {missing} cells have no sample (NaN) in adata.obs[{sample_key!r}]; fill them in"
+        msg = (
+            f"sample_key: {missing} cells have no sample (NaN), or 'unknown', in adata.obs[{sample_key!r}]; "
+            "fill them in, or leave these cells out"
+        )
         raise ValueError(msg)
     return found
 
 
 def make_units(
-    groups: Labels,
-    samples: Labels | None,
+    groups: Codes,
+    samples: Codes | None,
     *,
     by_sample: bool,
     n_cells: int,

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
+from scanpy import logging as logg
 
+from recipe.cello1.task.text import is_usable
 from recipe.cello1.task.genes import (
     RANKS,
     GeneNameError,
@@ -21,6 +23,7 @@ from recipe.cello1.task.genes import (
     top_genes,
 )
 
+FEATURE_TYPES = "feature_types"  # as 10x and scanpy call the column
 BLOCK = 2048  # rows read at once
 _DENSE_BLOCK = 1 << 24  # values looked at at once
 
@@ -69,6 +72,8 @@ def open_expression(
     names = [None if value is None or value != value else str(value) for value in given]
     if mask_var is not None:
         names = _masked(names, mask_var, var, where)
+    if FEATURE_TYPES in var.columns:
+        names = _genes_only(names, var[FEATURE_TYPES], where)
     if isinstance(exclude_genes, str):
         msg = f"exclude_genes must be a list of patterns, got the str {exclude_genes!r}; write [{exclude_genes!r}]"
         raise ValueError(msg)
@@ -100,6 +105,21 @@ def _masked(names: list[str | None], mask: Any, var: Any, where: str) -> list[st
         )
         raise ValueError(msg)
     return [name if kept else None for name, kept in zip(names, mask.tolist(), strict=True)]
+
+
+def _genes_only(names: list[str | None], kinds: Any, where: str) -> list[str | None]:
+    """Leave out what is no gene expression: antibodies, guides, peaks."""
+    others = [str(kind) for kind in kinds if is_usable(kind) and str(kind).strip().lower() != "gene expression"]
+    if len(others) == len(names):
+        msg = (
+            f"{where}.var[{FEATURE_TYPES!r}] has no 'Gene Expression', only {sorted(set(others))}; "
+            "pass the object with gene expression"
+        )
+        raise ValueError(msg)
+    if others:
+        logg.hint(f"{len(others)} features are no gene expression ({', '.join(sorted(set(others)))}): left out")
+    drop = set(others)
+    return [None if str(kind) in drop else name for name, kind in zip(names, kinds, strict=True)]
 
 
 def is_dask(matrix: Any) -> bool:

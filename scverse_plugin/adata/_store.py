@@ -15,7 +15,7 @@ import pandas as pd
 from anndata import AnnData
 
 from recipe.cello1.task.answer import Reason, parse_answer
-from recipe.cello1.task.prompt import Variant, messages
+from recipe.cello1.task.prompt import render_user
 from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin.method._ask import Reply
 from scverse_plugin.method._plan import Draft
@@ -28,10 +28,23 @@ SUPPORT, VOTES, ONTOLOGY = "_support", "_votes", "_ontology_term_id"
 
 def check_key(key: object) -> str:
     """Check ``key_added``."""
-    if not isinstance(key, str) or not key.strip() or "/" in key:
-        msg = f"key_added must be a name without '/', got {key!r}; 'cello1' for example"
+    if not isinstance(key, str) or not key.strip() or "/" in key or key == "_index" or not key.isprintable():
+        msg = f"key_added must be a name without '/', and not anndata's own '_index', got {key!r}; 'cello1' for example"
         raise ValueError(msg)
     return key
+
+
+def check_object(adata: object) -> None:
+    """Check that an object is an AnnData, not what holds several."""
+    if isinstance(adata, AnnData):
+        return
+    kind = type(adata).__name__
+    held = getattr(adata, "mod", None)
+    names = list(held) if isinstance(held, Mapping) else []
+    chosen = "rna" if "rna" in names or not names else names[0]
+    remedy = f"; pass mdata[{chosen!r}]" + (f" (it has {names})" if names else "") if kind == "MuData" else ""
+    msg = f"adata must be an AnnData object, got {kind}{remedy}"
+    raise ValueError(msg)
 
 
 def is_ours(adata: AnnData, key: str) -> bool:
@@ -87,6 +100,7 @@ def write_ontology(adata: AnnData, key: str, column: pd.Series) -> None:
 
 def stored(adata: AnnData, key: str) -> dict[str, Any]:
     """Return what a run has left in ``uns``."""
+    check_object(adata)
     if not is_ours(adata, key):
         runs = [str(name) for name in adata.uns if is_ours(adata, name)]
         found = f"there are {runs}" if runs else "there is none; call sc.tl.cello1_annotate first"
@@ -140,7 +154,6 @@ def traces_table(
     units: Sequence[Unit],
     obs_names: Sequence[str],
     *,
-    variant: Variant,
     reasoning: bool,
 ) -> pd.DataFrame:
     """Make ``uns[key]["traces"]``."""
@@ -172,7 +185,7 @@ def traces_table(
         "error": _texts([reply.error for reply in replies]),
     }
     if reasoning:
-        table["puzzle"] = _texts([messages(puzzle, "system", variant)[-1]["content"] for puzzle in puzzles])
+        table["puzzle"] = _texts([render_user(puzzle) for puzzle in puzzles])
         table["reasoning"] = _texts([found.reasoning for found in parsed])
         # Of an answer that could be read, everything is in the other columns.
         table["response"] = _texts(

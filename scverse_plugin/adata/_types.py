@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scanpy import logging as logg
 
 from recipe.cello1.task.answer import check_types
+from recipe.cello1.task.context import is_usable
 
-CellTypes: TypeAlias = Sequence[str] | Mapping[str, Sequence[str]] | pd.Series | str
+CellTypes: TypeAlias = Iterable[str] | Mapping[str, Iterable[str]] | str
 
 
 def read_types(
@@ -34,7 +35,7 @@ def read_types(
         msg = "reference is given, but cell_types is no column name; name the column of reference.obs with the types"
         raise ValueError(msg)
     if isinstance(cell_types, pd.Series):
-        cell_types = list(dict.fromkeys(map(str, cell_types.dropna().tolist())))
+        cell_types = list(dict.fromkeys(map(str, cell_types.tolist())))
     types = checked_types(cell_types, "cell_types")
     return dict.fromkeys(samples if samples is not None else ("",), types), False
 
@@ -51,24 +52,32 @@ def _by_sample(cell_types: Mapping[Any, Any], samples: Sequence[str] | None) -> 
 
 
 def checked_types(types: Any, name: str) -> tuple[str, ...]:
-    """Check a list of types."""
-    if isinstance(types, str | bytes) or not isinstance(types, Sequence | np.ndarray | pd.Index | pd.Series):
+    """Check types; a name that says nothing ("unknown", NaN) is none, and is left out."""
+    if isinstance(types, str | bytes) or not isinstance(types, Iterable):
         msg = f"{name} must be a list of types (['B cell', 'T cell']), got {type(types).__name__}"
         raise ValueError(msg)
-    found = list(types)
+    given = list(types)
+    found = [label for label in given if is_usable(label)]
     if not found:
-        msg = f"{name} is empty; give the types that the cells may be, ['B cell', 'T cell'] for example"
+        what = f"{name} has no types, only {given}" if given else f"{name} is empty"
+        msg = f"{what}; give the types that the cells may be, ['B cell', 'T cell'] for example"
         raise ValueError(msg)
     check_types(name, found)
+    if hidden := [label for label in found if not label.isprintable()]:
+        msg = f"{name}: the type {hidden[0]!r} has a character that cannot be seen (NUL, tab, ...); rename it"
+        raise ValueError(msg)
+    if nothing := [label for label in dict.fromkeys(map(str, given)) if not is_usable(label)]:
+        logg.warning(f"{name}: left out what names no type: {', '.join(map(repr, nothing))}")
     return tuple(sorted(map(str, found)))
 
 
-def check_decoys(decoys: Sequence[str], types: Sequence[str], unassigned: str) -> tuple[str, ...]:
+def check_decoys(decoys: Iterable[str], types: Sequence[str], unassigned: str) -> tuple[str, ...]:
     """Check the decoys, and that no type is called like the mark for cells without a label."""
     if not isinstance(unassigned, str) or not unassigned.strip():
         msg = f"unassigned must be a name, got {unassigned!r}; 'Unassigned' for example"
         raise ValueError(msg)
-    found = checked_types(decoys, "decoys") if len(decoys) else ()
+    decoys = decoys if isinstance(decoys, str) or not isinstance(decoys, Iterable) else list(decoys)
+    found = () if decoys == [] else checked_types(decoys, "decoys")
     if both := sorted({name.lower() for name in found} & {name.lower() for name in types}):
         msg = f"decoys: {both} are candidates, too; decoys are types that these cells cannot be"
         raise ValueError(msg)

@@ -15,7 +15,7 @@ from recipe.cello1.engines.asking import request_key
 from recipe.cello1.engines.protocol import Completion, Engine, EngineError, Failure, Request, Sampling
 from recipe.cello1.formats.journal import Journal
 from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN, parse_answer
-from recipe.cello1.task.prompt import Layout, Variant, messages
+from recipe.cello1.task.prompt import Layout, annotation_messages
 from recipe.cello1.task.puzzle import Puzzle
 
 ON_ERROR = ("raise", "skip")
@@ -77,7 +77,6 @@ def ask(
     puzzles: Sequence[Puzzle],
     *,
     layout: Layout,
-    variant: Variant,
     sampling: Sampling,
     seeds: Sequence[int],
     constrain: bool,
@@ -91,7 +90,7 @@ def ask(
     for puzzle, seed in zip(puzzles, seeds, strict=True):
         legal = (puzzle.candidates, puzzle.n_cells) if constrain else ()
         own = int(seed) if sampling.temperature > 0 else None
-        request = Request(messages(puzzle, layout, variant), own, *legal)
+        request = Request(annotation_messages(puzzle, layout), own, *legal)
         keys.append(request_key(engine, request, sampling))
         requests[keys[-1]] = request
     replies: dict[str, Reply] = {}

@@ -35,7 +35,7 @@ class Tally:
     # int64, for each unit the puzzles without a vote for it, and all of them
     failures: np.ndarray
     puzzles: np.ndarray
-    # Puzzles whose answer names a type twice
+    # Puzzles whose answer names a type twice: they count only for the cells whose type stands once in it
     repeated: int
     # Every single vote: unit, row of the cell, type, position in the puzzle, cells in it; int64 of shape (votes, 5)
     casts: np.ndarray
@@ -69,11 +69,10 @@ def count(
     casts: list[tuple[int, int, int, int, int]] = []
     for draft, text in zip(drafts, texts, strict=True):
         n = len(draft.members)
-        answers = read_answers([text], n)
-        if names_twice(answers[0]):
-            repeated += 1
-            answers = [None]
-        counted = vote_matrix(answers, draft.candidates, n)
+        (answer,) = read_answers([text], n)
+        repeated += names_twice(answer)
+        counted = vote_matrix([answer], draft.candidates, n)
+        counted[:, counted.sum(axis=0) > 1] = 0
         columns = [column[name] for name in draft.candidates]
         for position, unit in enumerate(draft.members):
             puzzles[unit] += 1
@@ -90,7 +89,7 @@ def count(
 
 
 def names_twice(answer: Sequence[str] | None) -> bool:
-    """Say whether an answer names a type twice: a legal one matches one to one."""
+    """Say whether an answer names a type twice, so that one of the two cells must be wrong."""
     return answer is not None and len({name.lower() for name in answer}) < len(answer)
 
 

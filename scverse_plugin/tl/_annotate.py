@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy as copies
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
-from recipe.cello1.engines.protocol import Engine, Sampling
-from recipe.cello1.task.prompt import Layout, Variant, messages
+from recipe.cello1.engines.protocol import Engine
+from recipe.cello1.task.prompt import Layout, annotation_messages
+from scverse_plugin._files import visible
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._types import CellTypes
 from scverse_plugin.method._ask import Cache, Reply, ask, completion_seeds
-from scverse_plugin.method._engines import check_engine, engine_version, opened, public_address
+from scverse_plugin.method._engines import engine_version, opened, public_address
 from scverse_plugin.method._plan import LARGEST_LIST, Draft
-from scverse_plugin.method._solve import final_rounds, screening, solve
+from scverse_plugin.method._solve import Solved, final_rounds, screening, solve
 from scverse_plugin.method._tally import Tally, call, check_cells, decoy_rate, position_bias
-from scverse_plugin.tl._prepare import Prepared, check_options, prepare, provenance
+from scverse_plugin.tl._before import Prompts, address, announce, is_here, journal
+from scverse_plugin.tl._options import Options, Price
+from scverse_plugin.tl._prepare import Prepared, prepare, provenance
 
-Prompts = list[list[dict[str, str]]]
-VARIANT: Variant = "batch"  # also for a cell alone: it is the task that models are trained on
+ENOUGH = 500  # prompts to estimate the length of all from
 
 
 def annotate(
@@ -30,10 +34,10 @@ def annotate(
     cell_types: CellTypes,
     *,
     groupby: str | None = None,
-    groups: Sequence[str] | None = None,
+    groups: Iterable[str] | None = None,
     sample_key: str | None = None,
     reference: AnnData | None = None,
-    context: str | Mapping[str, str] | None = None,
+    context: str | Mapping[str, str] | None = "auto",
     context_keys: Sequence[str] | Mapping[str, Any] | None = None,
     layer: str | None = None,
     use_raw: bool | None = None,
@@ -48,8 +52,8 @@ def annotate(
     puzzle_size: int | None = None,
     n_candidates: int = LARGEST_LIST,
     shuffle_candidates: bool = False,
-    decoys: Sequence[str] = (),
-    one_to_one: bool | Literal["auto"] = "auto",
+    decoys: Iterable[str] = (),
+    one_to_one: bool | Literal["auto"] = False,
     min_support: float = 0.5,
     unassigned: str = "Unassigned",
     model: str | Path | None = None,
@@ -63,7 +67,9 @@ def annotate(
     max_tokens: int = 2048,
     reasoning_budget: int | None = None,
     max_concurrency: int | None = None,
-    cache: str | Path | None = None,
+    max_puzzles: int | None = None,
+    price_per_million_tokens: Price | None = None,
+    cache: str | Path | None = "auto",
     on_error: Literal["raise", "skip"] = "raise",
     store_reasoning: bool = True,
     dry_run: bool = False,
@@ -84,11 +90,13 @@ def annotate(
     adata
         Annotated data.
     cell_types
-        The types that the cells may be: a list, a mapping of samples to lists (needs ``sample_key``; each sample of a
-        group then gets a label of its own), or the name of an ``obs`` column with types (of ``reference``, if given).
+        The types that the cells may be: a list (or set, array, ...), a mapping of samples to lists (needs
+        ``sample_key``; each sample of a group then gets a label of its own), or the name of an ``obs`` column with
+        types (of ``reference``, if given). What names no type ("unknown", NaN) is left out.
     groupby
-        Categorical column of ``obs`` whose groups are labelled. ``None`` labels every cell by itself, which takes
-        up to ``n_votes`` puzzles for each.
+        Column of ``obs``, categorical or of texts, whose groups are labelled; cells without a group ("unknown", NaN)
+        get no label. ``None`` labels every cell by itself, which takes up to ``n_votes`` puzzles for each; more than
+        1,000 are asked only if ``max_puzzles`` allows them.
     groups
         The groups to label; all by default. Other cells get no value.
     sample_key
@@ -96,7 +104,9 @@ def annotate(
     reference
         The object that has the column named by ``cell_types``.
     context
-        What is known of the donor, one line of sentences, or one for each sample.
+        What is known of the donor, one line of sentences, or one for each sample. ``"auto"`` makes it from columns of
+        ``obs`` where the model runs on this machine; to a server elsewhere no donor metadata are sent, unless
+        ``context_keys`` names them. ``None`` sends none anywhere.
     context_keys
         Columns of ``obs`` that the sentences are made from, or a mapping of columns to sentences with ``{value}``. By
         default the CELLxGENE columns that ``obs`` has (``sex``, ``development_stage``, ``self_reported_ethnicity``,
@@ -135,8 +145,8 @@ def annotate(
     decoys
         Types that these cells cannot be. How often they are chosen estimates how often any wrong type is.
     one_to_one
-        Whether no type may be given to two groups (of a sample). ``"auto"``: if there are as many groups as types;
-        the log says so.
+        Whether no type may be given to two groups (of a sample). Off unless asked, ``"auto"`` included: that there are
+        as many groups as types may be chance. Within a puzzle it always holds.
     min_support
         Groups with less support get the label ``unassigned``.
     unassigned
@@ -158,20 +168,27 @@ def annotate(
         Sampling options; greedy by default.
     max_concurrency
         Puzzles under way at a time.
+    max_puzzles
+        Most puzzles to ask; a run that needs more is refused before it starts.
+    price_per_million_tokens
+        What the server charges, one number, or two (prompt, answer): the most that the run can cost is said first.
     cache
         A ``.jsonl`` file in which responses are kept as they come in. A repeated or interrupted call asks only what
-        is not in it.
+        is not in it. ``"auto"``: one for each model in the user's cache folder, said before anything is asked
+        (``~/.cache/cello1``, or what the platform has for it); ``None``: nothing is kept. An engine object that is
+        none of this package's has no file by itself.
     on_error
         ``"raise"``, or ``"skip"`` to go on without the puzzles that the engine failed on. A response that makes no
         sense is no such failure: it gives no vote, and is counted.
     store_reasoning
         Whether to keep puzzle texts and reasoning in ``uns``.
     dry_run
-        Return the prompts (chat messages) without starting an engine or changing ``adata``.
+        Return the prompts (chat messages) without starting an engine or changing ``adata``: a list, which has
+        ``n_puzzles``, ``prompt_tokens`` (estimated), ``max_answer_tokens`` and ``max_price``, too.
     rng
         Seed, or generator.
     progress
-        Whether to show a progress bar.
+        Whether to show a progress bar, and before it what is asked and sent where (else logged as info).
     key_added
         Name under which results are stored.
     copy
@@ -204,7 +221,7 @@ def annotate(
         For each position in a puzzle the votes, and how often they are for the group's best type.
     ``adata.uns[key_added]["checks"]`` : :class:`dict`
         ``decoy_rate``, ``position_p_value``, ``n_puzzles``, ``n_failures``, ``n_repeated`` (puzzles whose
-        answer names a type twice: they count for none of their groups), ``n_errors``.
+        answer names a type twice: they count only for the groups whose type stands in it once), ``n_errors``.
 
     Raises
     ------
@@ -221,49 +238,86 @@ def annotate(
     >>> sc.tl.cello1_annotate(adata, ["B cell", "NK cell"], groupby="leiden", model="MODEL")  # doctest: +SKIP
     """
     given = dict(locals())
-    start = logg.info("annotating with cello1")
-    check_options(given)
-    check_engine(engine, model=model, base_url=base_url, options=engine_options)
-    sampling = Sampling(temperature, top_p, max_tokens, reasoning_budget=reasoning_budget)
-    kept = None if cache is None else Cache(cache)
-    if not dry_run:
-        _store.check_free(adata, key_added)
-        _store.check_writable(adata, copy=copy)
-    prepared = prepare(adata, given)
-    wording = None if temperature > 0 else prepared.puzzle  # a puzzle is equal to what asks the same
-    if dry_run:
-        drafts = screening(prepared.units, prepared.lists, prepared.size, prepared.rng)
-        drafts += final_rounds(prepared.units, prepared.lists, prepared.size, n_votes, prepared.rng, wording=wording)
-        return [messages(prepared.puzzle(draft), prompt_layout, VARIANT) for draft in drafts]
-    if copy:
-        adata = adata.copy()
+    _store.check_object(given.pop("adata"))
+    return _run(adata, Options(**given))
 
+
+def _run(adata: AnnData, options: Options) -> AnnData | Prompts | None:
+    start = logg.info("annotating with cello1")
+    if not options.dry_run:
+        _store.check_free(adata, options.key_added)
+        _store.check_writable(adata, copy=options.copy)
+    place = None if options.dry_run else journal(options)
+    kept = None if place is None else Cache(place)
+    prepared = prepare(adata, options, here=is_here(address(options)))
+    prompts = _prompts(prepared, options)
+    prompts.check(options.max_puzzles)
+    if options.dry_run:
+        return prompts
+    announce(prompts, options, prepared.context.keys, place)
+    del prompts
+    if options.copy:
+        adata = adata.copy()
+    solved, about = _ask(prepared, options, kept)
+    table = _write(adata, prepared, options, solved, about)
+    _warn(table, prepared, solved.tally)
+    key = options.key_added
+    logg.info(
+        "    finished",
+        time=start,
+        deep=(
+            f"added\n    {key!r}, labels (adata.obs, categorical)\n"
+            f"    {key + _store.SUPPORT!r}, support of the labels (adata.obs)\n"
+            f"    {key + _store.VOTES!r}, support for every type (adata.obsm)\n"
+            f"    {key!r}, parameters, groups and traces (adata.uns)"
+        ),
+    )
+    return adata if options.copy else None
+
+
+def _wording(prepared: Prepared, options: Options) -> Any:
+    """Return what tells equal questions; sampling answers the same question anew."""
+    return None if options.temperature > 0 else prepared.puzzle
+
+
+def _prompts(prepared: Prepared, options: Options) -> Prompts:
+    """Draw the puzzles as the run will; which types lead after a screening is not known yet."""
+    rng, units, lists, size = copies.deepcopy(prepared.rng), prepared.units, prepared.lists, prepared.size
+    drafts = screening(units, lists, size, rng)
+    drafts += final_rounds(units, lists, size, options.n_votes, rng, wording=_wording(prepared, options))
+    shown = drafts if options.dry_run else drafts[:: -(-len(drafts) // ENOUGH)]
+    found = [annotation_messages(prepared.puzzle(draft), options.prompt_layout) for draft in shown]
+    return Prompts(found, options, len(drafts))
+
+
+def _ask(prepared: Prepared, options: Options, kept: Cache | None) -> tuple[Solved, dict[str, str]]:
+    """Ask all rounds; returns what came out, and what there is to say of the engine."""
     with opened(
-        engine,
-        model,
-        base_url=base_url,
-        constrained=constrained,
-        max_concurrency=max_concurrency,
-        options=engine_options,
+        options.engine,
+        options.model,
+        base_url=options.base_url,
+        constrained=options.constrained,
+        max_concurrency=options.max_concurrency,
+        options=options.engine_options,
     ) as running:
-        constrain = constrained and bool(running.constraint)
+        constrain = options.constrained and bool(running.constraint)
 
         def put(drafts: Sequence[Draft]) -> list[Reply]:
             return ask(
                 running,
                 [prepared.puzzle(draft) for draft in drafts],
-                layout=prompt_layout,
-                variant=VARIANT,
-                sampling=sampling,
+                layout=options.prompt_layout,
+                sampling=options.sampling(),
                 seeds=completion_seeds(len(drafts), prepared.rng),
                 constrain=constrain,
                 cache=kept,
-                on_error=on_error,
-                progress=progress,
+                on_error=options.on_error,
+                progress=options.progress,
             )
 
-        solved = solve(prepared.units, prepared.lists, prepared.size, n_votes, put, prepared.rng, wording)
-        about = {
+        wording = _wording(prepared, options)
+        solved = solve(prepared.units, prepared.lists, prepared.size, options.n_votes, put, prepared.rng, wording)
+        return solved, {
             "engine": running.name,
             "engine_version": engine_version(running),
             "base_url": public_address(getattr(running, "base_url", None)),  # it may come from the environment
@@ -272,65 +326,55 @@ def annotate(
             "constraint": running.constraint if constrain else "",
         }
 
+
+def _write(
+    adata: AnnData, prepared: Prepared, options: Options, solved: Solved, about: Mapping[str, str]
+) -> pd.DataFrame:
+    """Decide on the labels and write everything; returns the table of the groups."""
     tally = solved.tally
+    samples = [unit.sample for unit in prepared.units]
     calls = call(
-        tally,
-        prepared.allowed,
-        samples=[unit.sample for unit in prepared.units],
-        one_to_one=prepared.one_to_one,
-        min_support=min_support,
+        tally, prepared.allowed, samples=samples, one_to_one=prepared.one_to_one, min_support=options.min_support
     )
     checks = check_cells(tally, calls.best)
     bias = position_bias(tally, calls.best)
     sizes = np.bincount(prepared.unit_of[prepared.unit_of >= 0], minlength=len(prepared.units))
-    table = _store.groups_table(prepared.units, tally, calls, checks, sizes, unassigned)
-    texts = [reply.text for reply in solved.replies]
+    table = _store.groups_table(prepared.units, tally, calls, checks, sizes, options.unassigned)
+    reasoning = options.store_reasoning
     rest = {
-        "params": _store.plain_params(provenance(given, prepared, about)),
+        "params": _store.plain_params(provenance(options, prepared, about)),
         "traces": _store.traces_table(
             solved.drafts,
-            [prepared.puzzle(draft) for draft in solved.drafts] if store_reasoning else [],
+            [prepared.puzzle(draft) for draft in solved.drafts] if reasoning else [],
             solved.replies,
             prepared.units,
             adata.obs_names,
-            variant=VARIANT,
-            reasoning=store_reasoning,
+            reasoning=reasoning,
         ),
         "positions": _store.position_table(bias),
         "checks": {
             "decoy_rate": decoy_rate(tally),
             "position_p_value": bias.p_value,
-            "n_puzzles": len(texts),
+            "n_puzzles": len(solved.replies),
             "n_failures": int(tally.failures.sum()),
             "n_repeated": tally.repeated,
-            "n_errors": sum(text is None for text in texts),
+            "n_errors": sum(reply.text is None for reply in solved.replies),
         },
     }
     _store.write(
         adata,
-        key_added,
+        options.key_added,
         unit_of=prepared.unit_of,
         groups=table,
         rates=tally.rates,
         types=tally.types,
         rest=rest,
-        categories=[*prepared.lists.types, unassigned],
+        categories=[*prepared.lists.types, options.unassigned],
     )
-    _warn(table, prepared, tally)
-    logg.info(
-        "    finished",
-        time=start,
-        deep=(
-            f"added\n    {key_added!r}, labels (adata.obs, categorical)\n"
-            f"    {key_added + _store.SUPPORT!r}, support of the labels (adata.obs)\n"
-            f"    {key_added + _store.VOTES!r}, support for every type (adata.obsm)\n"
-            f"    {key_added!r}, parameters, groups and traces (adata.uns)"
-        ),
-    )
-    return adata if copy else None
+    return table
 
 
-def _warn(table: Any, prepared: Prepared, tally: Tally) -> None:
+def _warn(table: pd.DataFrame, prepared: Prepared, tally: Tally) -> None:
     """Say what the analyst should look at."""
     if prepared.context.differing:
         logg.hint(
@@ -338,7 +382,9 @@ def _warn(table: Any, prepared: Prepared, tally: Tally) -> None:
             "(sample_key keeps donors apart)"
         )
     if tally.repeated:
-        logg.warning(f"{tally.repeated} puzzles do not count: their answer names a type twice")
+        logg.warning(
+            f"{tally.repeated} answers name a type twice: they count only for the groups whose type stands in them once"
+        )
     for status, meaning in (
         ("no_votes", "got no usable answer: they are not labelled"),
         ("low_support", "have less support than min_support"),
@@ -352,4 +398,4 @@ def _warn(table: Any, prepared: Prepared, tally: Tally) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    return visible(", ".join(names[:10]) + (", ..." if len(names) > 10 else ""))

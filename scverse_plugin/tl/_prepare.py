@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,17 +12,20 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from recipe.cello1.formats.provenance import package_versions
-from recipe.cello1.task.prompt import check_layout
+from recipe.cello1.task.genes import compile_patterns
 from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._context import ContextWriter
-from scverse_plugin.adata._groups import CELL_CHOICES, make_units, read_groups, read_samples
+from scverse_plugin.adata._groups import make_units, read_groups, read_samples
 from scverse_plugin.adata._matrix import check_values, list_genes, open_expression
 from scverse_plugin.adata._types import check_decoys, read_types
-from scverse_plugin.method._ask import ON_ERROR
 from scverse_plugin.method._plan import Draft, choose_puzzle_size
 from scverse_plugin.method._solve import Lists, fill
 from scverse_plugin.method._units import Unit
+from scverse_plugin.tl._options import AUTO, Options
+
+FREE_PUZZLES = 1000  # without groups, more than these are asked only if max_puzzles allows them
+MANY_HOUSEKEEPING = 1 / 3  # of the listed genes
 
 
 @dataclass(slots=True, eq=False)
@@ -54,85 +57,48 @@ class Prepared:
         return fill(draft, self.genes, self.context(draft.donor, draft.cells))
 
 
-def check_options(given: Mapping[str, Any]) -> None:
-    """Check what needs no data."""
-    _store.check_key(given["key_added"])
-    try:
-        check_layout(given["prompt_layout"])
-    except ValueError as error:
-        msg = f"prompt_layout: {error}"
-        raise ValueError(msg) from None
-    for name in ("groupby", "sample_key", "layer", "gene_symbols"):
-        if given[name] is not None and not isinstance(given[name], str):
-            msg = f"{name} must be one name, a str, got {given[name]!r}"
-            raise ValueError(msg)
-    if not isinstance(given["engine_options"] or {}, Mapping):
-        msg = f"engine_options must be a dict ({{'max_model_len': 8192}}), got {given['engine_options']!r}"
-        raise ValueError(msg)
-    for name in ("cells_per_group", "n_votes", "n_candidates", "puzzle_size", "max_concurrency"):
-        value = given[name]
-        if value is None and name in ("puzzle_size", "max_concurrency"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            msg = f"{name} must be a positive integer, got {value!r}"
-            raise ValueError(msg)
-    if given["cell_choice"] not in CELL_CHOICES:
-        msg = f"cell_choice must be one of {', '.join(CELL_CHOICES)}, got {given['cell_choice']!r}"
-        raise ValueError(msg)
-    if given["on_error"] not in ON_ERROR:
-        msg = f"on_error must be one of {', '.join(ON_ERROR)}, got {given['on_error']!r}"
-        raise ValueError(msg)
-    if given["one_to_one"] not in (True, False, "auto"):
-        msg = f"one_to_one must be True, False or 'auto', got {given['one_to_one']!r}"
-        raise ValueError(msg)
-    support = given["min_support"]
-    if isinstance(support, bool) or not isinstance(support, int | float | np.number) or not 0 <= support <= 1:
-        msg = f"min_support must be a number between 0 and 1, got {support!r}"
-        raise ValueError(msg)
-    rng = given["rng"]
-    whole = isinstance(rng, int | np.integer) and not isinstance(rng, bool)
-    if not isinstance(rng, np.random.Generator) and not (whole and rng >= 0):
-        msg = f"rng is {rng!r}; pass a seed (0 or more) or a numpy Generator, so that the run can be repeated"
-        raise ValueError(msg)
-
-
-def prepare(adata: AnnData, given: Mapping[str, Any]) -> Prepared:
-    """Read what is needed from the object."""
-    rng = given["rng"]
+def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
+    """Read what is needed from the object; donor metadata go to a server elsewhere only if they are named."""
+    rng = given.rng
     seed = int(rng.integers(2**31)) if isinstance(rng, np.random.Generator) else int(rng)
     own = np.random.default_rng(seed)
-    groups = read_groups(adata, given["groupby"], given["groups"])
+    groups = read_groups(adata, given.groupby, given.groups)
     rows = np.flatnonzero(groups.codes >= 0)
-    samples = read_samples(adata, given["sample_key"], rows)
+    _check_cells(given, len(rows))
+    samples = read_samples(adata, given.sample_key, rows)
     present = None
     if samples is not None:
         present = [samples.names[code] for code in np.unique(samples.codes[rows]).tolist()]
-    of, by_sample = read_types(given["cell_types"], adata, given["reference"], present)
+    of, by_sample = read_types(given.cell_types, adata, given.reference, present)
     types = tuple(sorted({name for found in of.values() for name in found}))
-    decoys = check_decoys(given["decoys"], types, given["unassigned"])
-    lists = Lists(types, of, decoys, given["n_candidates"], given["shuffle_candidates"])
-    writer = ContextWriter(adata, given["context"], given["context_keys"], present)
+    decoys = check_decoys(given.decoys, types, given.unassigned)
+    lists = Lists(types, of, decoys, given.n_candidates, given.shuffle_candidates)
+    context = given.context
+    if isinstance(context, str) and context == AUTO and given.context_keys is None and not here:
+        context = ""
+    writer = ContextWriter(adata, context, given.context_keys, present)
     source = open_expression(
         adata,
-        layer=given["layer"],
-        use_raw=given["use_raw"],
-        gene_symbols=given["gene_symbols"],
-        mask_var=given["mask_var"],
-        exclude_genes=given["exclude_genes"],
+        layer=given.layer,
+        use_raw=given.use_raw,
+        gene_symbols=given.gene_symbols,
+        mask_var=given.mask_var,
+        exclude_genes=given.exclude_genes,
     )
     check_values(source, rows, adata.obs_names)
     units, unit_of = make_units(
         groups,
         samples,
         by_sample=by_sample,
-        n_cells=given["cells_per_group"],
-        cell_choice=given["cell_choice"],
+        n_cells=given.cells_per_group,
+        cell_choice=given.cell_choice,
         source=source,
         rng=own,
     )
-    one_to_one = _one_to_one(given["one_to_one"], units, of, by_sample)
+    one_to_one = _one_to_one(units, of, by_sample) if given.one_to_one is True else ()
     drawn = np.array([row for unit in units for row in unit.cells], dtype=np.int64)
-    genes = list_genes(source, drawn, adata.obs_names, n_top=given["n_top_genes"], rank_by=given["rank_by"])
+    genes = list_genes(source, drawn, adata.obs_names, n_top=given.n_top_genes, rank_by=given.rank_by)
+    _note_housekeeping(genes)
     allowed = np.zeros((len(units), len(types)), dtype=bool)
     column = {name: j for j, name in enumerate(types)}
     for i, unit in enumerate(units):
@@ -152,36 +118,50 @@ def prepare(adata: AnnData, given: Mapping[str, Any]) -> Prepared:
     )
 
 
-def _sizes(given: Mapping[str, Any], units: Sequence[Unit], lists: Lists) -> dict[str, int]:
+def _sizes(given: Options, units: Sequence[Unit], lists: Lists) -> dict[str, int]:
     """Choose how many cells the puzzles of each donor have: never more than candidates."""
     sizes = {}
     for donor, types in lists.of.items():
         n_units = sum(donor in unit.donors for unit in units)
-        wanted = given["puzzle_size"] or choose_puzzle_size(n_units, len(types), cells=given["groupby"] is None)
+        wanted = given.puzzle_size or choose_puzzle_size(n_units, len(types), cells=given.groupby is None)
         sizes[donor] = min(wanted, lists.n_types(donor) + lists.n_decoys(donor))
     return sizes
 
 
-def _one_to_one(
-    wanted: bool | str, units: Sequence[Unit], of: Mapping[str, Sequence[str]], by_sample: bool
-) -> tuple[str, ...]:
-    """Decide for which samples no type may be given twice."""
-    found = []
-    for sample in dict.fromkeys(unit.sample for unit in units):
+def _one_to_one(units: Sequence[Unit], of: Mapping[str, Sequence[str]], by_sample: bool) -> tuple[str, ...]:
+    """Return the samples in which no type is given twice: all of them, if there are enough types."""
+    samples = tuple(dict.fromkeys(unit.sample for unit in units))
+    for sample in samples:
         n_units = sum(unit.sample == sample for unit in units)
         n_types = len(of[sample] if by_sample else next(iter(of.values())))
-        where = f" of sample {sample!r}" if by_sample else ""
-        if wanted is True and n_units > n_types:
+        if n_units > n_types:
+            where = f" of sample {sample!r}" if by_sample else ""
             msg = f"one_to_one=True, but there are {n_units} groups{where} and only {n_types} cell_types; add types"
             raise ValueError(msg)
-        if wanted == "auto" and n_units == n_types > 1:
-            logg.warning(
-                f"{n_units} groups{where} and as many types: each type is given to one group "
-                "(one_to_one=False lifts this)"
-            )
-        if wanted is True or (wanted == "auto" and n_units == n_types):
-            found.append(sample)
-    return tuple(found)
+    return samples
+
+
+def _check_cells(given: Options, n_cells: int) -> None:
+    """Check that many puzzles about single cells are wanted."""
+    needed = -(-n_cells // (given.puzzle_size or 1)) * given.n_votes
+    if given.groupby is None and given.max_puzzles is None and needed > FREE_PUZZLES:
+        msg = (
+            f"groupby=None asks about each of {n_cells} cells, which takes {needed} puzzles; name a column of obs with "
+            f"groups, lower n_votes, or allow it with max_puzzles={needed}"
+        )
+        raise ValueError(msg)
+
+
+def _note_housekeeping(genes: Mapping[int, Sequence[str]]) -> None:
+    patterns = compile_patterns(["housekeeping"])
+    listed = [gene for found in genes.values() for gene in found]
+    known = {gene: any(pattern.search(gene) for pattern in patterns) for gene in set(listed)}
+    share = sum(known[gene] for gene in listed) / len(listed)
+    if share > MANY_HOUSEKEEPING:
+        logg.warning(
+            f"{share:.0%} of the listed genes are housekeeping genes, which lead the lists of raw counts and tell "
+            "types apart badly; exclude_genes=['housekeeping'] leaves them out"
+        )
 
 
 def _mask_mark(mask: Any) -> dict[str, Any]:
@@ -190,23 +170,23 @@ def _mask_mark(mask: Any) -> dict[str, Any]:
     return {"kept": int(kept.sum()), "of": len(kept), "sha256": hashlib.sha256(np.packbits(kept).tobytes()).hexdigest()}
 
 
-def provenance(given: Mapping[str, Any], prepared: Prepared, about: Mapping[str, str]) -> dict[str, Any]:
+def provenance(given: Options, prepared: Prepared, about: Mapping[str, str]) -> dict[str, Any]:
     """Return what is needed to repeat the run, and no secret."""
     import scverse_plugin
 
-    left_out = {"adata", "reference", "engine", "model", "engine_options", "base_url", "rng", "progress", "copy"}
-    left_out |= {"dry_run", "mask_var", "cell_types", "cache", "context_keys", "groups"}
-    found = {name: value for name, value in given.items() if name not in left_out}
-    mask, keys = given["mask_var"], given["context_keys"]
+    left_out = {"reference", "engine", "model", "engine_options", "base_url", "rng", "progress", "copy", "dry_run"}
+    left_out |= {"mask_var", "cell_types", "cache", "context_keys", "groups", "max_puzzles", "price_per_million_tokens"}
+    found = {field.name: getattr(given, field.name) for field in fields(given) if field.name not in left_out}
+    mask, keys = given.mask_var, given.context_keys
     found |= {
         "tool": _store.TOOL,
         "cell_types": {donor: list(types) for donor, types in prepared.lists.of.items()},
         "decoys": list(prepared.lists.decoys),
-        "exclude_genes": list(given["exclude_genes"]),
-        "groups": None if given["groups"] is None else [str(name) for name in given["groups"]],
+        "exclude_genes": list(given.exclude_genes),
+        "groups": None if given.groups is None else [str(name) for name in given.groups],
         "mask_var": mask if mask is None or isinstance(mask, str) else _mask_mark(mask),
         "context_keys": dict(keys) if isinstance(keys, Mapping) else list(prepared.context.keys),
-        "context": given["context"] if not isinstance(given["context"], Mapping) else dict(given["context"]),
+        "context": prepared.context.given,
         "puzzle_size": max(prepared.size.values()),
         "one_to_one": bool(prepared.one_to_one),
         "matrix": prepared.matrix,
@@ -214,7 +194,7 @@ def provenance(given: Mapping[str, Any], prepared: Prepared, about: Mapping[str,
         # Texts may be keys and addresses; numbers are not.
         "engine_options": {
             name: value
-            for name, value in (given["engine_options"] or {}).items()
+            for name, value in (given.engine_options or {}).items()
             if isinstance(value, bool | int | float) or name == "dtype"
         },
         "version": scverse_plugin.__version__,

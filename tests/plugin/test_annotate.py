@@ -18,8 +18,11 @@ import scipy.sparse as sp
 import scverse_plugin
 from recipe.cello1.engines.protocol import EngineError, Failure
 from recipe.cello1.task.answer import format_answer
+from recipe.cello1.task.prompt import messages, parse_user
+from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
+from scverse_plugin.tl._before import is_here
 from tests.helpers.stub_server import Server
 from tests.helpers.toy_adata import TYPES, FakeEngine, by_marker, toy
 
@@ -204,7 +207,7 @@ def test_a_model_that_flips_coins_shows_no_mixtures():
     assert mixed <= 2  # of 25
 
 
-def test_an_answer_that_names_a_type_twice_counts_for_no_group(monkeypatch, tmp_path):
+def test_an_answer_that_names_one_type_for_all_counts_for_no_group(monkeypatch, tmp_path):
     log = logged(monkeypatch)
     same = FakeEngine(lambda puzzle: f"<think></think>\n<answer>{' | '.join(['B cell'] * puzzle.n_cells)}</answer>")
     adata, _ = run(engine=same)
@@ -212,8 +215,21 @@ def test_an_answer_that_names_a_type_twice_counts_for_no_group(monkeypatch, tmp_
     assert set(found["status"]) == {"no_votes"} and (found["failures"] == found["puzzles"]).all()
     assert adata.uns["cello1"]["checks"]["n_repeated"] == 10
     assert set(adata.uns["cello1"]["traces"]["status"]) == {"duplicate"}
-    assert "10 puzzles do not count: their answer names a type twice" in log.getvalue()
+    assert "10 answers name a type twice: they count only for the groups whose type stands in" in log.getvalue()
     assert "names a type twice" in scverse_plugin.report(adata, tmp_path / "a.html").read_text()
+
+
+def test_of_an_answer_that_names_a_type_twice_the_rest_counts():
+    def answer(puzzle):  # right but for B cells, which are called monocytes
+        types = {"MS4A1": "monocyte", "NKG7": "NK cell", "CD3D": "T/NK cell", "LYZ": "monocyte"}
+        named = [next(types[gene] for gene in cell if gene in types) for cell in puzzle.cells]
+        return f"<think></think>\n<answer>{' | '.join(named)}</answer>"
+
+    adata, _ = run(engine=FakeEngine(answer))
+    found = cello1_df(adata)
+    assert found["label"].tolist() == ["Unassigned", "NK cell", "T/NK cell", "Unassigned"]
+    assert found["votes"].tolist() == [0, 10, 10, 0] and found["failures"].tolist() == [10, 0, 0, 10]
+    assert adata.uns["cello1"]["checks"]["n_repeated"] == 10
 
 
 def test_only_some_groups(tmp_path):
@@ -274,16 +290,22 @@ def test_two_groups_of_one_type():
     assert labels(adata) == adata.obs["truth"].astype(object).tolist()
 
 
-def test_one_to_one_is_said_and_can_be_lifted(monkeypatch):
-    log = logged(monkeypatch)
+@pytest.mark.parametrize("one_to_one", [False, "auto"])
+def test_one_to_one_is_off_unless_asked(one_to_one):
     same = FakeEngine(lambda puzzle: format_answer(["B cell"]))
-    adata, _ = run(engine=same, min_support=0, puzzle_size=1)
-    assert "each type is given to one group" in log.getvalue()
+    adata, _ = run(engine=same, puzzle_size=1)  # four groups and four types, by chance
+    assert cello1_df(adata)["label"].unique().tolist() == ["B cell"]
+    adata, _ = run(engine=same, puzzle_size=1, one_to_one=one_to_one)
+    assert cello1_df(adata)["label"].unique().tolist() == ["B cell"]
+    assert not adata.uns["cello1"]["params"]["one_to_one"]
+
+
+def test_one_to_one_that_is_asked():
+    same = FakeEngine(lambda puzzle: format_answer(["B cell"]))
+    adata, _ = run(engine=same, min_support=0, puzzle_size=1, one_to_one=True)
     assert cello1_df(adata)["best"].nunique() == 4
     # Only what the votes carry is a label.
     assert (cello1_df(adata)["label"] == "Unassigned").sum() == 3
-    adata, _ = run(engine=same, one_to_one=False, puzzle_size=1)
-    assert cello1_df(adata)["label"].unique().tolist() == ["B cell"]
 
 
 def test_decoys_are_counted_and_never_a_label(tmp_path):
@@ -592,3 +614,161 @@ def test_signature_follows_the_convention():
     for name in scverse_plugin.pl.__all__:
         parameters = inspect.signature(getattr(scverse_plugin.pl, name)).parameters
         assert {"show", "save", "ax", "return_fig"} <= set(parameters)
+
+
+# ------------------------------------------------------------------------------------- what is taken as scanpy takes it
+
+
+def test_texts_are_groups_and_missing_ones_get_no_label(monkeypatch):
+    log = logged(monkeypatch)
+    adata = toy()
+    adata.obs["text"] = adata.obs["leiden"].astype(object)
+    adata.obs.loc["cell0", "text"] = np.nan
+    adata.obs.loc["cell1", "text"] = "Unknown"
+    adata.obs.loc["cell2", "text"] = " "
+    run(adata, groupby="text")
+    found = cello1_df(adata)
+    assert found.index.tolist() == ["0", "1", "2", "3"] and found.loc["0", "n_cells"] == 17
+    assert adata.obs["cello1"].isna().tolist() == [True] * 3 + [False] * 77
+    assert adata.obs["text"].dtype == object  # the column stays as it was
+    assert "3 cells have no group in adata.obs['text']" in log.getvalue()
+    assert cello1_df(adata, table="votes").shape == (4, 4)
+
+
+def test_the_remedy_for_numbers_makes_no_group_of_missing_ones():
+    adata = toy()
+    adata.obs["number"] = adata.obs["leiden"].astype(float)
+    adata.obs.iloc[0, adata.obs.columns.get_loc("number")] = np.nan
+    with pytest.raises(ValueError, match="must be categorical") as raised:
+        run(adata, groupby="number")
+    exec(str(raised.value).split("convert it first: ")[1], {"adata": adata})
+    run(adata, groupby="number")
+    assert cello1_df(adata).index.tolist() == ["0.0", "1.0", "2.0", "3.0"] and adata.obs["cello1"].isna().sum() == 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda adata: adata.obs["truth"].unique(),
+        lambda adata: set(TYPES),
+        lambda adata: dict.fromkeys(TYPES).keys(),
+        lambda adata: (name for name in TYPES),
+        lambda adata: pd.Index(TYPES),
+        lambda adata: np.array(TYPES),
+        lambda adata: [*TYPES, np.nan, "unknown", "", None],
+        lambda adata: "truth",
+    ],
+)
+def test_any_iterable_is_a_list_of_types_and_unknown_is_none(make):
+    adata = toy()
+    adata.obs["truth"] = adata.obs["truth"].cat.add_categories(["unknown", "nan"])
+    adata.obs.loc["cell0", "truth"] = "unknown"
+    adata.obs.loc["cell1", "truth"] = np.nan
+    adata.obs.loc["cell2", "truth"] = "nan"
+    _, engine = run(adata, make(adata), n_votes=2)
+    assert {puzzle.candidates for puzzle, _ in engine.asked} == {tuple(sorted(TYPES))}
+
+
+def test_features_that_are_no_genes_are_left_out():
+    adata = toy()
+    adata.var["feature_types"] = pd.Categorical(["Gene Expression"] * 44 + ["Antibody Capture"])
+    adata.X = adata.X.toarray()
+    adata.X[:, -1] = 1000
+    _, engine = run(adata, n_votes=1)
+    assert not any("GENE39" in cell for puzzle, _ in engine.asked for cell in puzzle.cells)
+
+
+@pytest.mark.parametrize("excluded", [False, True])
+def test_lists_of_housekeeping_genes_are_noted(excluded, monkeypatch):
+    log = logged(monkeypatch)
+    adata = toy()
+    adata.var_names = [f"RPL{i}" if name.startswith("GENE") else name for i, name in enumerate(adata.var_names)]
+    run(adata, n_votes=1, exclude_genes=["housekeeping"] if excluded else [])
+    assert ("of the listed genes are housekeeping genes" in log.getvalue()) is not excluded
+
+
+# -------------------------------------------------------------------------------------------- before anything is asked
+
+
+def test_the_instruction_says_what_is_true_of_spare_candidates():
+    published = messages(Puzzle((("A",),), ("x",)))[0]["content"]
+    _, engine = run(n_votes=2)
+    assert {request.messages[0]["content"] for _, request in engine.asked} == {published}  # as many types as cells
+    _, engine = run(n_votes=2, puzzle_size=3)
+    told = {request.messages[0]["content"] for _, request in engine.asked}
+    assert not any("must be assigned to exactly one cell" in text for text in told)
+    assert all("more types than there are cells; assign a different one of them to each cell" in text for text in told)
+
+
+def test_a_dry_run_says_how_much_it_would_be(capsys):
+    options = {"groupby": "leiden", "model": "nowhere", "n_votes": 3, "max_tokens": 100}
+    prompts = annotate(toy(), TYPES, dry_run=True, price_per_million_tokens=(2, 10), **options)
+    length = sum(len(message["content"]) for prompt in prompts for message in prompt)
+    assert (prompts.n_puzzles, prompts.max_answer_tokens) == (len(prompts), 300) == (3, 300)
+    assert prompts.prompt_tokens == pytest.approx(length / 3, abs=1)
+    assert prompts.max_price == pytest.approx((2 * prompts.prompt_tokens + 10 * 300) / 1e6)
+    assert annotate(toy(), TYPES, dry_run=True, **options).max_price is None
+    run(n_votes=3, max_tokens=100, price_per_million_tokens=2000, progress=True)
+    said = capsys.readouterr().err.splitlines()[0]
+    assert f"asks 3 puzzles: about {prompts.prompt_tokens:,} tokens of prompts, at most 300 of answers" in said
+    assert f"price at most {2000 * (prompts.prompt_tokens + 300) / 1e6:.2f}" in said
+
+
+class Elsewhere(FakeEngine):
+    base_url = "https://user:secret@api.example.org/v1"
+
+
+@pytest.mark.parametrize(
+    ("options", "sent", "said"),
+    [
+        ({}, "", "gene lists, no donor metadata"),
+        (
+            {"context_keys": ["tissue"]},
+            "The cell is from a donor, originating from the blood.",
+            "gene lists, donor metadata (tissue)",
+        ),
+        ({"context": "From a mouse."}, "From a mouse.", "gene lists, your context"),
+        ({"context": None}, "", "gene lists, no donor metadata"),
+    ],
+)
+def test_donor_metadata_leave_the_machine_only_if_named(options, sent, said, capsys):
+    _, engine = run(engine=Elsewhere(), progress=True, **options)
+    assert {puzzle.context for puzzle, _ in engine.asked} == {sent}
+    line = capsys.readouterr().err.splitlines()[0]
+    assert f"sent to https://api.example.org/v1: {said}" in line and "secret" not in line
+
+
+def test_no_context_if_none_is_wanted():
+    _, engine = run(context=None)
+    assert {puzzle.context for puzzle, _ in engine.asked} == {""}
+
+
+@pytest.mark.parametrize(
+    ("url", "here"),
+    [
+        ("http://localhost:8000/v1", True),
+        ("http://127.0.0.2/v1", True),
+        ("http://[::1]:80/v1", True),
+        ("", True),
+        ("http://192.168.1.3:8000/v1", False),
+        ("https://api.openai.com/v1", False),
+        ("http://localhost.example.org/v1", False),
+    ],
+)
+def test_which_addresses_are_this_machine(url, here):
+    assert is_here(url) is here
+
+
+def test_answers_are_kept_without_being_asked(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CELLO1_CACHE", str(tmp_path / "kept"))
+    with Server(lambda body, n: by_marker(parse_user(body["messages"][-1]["content"]))) as server:
+        options = {"engine": "openai", "model": "m", "base_url": server.url, "constrained": False, "groupby": "leiden"}
+        annotate(toy(), TYPES, **options)
+        (place,) = (tmp_path / "kept").iterdir()
+        assert f"answers are kept in {place}" in capsys.readouterr().err
+        asked = len(server.bodies)
+        adata = toy()
+        annotate(adata, TYPES, **options)
+        assert len(server.bodies) == asked == 10 and adata.uns["cello1"]["traces"]["cached"].all()
+        annotate(toy(), TYPES, cache=None, **options)
+        assert len(server.bodies) == 20

@@ -17,10 +17,15 @@ annotate = scverse_plugin.tl.annotate
 def refuse(match, adata=None, cell_types=TYPES, error=ValueError, **options):
     adata = toy() if adata is None else adata
     options = {"groupby": "leiden", "engine": FakeEngine()} | options
-    before = (set(adata.obs), set(adata.uns), set(adata.obsm))
+    before = parts(adata)
     with pytest.raises(error, match=match):
         annotate(adata, cell_types, progress=False, **options)
-    assert (set(adata.obs), set(adata.uns), set(adata.obsm)) == before
+    assert parts(adata) == before
+    assert not getattr(options["engine"], "asked", None)
+
+
+def parts(adata):
+    return [set(getattr(adata, name, ())) for name in ("obs", "uns", "obsm")]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +81,20 @@ def refuse(match, adata=None, cell_types=TYPES, error=ValueError, **options):
         (r"rng is 'a'; pass a seed", {"rng": "a"}),
         (r"key_added must be a name without '/'", {"key_added": "a/b"}),
         (r"cache: .* must end in .jsonl", {"cache": "a.json"}),
+        (r"cache: /dev/null/a.jsonl cannot be written, /dev/null is a file", {"cache": "/dev/null/a.jsonl"}),
+        (r"max_puzzles=3, but this run asks 10; raise it, or lower n_votes", {"max_puzzles": 3}),
+        (r"max_puzzles must be a positive integer, got 0", {"max_puzzles": 0}),
+        (
+            r"price_per_million_tokens must be a number, or two .*, got \(1, 2, 3\)",
+            {"price_per_million_tokens": (1, 2, 3)},
+        ),
+        (r"price_per_million_tokens must be a number, or two .*, got '1'", {"price_per_million_tokens": "1"}),
+        (
+            r"groupby=None asks about each of 80 cells, which takes 1040 puzzles; .*max_puzzles=1040",
+            {"groupby": None, "n_votes": 13},
+        ),
+        (r"cell_types has no types, only \['unknown', nan\]", {"cell_types": ["unknown", np.nan]}),
+        (r"cell_types: the type 'B\\x00' has a character that cannot be seen", {"cell_types": ["B\0", "T"]}),
         (r"prompt_layout: layout must be one of system, user", {"prompt_layout": "x"}),
         (r"engine must be one of vllm, openai, transformers or an engine object, got 'x'", {"engine": "x"}),
         (r"engine: object has no name", {"engine": object()}),
@@ -96,16 +115,25 @@ def test_groups_must_be_categorical():
     )
 
 
-def test_missing_groups():
+def test_what_is_no_anndata():
+    class MuData:
+        mod = {"rna": toy(), "adt": toy()}
+
+    refuse(r"adata must be an AnnData object, got MuData; pass mdata\['rna'\] \(it has \['rna', 'adt'\]\)", MuData())
+    with pytest.raises(ValueError, match="adata must be an AnnData object, got DataFrame$"):
+        scverse_plugin.get.cello1_df(pd.DataFrame())
+
+
+def test_features_that_are_no_genes():
     adata = toy()
-    adata.obs.loc["cell0", "leiden"] = np.nan
-    refuse(r"groupby: 1 cells have no group \(NaN\).*groups=", adata)
+    adata.var["feature_types"] = "Antibody Capture"
+    refuse(r"var\['feature_types'\] has no 'Gene Expression', only \['Antibody Capture'\]", adata)
 
 
 def test_missing_samples():
     adata = toy()
     adata.obs.loc["cell0", "donor"] = np.nan
-    refuse(r"sample_key: 1 cells have no sample \(NaN\)", adata, sample_key="donor")
+    refuse(r"sample_key: 1 cells have no sample \(NaN\), or 'unknown', in", adata, sample_key="donor")
 
 
 @pytest.mark.parametrize("column", ["feature_name", "other"])

@@ -130,3 +130,120 @@ def test_reachable_through_scanpy(tmp_path):
     command = [sys.executable, "-m", "scanpy", "cello1", "serve", "nowhere"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert found.returncode != 0 and "holds no config.json" in found.stderr
+
+
+# -------------------------------------------------------------------- what cannot be kept is refused before it is asked
+
+
+def asking(server, *argv):
+    options = ["--groupby", "leiden", "--cell-types", "|".join(TYPES), "--engine", "openai", "--model", "m"]
+    return main(["annotate", *map(str, argv), *options, "--base-url", server.url, "--no-constrained", "--n-votes", "1"])
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("folder.h5ad", "output: {}/folder.h5ad is a folder; name a file in it"),
+        ("in.h5ad/out.h5ad", "output: {}/in.h5ad/out.h5ad cannot be written, {}/in.h5ad is a file"),
+        ("out.txt", "output: {}/out.txt must end in .h5ad or .zarr"),
+        ("file.zarr", "output: {}/file.zarr is a file, a zarr store is a folder"),
+        ("other.zarr", "output: {}/other.zarr is a folder of other files, no zarr store"),
+        ("/proc/out.h5ad", "output: /proc/out.h5ad cannot be written ("),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_first(output, message, file, tmp_path, capsys):
+    (tmp_path / "folder.h5ad").mkdir()
+    (tmp_path / "file.zarr").touch()
+    (tmp_path / "other.zarr").mkdir()
+    (tmp_path / "other.zarr" / "thesis.txt").touch()
+    with Server(solved) as server:
+        assert asking(server, file, "-o", tmp_path / output) == 1
+        assert not server.bodies
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message.replace("{}", str(tmp_path)) in line
+
+
+def reserved(adata):
+    adata.raw = adata.copy()
+    adata.raw.var["_index"] = "x"
+
+
+def mixed(adata):
+    adata.obs["what"] = [1, "a"] * 40
+
+
+def foreign(adata):
+    adata.uns["deep"] = {"what": object()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part", "ending"),
+    [
+        (reserved, "raw.var", ".h5ad"),
+        (mixed, "obs", ".h5ad"),  # zarr takes it
+        (foreign, "uns", ".h5ad"),
+        (reserved, "raw.var", ".zarr"),
+        (foreign, "uns", ".zarr"),
+    ],
+)
+def test_what_cannot_be_stored_again_is_refused_first(spoil, part, ending, file, tmp_path, capsys, monkeypatch):
+    adata = toy()
+    spoil(adata)
+    monkeypatch.setattr(ad, "read_h5ad", lambda path: adata)
+    with Server(solved) as server:
+        assert asking(server, file, "-o", tmp_path / f"out{ending}") == 1
+        assert not server.bodies
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"input: what it holds cannot be written again ({part}: " in line
+
+
+@pytest.mark.parametrize("ending", [".h5ad", ".zarr"])
+def test_zarr_in_and_out(ending, tmp_path, capsys):
+    toy().write_zarr(tmp_path / "in.zarr")
+    out = tmp_path / f"out{ending}"
+    with Server(solved) as server:
+        for _ in range(2):  # a second time over the first
+            assert asking(server, tmp_path / "in.zarr", "-o", out) == 0
+    found = ad.read_zarr(out) if ending == ".zarr" else ad.read_h5ad(out)
+    assert found.obs["cello1"].astype(str).tolist() == found.obs["truth"].astype(str).tolist()
+    assert out.is_dir() is (ending == ".zarr")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.zarr", out.name]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("bad.h5ad", b"x", "bad.h5ad cannot be read as an AnnData object (OSError: "),
+        ("cut.h5ad", b"\x89HDF\r\n\x1a\n", "cut.h5ad cannot be read as an AnnData object (OSError: "),
+        ("a.h5mu", b"x", "a.h5mu holds several objects (MuData); write one of them: mdata['rna'].write(...)"),
+        ("plain", None, "plain is a folder, but no zarr store"),
+    ],
+)
+@pytest.mark.parametrize("command", ["annotate", "report"])
+def test_reading_errors_are_one_line_and_name_the_file(command, name, content, message, tmp_path, capsys):
+    path = tmp_path / name
+    path.mkdir() if content is None else path.write_bytes(content)
+    if command == "annotate":
+        assert main([command, str(path), "-o", str(tmp_path / "o.h5ad"), "--cell-types", "a|b", "--model", "m"]) == 1
+    else:
+        assert main([command, str(path), "-o", str(tmp_path / "o.html")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/{message}" in line
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(tmp_path, capsys):
+    adata = toy()
+    adata.obs["leiden"] = adata.obs["leiden"].cat.rename_categories({"0": "\x1b[31mred\x9b0m"})
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    with Server(lambda body, n: "nonsense") as server:
+        assert asking(server, tmp_path / "in.h5ad", "-o", tmp_path / "out.h5ad") == 0
+    found = capsys.readouterr().out
+    assert "[31mred" in found and not {"\x1b", "\x9b"} & set(found)
+
+
+def test_a_dry_run_counts(file, capsys):
+    argv = ["annotate", str(file), "-o", "x", "--groupby", "leiden", "--cell-types", "truth", "--dry-run"]
+    assert main([*argv, "--n-votes", "2", "--max-tokens", "100", "--price-per-million-tokens", "1", "10000"]) == 0
+    found = capsys.readouterr()
+    assert len(found.out.splitlines()) == 2
+    assert found.err.startswith("2 puzzles, about ") and found.err.endswith("200 of answers, price at most 2.00\n")

@@ -121,9 +121,12 @@ def test_one_to_one_takes_the_best_matching():
     assert calls.best.tolist() == [0, 1] and calls.margin[1] == pytest.approx(-0.2)
 
 
-def test_naming_a_type_twice_fails_the_whole_puzzle():
+def test_naming_a_type_twice_fails_the_cells_concerned():
     found = tally([draft([0, 1], "abc")] * 3, [say(["a", "A"]), say(["x", "x"]), say(["a", "x"])])
     assert found.repeated == 2 and found.failures.tolist() == [2, 3] and found.votes.sum() == 1
+    found = tally([draft([0, 1, 2], "abc")], [say(["a", "b", "A"])], n=3)
+    assert found.votes.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert found.met.tolist() == [[0, 0, 0], [1, 1, 1], [0, 0, 0]] and found.failures.tolist() == [1, 0, 1]
 
 
 def test_many_meetings_outweigh_one():

@@ -32,6 +32,12 @@ _BATCH_CANDIDATES = (
     "You will also receive a list of N candidate cell types, and each candidate must be assigned to exactly one cell. "
     "Ensure that you consider all cells and candidate types together, rather than annotating each cell individually."
 )
+# Not published: what is true of a puzzle with candidates to spare, which only an annotation has.
+_SPARE_CANDIDATES = (
+    "You will also receive a list of candidate cell types, which holds more types than there are cells; "
+    "assign a different one of them to each cell. "
+    "Ensure that you consider all cells and candidate types together, rather than annotating each cell individually."
+)
 _SINGLE = (
     "You will be given one cell with its top expressed genes in descending order of expression. "
     "Use both the genes and the donor information to name its cell type."
@@ -118,6 +124,31 @@ def instruction(variant: Variant = "batch", layout: Layout = "system") -> str:
     task = _task(variant)
     extra = (_USER_LAYOUT_FORMAT,) if check_layout(layout) == "user" else ()
     return " ".join([*task.opening, *extra, _TAGS, task.closing])
+
+
+def annotation_messages(puzzle: Puzzle, layout: Layout = "system") -> list[dict[str, str]]:
+    """Make the messages of a puzzle whose candidates may outnumber its cells, which the instruction then says.
+
+    Parameters
+    ----------
+    puzzle
+        The puzzle.
+    layout
+        See :func:`chat`.
+
+    Returns
+    -------
+    The messages of :func:`messages` for as many candidates as cells, else these with one sentence changed.
+
+    Raises
+    ------
+    ValueError
+        If ``layout`` is unknown or the puzzle lists no candidates.
+    """
+    found = messages(puzzle, layout)
+    if len(puzzle.candidates) > puzzle.n_cells:
+        found[0]["content"] = found[0]["content"].replace(_BATCH_CANDIDATES, _SPARE_CANDIDATES)
+    return found
 
 
 def check_layout(layout: str) -> Layout:

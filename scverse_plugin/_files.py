@@ -1,0 +1,168 @@
+"""Files of the user: read, and looked at before anything is asked, so that what is asked can be kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import h5py
+from anndata import AnnData
+
+from recipe.cello1.formats.atomic import replacing
+
+H5AD, ZARR = ".h5ad", ".zarr"
+
+
+def user_cache() -> Path:
+    """Return ``CELLO1_CACHE``, or the folder where this platform keeps what a program can do without."""
+    if own := os.environ.get("CELLO1_CACHE"):
+        return Path(own)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "cello1"
+
+
+def check_place(path: Path, name: str) -> None:
+    """Check that a file can be written, in folders that may have to be made."""
+    if path.is_dir():
+        msg = f"{name}: {path} is a folder; name a file in it"
+        raise ValueError(msg)
+    folder = path.absolute().parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        msg = f"{name}: {path} cannot be written, {folder} is a file; choose another place"
+        raise ValueError(msg)
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(13, os.strerror(13))
+    except OSError as error:
+        msg = f"{name}: {path} cannot be written ({error.strerror}); choose another place"
+        raise ValueError(msg) from None
+
+
+def check_output(path: Path, name: str = "output") -> None:
+    """Check where an annotated object is to go."""
+    if path.suffix not in (H5AD, ZARR):
+        msg = f"{name}: {path} must end in {H5AD} or {ZARR}"
+        raise ValueError(msg)
+    if path.suffix == H5AD:
+        check_place(path, name)
+        return
+    if importlib.util.find_spec("zarr") is None:
+        msg = f"{name}: {path} needs the package zarr, which is not installed: pip install zarr"
+        raise ValueError(msg)
+    if path.is_dir() and any(path.iterdir()) and not _is_zarr(path):
+        msg = f"{name}: {path} is a folder of other files, no zarr store; choose another name"
+        raise ValueError(msg)
+    if path.is_file():
+        msg = f"{name}: {path} is a file, a zarr store is a folder; remove it or choose another name"
+        raise ValueError(msg)
+    check_place(path / "zarr.json", name)
+
+
+def check_storable(adata: AnnData, path: Path) -> None:
+    """Check that an object can be stored: write it, without its large matrices, into memory."""
+    try:
+        if path.suffix == ZARR:
+            import zarr
+
+            _write_parts(adata, zarr.group(store=zarr.storage.MemoryStore()))
+        else:
+            with h5py.File(f"{uuid.uuid4().hex}", "w", driver="core", backing_store=False) as file:
+                _write_parts(adata, file)
+    except Exception as error:
+        msg = f"input: what it holds cannot be written again ({one_line(error)}); rename or remove this part first"
+        raise ValueError(msg) from error
+
+
+def _write_parts(adata: AnnData, group: Any) -> None:
+    parts: dict[str, Any] = {"obs": adata.obs, "var": adata.var, "uns": dict(adata.uns)}
+    if adata.raw is not None:
+        parts |= {"raw.var": adata.raw.var, "raw.varm": dict(adata.raw.varm)}
+    some = adata[:1, :1]
+    for name in ("layers", "obsm", "varm", "obsp", "varp"):
+        parts[name] = dict(getattr(some, name))
+    for name, part in parts.items():
+        try:
+            ad.io.write_elem(group, name.replace(".", "_"), part)
+        except Exception as error:
+            msg = f"{name}: {one_line(error)}"
+            raise ValueError(msg) from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line that an error says, without what a terminal would obey."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return visible(lines[0]) if lines else type(error).__name__
+
+
+def visible(text: str) -> str:
+    """Replace what a terminal would obey instead of showing it; line breaks stay."""
+    if text.isprintable():
+        return text
+    return "".join([c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text])
+
+
+def check_input(path: Path) -> None:
+    """Check that there is an h5ad file or a zarr store."""
+    if not path.exists():
+        msg = f"input: there is no file {path}"
+        raise FileNotFoundError(msg)
+    if path.suffix == ".h5mu":
+        msg = f"input: {path} holds several objects (MuData); write one of them: mdata['rna'].write(...)"
+        raise ValueError(msg)
+    if path.is_dir() and not _is_zarr(path):
+        msg = f"input: {path} is a folder, but no zarr store; give an {H5AD} file or a {ZARR} store"
+        raise ValueError(msg)
+    if path.is_dir() and importlib.util.find_spec("zarr") is None:
+        msg = f"input: {path} needs the package zarr, which is not installed: pip install zarr"
+        raise ValueError(msg)
+
+
+def read_object(path: Path) -> AnnData:
+    """Read an h5ad file or a zarr store."""
+    check_input(path)
+    try:
+        return ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
+    except Exception as error:
+        msg = f"input: {path} cannot be read as an AnnData object ({type(error).__name__}: {one_line(error)})"
+        raise ValueError(msg) from error
+
+
+def write_object(adata: AnnData, path: Path) -> None:
+    """Write an object whole or not at all."""
+    if path.suffix != ZARR:
+        with replacing(path) as temporary:
+            adata.write_h5ad(temporary)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex
+    new, old = (path.with_name(f".{path.name}.{mark}.{end}") for end in ("tmp", "old"))
+    try:
+        adata.write_zarr(new)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        if not path.exists() and old.exists():
+            old.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))

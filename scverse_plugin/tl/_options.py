@@ -1,0 +1,140 @@
+"""The options of ``tl.annotate`` in one place, checked as far as that goes without the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from anndata import AnnData
+
+from recipe.cello1.engines.protocol import Engine, Sampling
+from recipe.cello1.task.prompt import Layout, check_layout
+from scverse_plugin.adata import _store
+from scverse_plugin.adata._context import AUTO
+from scverse_plugin.adata._groups import CELL_CHOICES
+from scverse_plugin.adata._types import CellTypes
+from scverse_plugin.method._ask import ON_ERROR
+from scverse_plugin.method._engines import check_engine
+
+Price = float | tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Options:
+    """What the parameters of ``tl.annotate`` say; it documents them, and has their defaults."""
+
+    cell_types: CellTypes
+    groupby: str | None
+    groups: Iterable[str] | None
+    sample_key: str | None
+    reference: AnnData | None
+    context: str | Mapping[str, str] | None
+    context_keys: Sequence[str] | Mapping[str, Any] | None
+    layer: str | None
+    use_raw: bool | None
+    gene_symbols: str | None
+    mask_var: str | np.ndarray | None
+    n_top_genes: int
+    rank_by: Literal["expression", "specificity"]
+    exclude_genes: Sequence[str]
+    cells_per_group: int
+    cell_choice: Literal["random", "representative"]
+    n_votes: int
+    puzzle_size: int | None
+    n_candidates: int
+    shuffle_candidates: bool
+    decoys: Iterable[str]
+    one_to_one: bool | Literal["auto"]
+    min_support: float
+    unassigned: str
+    model: str | Path | None
+    engine: str | Engine
+    base_url: str | None
+    engine_options: Mapping[str, Any] | None
+    prompt_layout: Layout
+    constrained: bool
+    temperature: float
+    top_p: float
+    max_tokens: int
+    reasoning_budget: int | None
+    max_concurrency: int | None
+    max_puzzles: int | None
+    price_per_million_tokens: Price | None
+    cache: str | Path | None
+    on_error: Literal["raise", "skip"]
+    store_reasoning: bool
+    dry_run: bool
+    rng: int | np.random.Generator
+    progress: bool
+    key_added: str
+    copy: bool
+
+    def __post_init__(self) -> None:
+        _store.check_key(self.key_added)
+        try:
+            check_layout(self.prompt_layout)
+        except ValueError as error:
+            msg = f"prompt_layout: {error}"
+            raise ValueError(msg) from None
+        for name in ("groupby", "sample_key", "layer", "gene_symbols"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                msg = f"{name} must be one name, a str, got {value!r}"
+                raise ValueError(msg)
+        if not isinstance(self.engine_options or {}, Mapping):
+            msg = f"engine_options must be a dict ({{'max_model_len': 8192}}), got {self.engine_options!r}"
+            raise ValueError(msg)
+        self._check_numbers()
+        for name, allowed in (
+            ("cell_choice", CELL_CHOICES),
+            ("on_error", ON_ERROR),
+        ):
+            if (value := getattr(self, name)) not in allowed:
+                msg = f"{name} must be one of {', '.join(allowed)}, got {value!r}"
+                raise ValueError(msg)
+        if self.one_to_one not in (True, False, AUTO):
+            msg = f"one_to_one must be True, False or 'auto', got {self.one_to_one!r}"
+            raise ValueError(msg)
+        check_engine(self.engine, model=self.model, base_url=self.base_url, options=self.engine_options)
+        self.sampling()
+
+    def _check_numbers(self) -> None:
+        optional = ("puzzle_size", "max_concurrency", "max_puzzles")
+        for name in ("cells_per_group", "n_votes", "n_candidates", *optional):
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+                msg = f"{name} must be a positive integer, got {value!r}"
+                raise ValueError(msg)
+        if not _is_number(self.min_support) or not 0 <= self.min_support <= 1:
+            msg = f"min_support must be a number between 0 and 1, got {self.min_support!r}"
+            raise ValueError(msg)
+        if self.price_per_million_tokens is not None:
+            prices = self.prices()
+            if len(prices) != 2 or not all(_is_number(price) and 0 <= price < np.inf for price in prices):
+                msg = (
+                    "price_per_million_tokens must be a number, or two (of the prompt, of the answer), "
+                    f"got {self.price_per_million_tokens!r}"
+                )
+                raise ValueError(msg)
+        whole = isinstance(self.rng, int | np.integer) and not isinstance(self.rng, bool)
+        if not isinstance(self.rng, np.random.Generator) and not (whole and self.rng >= 0):
+            msg = f"rng is {self.rng!r}; pass a seed (0 or more) or a numpy Generator, so that the run can be repeated"
+            raise ValueError(msg)
+
+    def prices(self) -> tuple[Any, ...]:
+        """Return the prices of a million tokens of prompt and of answer."""
+        given = self.price_per_million_tokens
+        return tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given, given)
+
+    def sampling(self) -> Sampling:
+        """Return how is sampled."""
+        return Sampling(self.temperature, self.top_p, self.max_tokens, reasoning_budget=self.reasoning_budget)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
