@@ -11,7 +11,7 @@ from anndata import AnnData
 from natsort import natsorted
 from scanpy import logging as logg
 
-from recipe.cello1.task.context import is_usable
+from recipe.cello1.task.text import is_usable
 from scverse_plugin.adata._matrix import Expression, most_typical
 from scverse_plugin.method._units import Unit, draw_cells
 

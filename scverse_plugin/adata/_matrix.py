@@ -11,7 +11,6 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scanpy import logging as logg
 
-from recipe.cello1.task.text import is_usable
 from recipe.cello1.task.genes import (
     RANKS,
     GeneNameError,
@@ -22,6 +21,7 @@ from recipe.cello1.task.genes import (
     specificity,
     top_genes,
 )
+from recipe.cello1.task.text import is_usable
 
 FEATURE_TYPES = "feature_types"  # as 10x and scanpy call the column
 BLOCK = 2048  # rows read at once

