@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.cello1.formats.items import item_to_puzzle
-from recipe.cello1.formats.puzzle_files import is_rl_row, puzzle_of, read_rows, without_gaps
+from recipe.cello1.formats.puzzle_files import is_rl_row, iter_rows, puzzle_of, without_gaps
 from recipe.cello1.task.prompt import VARIANTS, Variant
 from recipe.cello1.task.puzzle import Puzzle
 
@@ -52,7 +52,7 @@ def split_in_name(name: str) -> str:
 def read_puzzle_file(path: str | Path, variant: Variant | None = "batch") -> Imported:
     """Read a file of puzzles."""
     path = Path(path)
-    puzzles, failures = _convert(read_rows(path), variant)
+    puzzles, failures = _convert(iter_rows(path), variant)
     return Imported(path.name, split_in_name(path.name), puzzles, tuple(f"{path.name}: {text}" for text in failures))
 
 

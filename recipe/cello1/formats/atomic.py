@@ -22,7 +22,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
     """Encode as JSON that always can be written as UTF-8."""
     try:
         text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=_plain)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         msg = f"cannot be written as JSON: {error}"
         raise ValueError(msg) from error
     try:
@@ -50,10 +50,16 @@ def _is_jsonl(path: Path) -> bool:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file."""
-    try:
+    with _json_of(str(path)):
         return json.loads(Path(path).read_bytes())
-    except ValueError as error:  # bad JSON and bad UTF-8 alike
-        msg = f"{path} is not valid JSON: {error}"
+
+
+@contextmanager
+def _json_of(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, too deep
+        msg = f"{what} is not valid JSON: {error}"
         raise ValueError(msg) from None
 
 
@@ -80,11 +86,8 @@ def read_lines(path: str | Path, *, drop_partial_tail: bool = False) -> Iterator
             start, at = at, at + len(line)
             if not line.strip() or (drop_partial_tail and not line.endswith(b"\n")):
                 continue
-            try:
+            with _json_of(f"{path}, line {number}"):
                 item = json.loads(line)
-            except ValueError as error:
-                msg = f"{path}, line {number} is not valid JSON: {error}"
-                raise ValueError(msg) from None
             yield number, start, item
 
 
@@ -92,7 +95,10 @@ def _list_items(path: Path) -> Iterator[Any]:
     decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[ \t\n\r]*").match
     with open(path, "rb") as binary:
         encoding = json.detect_encoding(binary.read(4))
-    with suppress(ValueError), open(path, encoding=encoding, errors="surrogatepass", newline="") as file:
+    with (
+        suppress(ValueError, RecursionError),
+        open(path, encoding=encoding, errors="surrogatepass", newline="") as file,
+    ):
         text, more, size, wanted = "", "", _CHUNK, "["
         while more := file.read(size):
             text, at = text + more, 0

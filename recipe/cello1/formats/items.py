@@ -1,32 +1,33 @@
-"""Puzzle items and RL rows as plain dicts.
+"""Puzzle items as plain dicts.
 
 Layouts (all of them the field's own, so that published files load here and ours load there):
 
-- *Puzzle item*: ``{system_msg, user_msg, assistant_msg}``; files that say ``question`` and ``answer`` are read too.
-  The gold stands in ``assistant_msg`` as ``A | B`` or as a full trace with think and answer tags.
-- *RL row*: the dict of one row of verl's parquet schema.
+- *Puzzle item*: ``{system_msg, user_msg, assistant_msg}``; files that say ``question`` and ``answer``, and those with
+  ``conversations`` (``system``, ``human`` and ``gpt``), are read too. The gold stands in ``assistant_msg`` as ``A | B``
+  or as a full trace with think and answer tags.
 
 Their files are in :mod:`recipe.cello1.formats.puzzle_files`, predictions in :mod:`recipe.cello1.formats.predictions`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipe.cello1.task.answer import TAGS, format_answer, join_types, parse_answer, split_types
-from recipe.cello1.task.prompt import Variant, instruction, parse_user, render_user
+from recipe.cello1.task.prompt import Variant, instruction, instructions, parse_user, render_user
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.text import shown
 
 USER_KEYS = ("user_msg", "question")
 GOLD_KEYS = ("assistant_msg", "answer")
 SYSTEM_KEY = "system_msg"
 REASONING_KEY = "reasoning"
 
-ITEM_KEYS = (SYSTEM_KEY, *USER_KEYS, *GOLD_KEYS)
-
-
-# ---------------------------------------------------------------------------------------------------- puzzle items
+CONVERSATIONS_KEY = "conversations"
+ITEM_KEYS = (SYSTEM_KEY, *USER_KEYS, *GOLD_KEYS, CONVERSATIONS_KEY)
+_SPEAKERS = {"system": SYSTEM_KEY, "human": USER_KEYS[0], "gpt": GOLD_KEYS[0]}
 
 
 def puzzle_to_item(puzzle: Puzzle, variant: Variant = "batch") -> dict[str, Any]:
@@ -69,7 +70,7 @@ def item_to_puzzle(
     ----------
     item
         The item. Keys that are not the item's own go to ``meta``, the reasoning of a full trace to
-        ``meta["reasoning"]``.
+        ``meta["reasoning"]``. A key whose value is NaN, as tables write what is missing, is left out.
     index
         Position of the item in its file, for messages.
     variant
@@ -90,27 +91,80 @@ def item_to_puzzle(
     if not isinstance(item, Mapping):
         msg = f"{where} must be an object with the key 'user_msg', got {type(item).__name__}"
         raise ValueError(msg)
+    item = _from_conversations(item, where)
     user_key = _one_key(item, USER_KEYS, where)
-    if SYSTEM_KEY in item and item[SYSTEM_KEY] != instruction(variant):
+    if SYSTEM_KEY in item and str(item[SYSTEM_KEY]) not in instructions(variant):
         msg = (
             f"{where}, key '{SYSTEM_KEY}': not the instruction of the variant {variant!r}; "
             "choose another variant, or remove the key to use the standard instruction"
         )
         raise ValueError(msg)
-    meta = {key: value for key, value in item.items() if key not in ITEM_KEYS}
+    meta = {key: value for key, value in item.items() if key not in ITEM_KEYS and not _is_nan(value)}
+    if spoiled := [key for key, value in meta.items() if _not_finite(value, where)]:
+        msg = f"{where}, key {spoiled[0]!r}: holds NaN or an infinite number, which JSON has not; remove it"
+        raise ValueError(msg)
     answer = None
     if require_gold or any(key in item for key in GOLD_KEYS):
         gold_key = _one_key(item, GOLD_KEYS, where)
         answer, reasoning = read_gold(item[gold_key], f"{where}, key '{gold_key}'")
         if reasoning is not None:
             meta[REASONING_KEY] = reasoning
-    key = user_key
     try:
-        puzzle = parse_user(item[user_key], variant)
-        key = gold_key if answer is not None else user_key
-        return Puzzle(puzzle.cells, puzzle.candidates, answer, puzzle.context, meta)
+        return parse_user(item[user_key], variant, answer, meta)
     except ValueError as error:
+        key = gold_key if str(error).startswith("answer") else user_key
         msg = f"{where}, key '{key}': {error}"
+        raise ValueError(msg) from None
+
+
+def question_of(item: Mapping[str, Any]) -> str:
+    """Return the user message of an item, unchecked; empty if it has none.
+
+    Parameters
+    ----------
+    item
+        The item.
+
+    Returns
+    -------
+    The message.
+    """
+    turns = item.get(CONVERSATIONS_KEY)
+    texts = [item.get(key) for key in USER_KEYS]
+    texts += [turn.get("value") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _from_conversations(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Return an item of ``conversations`` as one of ``system_msg``, ``user_msg`` and ``assistant_msg``."""
+    if CONVERSATIONS_KEY not in item:
+        return item
+    found = {key: value for key, value in item.items() if key != CONVERSATIONS_KEY}
+    turns = item[CONVERSATIONS_KEY]
+    for turn in turns if isinstance(turns, Sequence) else [turns]:
+        key = _SPEAKERS.get(str(turn.get("from"))) if isinstance(turn, Mapping) else None
+        if key is None or key in found:
+            wanted = f"must hold one turn each of {', '.join(_SPEAKERS)}"
+            msg = f"{where}, key '{CONVERSATIONS_KEY}': {wanted}, got {shown(turn)}"
+            raise ValueError(msg)
+        found[key] = turn.get("value")
+    return found
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _not_finite(value: object, where: str) -> bool:
+    """Whether there is a number that JSON cannot hold anywhere in a value."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if not isinstance(value, Mapping | list | tuple):
+        return False
+    try:
+        return any(_not_finite(entry, where) for entry in (value.values() if isinstance(value, Mapping) else value))
+    except RecursionError:
+        msg = f"{where}: is nested too deeply"
         raise ValueError(msg) from None
 
 
@@ -118,7 +172,7 @@ def _one_key(item: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
     """Return which of ``keys`` the item has; two of them must agree."""
     present = [key for key in keys if key in item]
     if not present:
-        msg = f"{where} has neither '{keys[0]}' nor '{keys[1]}'; its keys are {sorted(map(str, item))}"
+        msg = f"{where} has neither '{keys[0]}' nor '{keys[1]}'; its keys are {shown(sorted(map(str, item)))}"
         raise ValueError(msg)
     for key in present:
         if not isinstance(item[key], str):
@@ -165,6 +219,3 @@ def read_gold(text: str, where: str) -> tuple[tuple[str, ...], str | None]:
         msg = f"{where}: the trace is malformed ({parsed.reason}); write it as task.answer.format_answer does"
         raise ValueError(msg)
     return parsed.items, parsed.reasoning
-
-
-# --------------------------------------------------------------------------------------------------------- RL rows

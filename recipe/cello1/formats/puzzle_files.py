@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.formats.atomic import read_items, write_items
-from recipe.cello1.formats.items import ITEM_KEYS, item_to_puzzle, puzzle_to_item
+from recipe.cello1.formats.atomic import iter_items, write_items
+from recipe.cello1.formats.items import ITEM_KEYS, item_to_puzzle, puzzle_to_item, question_of
 from recipe.cello1.formats.rl_rows import puzzle_from_rl_row
-from recipe.cello1.task.prompt import Layout, Variant
+from recipe.cello1.task.prompt import Layout, Variant, find_variant
 from recipe.cello1.task.puzzle import Puzzle
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -33,17 +33,17 @@ class PuzzleFile:
     layout: Layout
 
 
-def read_rows(path: str | Path) -> list[Any]:
-    """Read the items or rows of a file, unchecked.
+def iter_rows(path: str | Path) -> Iterator[Any]:
+    """Read the items or rows of a file one by one, unchecked.
 
     Parameters
     ----------
     path
         A ``.json`` list, ``.jsonl``, or ``.parquet``.
 
-    Returns
-    -------
-    One entry each, at least one.
+    Yields
+    ------
+    Each entry, at least one.
 
     Raises
     ------
@@ -60,15 +60,17 @@ def read_rows(path: str | Path) -> list[Any]:
         msg = f"{path} does not exist; give a file of puzzle items or RL data"
         raise FileNotFoundError(msg)
     if path.suffix == ".parquet":
-        from recipe.cello1.formats.rl_parquet import read_table
+        from recipe.cello1.formats.rl_parquet import iter_parquet
 
-        rows = [without_gaps(row) for row in read_table(path).to_pylist()]
+        rows: Iterator[Any] = map(without_gaps, iter_parquet(path))
     else:
-        rows = [without_gaps(row, ITEM_KEYS) if isinstance(row, Mapping) else row for row in read_items(path)]
-    if not rows:
+        rows = (without_gaps(row, ITEM_KEYS) if isinstance(row, Mapping) else row for row in iter_items(path))
+    row = None
+    for row in rows:
+        yield row
+    if row is None:
         msg = f"{path} holds no items"
         raise ValueError(msg)
-    return rows
 
 
 def without_gaps(row: Mapping[str, Any], keys: Collection[str] | None = None) -> dict[str, Any]:
@@ -139,9 +141,9 @@ def load_puzzles(
     Parameters
     ----------
     path
-        As for :func:`read_rows`.
+        As for :func:`iter_rows`.
     variant, layout
-        Task variant and prompt layout, if decided elsewhere.
+        Task variant and prompt layout, if decided elsewhere. Without a variant, rows say it, or the first question.
     require_gold
         As for :func:`puzzle_of`.
 
@@ -156,24 +158,28 @@ def load_puzzles(
     ValueError
         If anything in it is unusable, its rows disagree, or they contradict ``variant`` or ``layout``.
     """
-    rows = read_rows(path)
+    said: dict[str, dict[Any, int]] = {"variant": {}, "prompt_layout": {}}
+    puzzles: list[Puzzle] = []
     try:
-        found: Variant = _agreed(rows, "variant", variant) or "batch"
-        asked: Layout = _agreed(rows, "prompt_layout", layout) or "system"
-        puzzles = [puzzle_of(row, index, found, require_gold=require_gold) for index, row in enumerate(rows)]
+        for index, row in enumerate(iter_rows(path)):
+            extra = row.get("extra_info") if is_rl_row(row) else None
+            for key, values in said.items():
+                if isinstance(extra, Mapping) and (value := extra.get(key)):
+                    values.setdefault(value, index)
+            own: Variant | None = next(iter(said["variant"]), variant)
+            if own is None and isinstance(row, Mapping) and not is_rl_row(row):
+                own = variant = find_variant(question_of(row))
+            puzzles.append(puzzle_of(row, index, own, require_gold=require_gold))
+        found = {"variant": variant, "prompt_layout": layout}
+        found = {key: _agreed(key, values, found[key]) for key, values in said.items()}
     except ValueError as error:
-        msg = f"{path}: {error}"
+        msg = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
         raise ValueError(msg) from None
-    return PuzzleFile(puzzles, found, asked)
+    return PuzzleFile(puzzles, found["variant"] or "batch", found["prompt_layout"] or "system")
 
 
-def _agreed(rows: list[Any], key: str, asked: Any) -> Any:
-    """Return what the rows say, or ``asked`` where they are silent."""
-    first: dict[Any, int] = {}
-    for index, row in enumerate(rows):
-        extra = row.get("extra_info") if is_rl_row(row) else None
-        if isinstance(extra, Mapping) and (value := extra.get(key)):
-            first.setdefault(value, index)
+def _agreed(key: str, first: Mapping[Any, int], asked: Any) -> Any:
+    """Return what the rows say (value -> the first row that says it), or ``asked`` where they are silent."""
     if len(first) > 1:
         said = " and ".join(f"{value!r} (row {index})" for value, index in first.items())
         msg = f"column 'extra_info': its rows have {key} {said}; split them into a file each"

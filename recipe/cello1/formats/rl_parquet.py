@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import islice
+import os
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipe.cello1.formats.atomic import replacing
+from recipe.cello1.formats.atomic import replacing, sha256
 from recipe.cello1.formats.rl_rows import check_rl_row, puzzle_from_rl_row, rl_row
 from recipe.cello1.task.prompt import Layout, Variant
 from recipe.cello1.task.puzzle import Puzzle
 
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
+CHECKED = "CELLO1_CHECKED"  # environment variable: the hashes of files whose rows are all right
 _BATCH = 1000  # rows that lie in memory at once
 
 
@@ -61,17 +63,17 @@ def write_rl_parquet(
     return count
 
 
-def read_table(path: str | Path) -> pa.Table:
-    """Read a parquet file.
+def iter_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Read the rows of a parquet file one by one.
 
     Parameters
     ----------
     path
         The file.
 
-    Returns
-    -------
-    All of it.
+    Yields
+    ------
+    Each row.
 
     Raises
     ------
@@ -79,8 +81,10 @@ def read_table(path: str | Path) -> pa.Table:
         If it is not parquet, or cut.
     """
     try:
-        return pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
         msg = f"{path} is not a readable parquet file: {error}"
         raise ValueError(msg) from None
 
@@ -119,27 +123,62 @@ def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:
     ValueError
         If it is not parquet, has no rows, lacks a column, or a row cannot be trained on, naming the column and the row.
     """
-    path = Path(path)
+    return list(_checked(Path(path)))
+
+
+def check_rl_parquet(path: str | Path) -> None:
+    """Check every row of RL data, once: a file that passed is not checked again by this process or one it starts.
+
+    Parameters
+    ----------
+    path
+        As for :func:`read_rl_parquet`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        As for :func:`read_rl_parquet`.
+    """
+    if Path(path).is_file() and sha256(path) in os.environ.get(CHECKED, "").split():
+        return
+    for _ in _checked(Path(path)):
+        pass
+    mark_checked(path)
+
+
+def mark_checked(path: str | Path) -> None:
+    """Remember that a file of RL data need not be checked, since it was, or since it was made of puzzles.
+
+    Parameters
+    ----------
+    path
+        The file.
+    """
+    os.environ[CHECKED] = f"{os.environ.get(CHECKED, '')} {sha256(path)}".strip()
+
+
+def _checked(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         msg = f"{path} does not exist; make it with `python -m recipe.cello1 prepare`, or correct the path"
         raise FileNotFoundError(msg)
-    table = read_table(path)
-    if missing := [name for name in REQUIRED_COLUMNS if name not in table.column_names]:
+    rows = iter_parquet(path)
+    first = next(rows, None)
+    if first is None:
+        msg = f"{path} has no rows; there is nothing to train on"
+        raise ValueError(msg)
+    if missing := [name for name in REQUIRED_COLUMNS if name not in first]:
         msg = (
-            f"{path} has no column {', '.join(map(repr, missing))}; it has {table.column_names}. "
+            f"{path} has no column {', '.join(map(repr, missing))}; it has {list(first)}. "
             "Make it with `python -m recipe.cello1 prepare`"
         )
         raise ValueError(msg)
-    if table.num_rows == 0:
-        msg = f"{path} has no rows; there is nothing to train on"
-        raise ValueError(msg)
-    rows = table.to_pylist()
-    for index, row in enumerate(rows):
+    for index, row in enumerate(chain([first], rows)):
         try:
-            check_rl_row(row, index)
             if (row.get("extra_info") or {}).get("question"):
                 puzzle_from_rl_row(row, index)
+            else:
+                check_rl_row(row, index)
         except ValueError as error:
             msg = f"{path}: {error}"
             raise ValueError(msg) from None
-    return rows
+        yield row

@@ -11,13 +11,10 @@ from recipe.cello1.formats.items import item_to_puzzle
 from recipe.cello1.task.answer import join_types, split_types
 from recipe.cello1.task.prompt import Layout, Variant, chat, render_user
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.text import shown
 
 DATA_SOURCE = "cell_data"  # the published reward refuses any other
-
-
 ABILITY = "cell_type_annotation"
-
-
 META_KEYS = ("donor_id", "dataset", "tissue", "disease")
 
 
@@ -99,7 +96,7 @@ def check_rl_row(row: Mapping[str, Any], index: int = 0) -> None:
             msg = f"{where} has no column '{column}'; its columns are {sorted(map(str, row))}"
             raise ValueError(msg)
     if row["data_source"] != DATA_SOURCE:
-        msg = f"{where}, column 'data_source': must be {DATA_SOURCE!r}, got {row['data_source']!r}"
+        msg = f"{where}, column 'data_source': must be {DATA_SOURCE!r}, got {shown(row['data_source'])}"
         raise ValueError(msg)
     prompt = row["prompt"]
     if isinstance(prompt, str) or not isinstance(prompt, Sequence | np.ndarray) or len(prompt) == 0:
@@ -107,13 +104,39 @@ def check_rl_row(row: Mapping[str, Any], index: int = 0) -> None:
         raise ValueError(msg)
     for message in prompt:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str) or "role" not in message:
-            msg = f"{where}, column 'prompt': every message needs 'role' and 'content', got {message!r}"
+            msg = f"{where}, column 'prompt': every message needs 'role' and 'content', got {shown(message)}"
             raise ValueError(msg)
     reward = row["reward_model"]
     truth = reward.get("ground_truth") if isinstance(reward, Mapping) else None
     if not isinstance(truth, str) or not split_types(truth):
-        msg = f"{where}, column 'reward_model': 'ground_truth' must name the types, got {truth!r}"
+        msg = f"{where}, column 'reward_model': 'ground_truth' must name the types, got {shown(truth)}"
         raise ValueError(msg)
+
+
+def row_question(row: Mapping[str, Any], index: int = 0) -> tuple[str, Variant]:
+    """Return the question of a row and the variant it is asked in.
+
+    Parameters
+    ----------
+    row
+        The row.
+    index
+        Its position, for messages.
+
+    Returns
+    -------
+    User message and task variant.
+
+    Raises
+    ------
+    ValueError
+        If the row has none.
+    """
+    extra = row.get("extra_info")
+    if not isinstance(extra, Mapping) or not extra.get("question"):
+        msg = f"row {index}, column 'extra_info': has no 'question'; without it the prompt can only be used as it is"
+        raise ValueError(msg)
+    return extra["question"], extra.get("variant") or "batch"
 
 
 def puzzle_from_rl_row(row: Mapping[str, Any], index: int = 0, variant: Variant | None = None) -> Puzzle:
@@ -138,14 +161,12 @@ def puzzle_from_rl_row(row: Mapping[str, Any], index: int = 0, variant: Variant 
         If the row is unusable, naming the column and the row.
     """
     check_rl_row(row, index)
-    extra = row.get("extra_info")
-    if not isinstance(extra, Mapping) or "question" not in extra:
-        msg = f"row {index}, column 'extra_info': has no 'question' to read the puzzle from"
-        raise ValueError(msg)
+    question, said = row_question(row, index)
+    extra = row["extra_info"]
     item = {key: extra[key] for key in META_KEYS if extra.get(key)}
-    item |= {"question": extra["question"], "answer": row["reward_model"]["ground_truth"]}
+    item |= {"question": question, "answer": row["reward_model"]["ground_truth"]}
     try:
-        return item_to_puzzle(item, index, variant or extra.get("variant") or "batch")
+        return item_to_puzzle(item, index, variant or said)
     except ValueError as error:
         msg = f"row {index}, column 'extra_info': {error}"
         raise ValueError(msg) from None

@@ -24,7 +24,7 @@ from recipe.cello1.formats.atomic import sha256
 from recipe.cello1.formats.model_folder import is_hub_name, model_fingerprint
 from recipe.cello1.formats.provenance import check_same_run, write_run
 from recipe.cello1.formats.puzzle_files import load_puzzles
-from recipe.cello1.formats.rl_parquet import n_rows, read_rl_parquet, write_rl_parquet
+from recipe.cello1.formats.rl_parquet import CHECKED, check_rl_parquet, mark_checked, n_rows, write_rl_parquet
 from recipe.cello1.launch.batch_sizes import check_batches, check_rows
 from recipe.cello1.rl.export import TRACKER
 
@@ -127,7 +127,7 @@ def check_platform() -> None:
 def rl_data(path: str, split: str, out: str | Path) -> Path:
     """Give the RL parquet file of a data set, after checking every row of it."""
     if Path(path).suffix not in (".json", ".jsonl"):
-        read_rl_parquet(path)
+        check_rl_parquet(path)
         return Path(path)
     if not Path(path).is_file():
         msg = f"{path} does not exist; correct the path"
@@ -135,6 +135,7 @@ def rl_data(path: str, split: str, out: str | Path) -> Path:
     target = Path(out) / f"{split}.parquet"
     found = load_puzzles(path, require_gold=True)
     write_rl_parquet(target, found.puzzles, split, found.layout, found.variant)
+    mark_checked(target)
     return target
 
 
@@ -233,4 +234,4 @@ def run(args: argparse.Namespace) -> None:
     check_platform()
     check_gpus(config)
     check_run(args.run, identity)
-    print(train, val, sep="\n")
+    print(train, val, os.environ.get(CHECKED, ""), sep="\n")

@@ -112,6 +112,8 @@ files=$("$PYTHON" -m recipe.cello1 preflight --model "$MODEL" --train "$TRAIN_DA
   --config "cello1_$algorithm" -- "${settings[@]}" "$@")
 train_file=$(sed -n 1p <<<"$files")
 val_file=$(sed -n 2p <<<"$files")
+CELLO1_CHECKED=$(sed -n 3p <<<"$files") # hashes of these files: the training need not check their rows again
+export CELLO1_CHECKED
 
 composed=$OUTPUT/hydra/.hydra/config.yaml
 stage "$title with verl (HARDWARE=$HARDWARE; log: $OUTPUT/$algorithm.log)"

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.formats.items import REASONING_KEY
-from recipe.cello1.formats.rl_rows import puzzle_from_rl_row
+from recipe.cello1.formats.rl_rows import puzzle_from_rl_row, row_question
 from recipe.cello1.task.answer import join_types
-from recipe.cello1.task.prompt import LAYOUTS, Variant, chat, render_user
+from recipe.cello1.task.prompt import LAYOUTS, chat, render_user
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.sampling import order_by_size
 
@@ -117,7 +117,7 @@ def augmented_row(row: Mapping[str, Any], *, seed: int, index: int, copy: int) -
     Parameters
     ----------
     row
-        The row, its prompt in one of the two layouts.
+        The row, checked, its prompt in one of the layouts.
     seed, index, copy
         As for :func:`augmented`.
 
@@ -130,11 +130,10 @@ def augmented_row(row: Mapping[str, Any], *, seed: int, index: int, copy: int) -
     ValueError
         If the row has no question, or its prompt is not the one that is made of the question.
     """
-    puzzle = puzzle_from_rl_row(row, index)
+    question, variant = row_question(row, index)
     extra = row["extra_info"]
-    variant: Variant = extra.get("variant") or "batch"
     asked = [dict(message) for message in row["prompt"]]
-    layout = next((layout for layout in LAYOUTS if chat(extra["question"], layout, variant) == asked), None)
+    layout = next((layout for layout in LAYOUTS if chat(question, layout, variant) == asked), None)
     if layout is None:
         msg = (
             f"row {index}, column 'prompt': is not what extra_info['question'] gives in any layout, so it cannot be "
@@ -143,7 +142,7 @@ def augmented_row(row: Mapping[str, Any], *, seed: int, index: int, copy: int) -
         raise ValueError(msg)
     if copy == 0:
         return {**row, "extra_info": {**extra, "copy": 0}}
-    puzzle = augmented(puzzle, seed=seed, index=index, copy=copy)
+    puzzle = augmented(puzzle_from_rl_row(row, index), seed=seed, index=index, copy=copy)
     question, answer = render_user(puzzle, variant), join_types(puzzle.answer or ())
     return {
         **row,

@@ -11,7 +11,8 @@ from typing import Any
 
 import datasets
 
-from recipe.cello1.formats.rl_parquet import read_rl_parquet
+from recipe.cello1.formats.rl_parquet import check_rl_parquet
+from recipe.cello1.formats.rl_rows import row_question
 from recipe.cello1.rl.curriculum import augmented_row, pass_order
 from recipe.cello1.task.prompt import Layout, chat, check_layout
 from recipe.cello1.task.sampling import ORDERS
@@ -21,7 +22,6 @@ from verl.utils.tokenizer import normalize_token_ids
 
 logger = logging.getLogger(__name__)
 
-LAYOUT_KEY = "data.prompt_layout"
 CURRICULUM_KEY = "data.curriculum"
 EPOCHS_KEY = "data.augmented_epochs"
 _OWN_TOKENIZER_OPTIONS = ("tokenize", "return_dict", "return_tensors")
@@ -33,7 +33,7 @@ class PuzzleDataset(RLHFDataset):
     Takes verl's arguments, and in ``data`` these settings; the last two concern the training data only.
 
     ``prompt_layout``
-        ``system``, ``user`` or null (as written in the file).
+        One of the ``LAYOUTS`` of ``task.prompt``, or null (as written in the file).
     ``curriculum``
         null, or the order of the puzzles by number of cells, see :func:`recipe.cello1.task.sampling.order_by_size`.
     ``augmented_epochs``
@@ -55,7 +55,7 @@ class PuzzleDataset(RLHFDataset):
         self._n_passes, self._orders = 1, None
         curriculum, n_passes = self._checked_settings()
         for path in self.data_files:
-            read_rl_parquet(path)
+            check_rl_parquet(path)
         super()._read_files_and_tokenize()
         least = self.config.get("train_batch_size") or 0
         if not self._is_validation_data() and len(self.dataframe) * n_passes < least:
@@ -179,13 +179,7 @@ def _names(files: Any) -> list[str]:
 
 
 def _relayout(row: dict, index: int, layout: Layout) -> list[dict[str, str]]:
-    extra = row.get("extra_info") or {}
-    if extra.get("prompt_layout") == layout:
+    if (row.get("extra_info") or {}).get("prompt_layout") == layout:
         return row["prompt"]
-    if not extra.get("question"):
-        msg = (
-            f"row {index}, column 'extra_info': has no 'question', so {LAYOUT_KEY}={layout} cannot be applied; "
-            "set it to null to use the prompts as they are"
-        )
-        raise ValueError(msg)
-    return chat(extra["question"], layout, extra.get("variant") or "batch")
+    question, variant = row_question(row, index)
+    return chat(question, layout, variant)

@@ -7,19 +7,25 @@ published CellPuzzles format, byte for byte, because released models are trained
     following cell types:\n<types, one a line>
 
 (one blank before the first empty line). Four task variants share one code path: a batch of cells or one single cell,
-candidates given or open-ended.
+candidates given or open-ended. The single-cell ones are those of the PraMamba fork of the published code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Literal
 
 from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, THINK_CLOSE, THINK_OPEN
 from recipe.cello1.task.puzzle import GENE_SEPARATOR, Puzzle
+from recipe.cello1.task.text import shown
 
-Layout = Literal["system", "user"]
-LAYOUTS: tuple[Layout, ...] = ("system", "user")
+Layout = Literal["system", "user", "user_current", "inference"]
+LAYOUTS: tuple[Layout, ...] = ("system", "user", "user_current", "inference")
+# What stands between question and instruction where both are one user message.
+_ONE_MESSAGE: dict[Layout, str] = {"user": " ", "user_current": " ", "inference": "\n"}
 Variant = Literal["batch", "batch_open", "single", "single_open"]
 
 _ROLE = "You are an expert assistant specialized in cell type annotation."
@@ -38,11 +44,9 @@ _SPARE_CANDIDATES = (
     "assign a different one of them to each cell. "
     "Ensure that you consider all cells and candidate types together, rather than annotating each cell individually."
 )
-_SINGLE = (
-    "You will be given one cell with its top expressed genes in descending order of expression. "
-    "Use both the genes and the donor information to name its cell type."
-)
-_SINGLE_CANDIDATES = "You will also receive a list of candidate cell types; choose exactly one of them."
+_SINGLE = "You will be given information about a single cell, including the top expressed genes in descending order."
+_SINGLE_CANDIDATES = "You will also receive a list of candidate cell types to choose from."
+_SINGLE_TASK = "Using the gene expression data and donor information, determine the correct cell type for this cell"
 _TAGS = (
     f"Include your detailed reasoning within {THINK_OPEN} and {THINK_CLOSE} tags, "
     f"and provide your final answer within {ANSWER_OPEN} and {ANSWER_CLOSE} tags."
@@ -50,9 +54,9 @@ _TAGS = (
 _BATCH_ANSWER = (
     f"The final answer should be a single string listing the assigned cell types in order, separated by '{SEPARATOR}'."
 )
-_SINGLE_ANSWER = "The final answer should be the name of one cell type."
-# The published RL run puts the instruction after the puzzle and adds this sentence; its backslash and n are literal.
-_USER_LAYOUT_FORMAT = f'You must output exactly "{THINK_OPEN}...{THINK_CLOSE}\\n{ANSWER_OPEN}...{ANSWER_CLOSE}."'
+_SINGLE_ANSWER = "The final answer should be a single cell type name"
+# The first upload of the published code had this sentence in every instruction; its backslash and n are literal.
+_EXACT_FORMAT = f'You must output exactly "{THINK_OPEN}...{THINK_CLOSE}\\n{ANSWER_OPEN}...{ANSWER_CLOSE}."'
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ class _Task:
     question: str
     numbered: bool
     candidates: bool
+    context_end: str = " "  # the published puzzles have a blank between the last sentence and the line break
 
 
 VARIANTS: dict[Variant, _Task] = {
@@ -82,24 +87,28 @@ VARIANTS: dict[Variant, _Task] = {
         candidates=False,
     ),
     "single": _Task(
-        opening=(_ROLE, _SINGLE, _SINGLE_CANDIDATES),
-        closing=_SINGLE_ANSWER,
+        opening=(_ROLE, _SINGLE, _SINGLE_CANDIDATES, f"{_SINGLE_TASK} from the candidate list."),
+        closing=f"{_SINGLE_ANSWER} from the candidate list.",
         question="Match the cell above to one of the following cell types:",
         numbered=False,
         candidates=True,
+        context_end="",
     ),
     "single_open": _Task(
-        opening=(_ROLE, _SINGLE),
-        closing=_SINGLE_ANSWER,
-        question="Name the cell type of the cell above.",
+        opening=(_ROLE, _SINGLE, f"{_SINGLE_TASK}."),
+        closing=f"{_SINGLE_ANSWER}.",
+        question=(
+            "Determine the correct cell type for the cell above based on the gene expression pattern and donor context."
+        ),
         numbered=False,
         candidates=False,
+        context_end="",
     ),
 }
 
 _CONTEXT = "Context: "
-_CONTEXT_END = " "  # the published files have a blank between the last sentence and the line break
 _BLOCK = "\n\n"
+_NO_META: Mapping[str, Any] = MappingProxyType({})
 
 
 def instruction(variant: Variant = "batch", layout: Layout = "system") -> str:
@@ -110,7 +119,7 @@ def instruction(variant: Variant = "batch", layout: Layout = "system") -> str:
     variant
         Task variant, a key of ``VARIANTS``.
     layout
-        ``"system"`` or ``"user"``; the latter has one sentence more, as in the published RL run.
+        One of ``LAYOUTS``; ``"user"`` has one sentence more, as in the first upload of the published RL code.
 
     Returns
     -------
@@ -122,8 +131,40 @@ def instruction(variant: Variant = "batch", layout: Layout = "system") -> str:
         If ``variant`` or ``layout`` is unknown.
     """
     task = _task(variant)
-    extra = (_USER_LAYOUT_FORMAT,) if check_layout(layout) == "user" else ()
+    extra = (_EXACT_FORMAT,) if check_layout(layout) == "user" else ()
     return " ".join([*task.opening, *extra, _TAGS, task.closing])
+
+
+@cache
+def instructions(variant: Variant = "batch") -> frozenset[str]:
+    """Collect the instructions that published files have for a variant.
+
+    Parameters
+    ----------
+    variant
+        Task variant.
+
+    Returns
+    -------
+    Those of all layouts. Single-cell files have that of ``single_open`` also where they list candidates.
+    """
+    names = (variant, "single_open") if variant == "single" else (variant,)
+    return frozenset(instruction(name, layout) for name in names for layout in LAYOUTS)
+
+
+def find_variant(text: str) -> Variant | None:
+    """Find the variant that a user message is written in, by its question.
+
+    Parameters
+    ----------
+    text
+        The user message.
+
+    Returns
+    -------
+    The variant; ``None`` if the message asks none of the questions.
+    """
+    return next((name for name, task in VARIANTS.items() if f"{_BLOCK}{task.question}" in text), None)
 
 
 def annotation_messages(puzzle: Puzzle, layout: Layout = "system") -> list[dict[str, str]]:
@@ -208,7 +249,7 @@ def render_user(puzzle: Puzzle, variant: Variant = "batch") -> str:
     if task.candidates and not puzzle.candidates:
         msg = f"variant {variant!r} lists candidates, the puzzle has none; use {variant + '_open'!r}"
         raise ValueError(msg)
-    context = puzzle.context + _CONTEXT_END if puzzle.context else ""
+    context = puzzle.context + task.context_end if puzzle.context else ""
     cells = "\n".join(
         [_cell_label(task, i) + GENE_SEPARATOR.join(genes) for i, genes in enumerate(puzzle.cells, start=1)]
     )
@@ -220,7 +261,9 @@ def _cell_label(task: _Task, number: int) -> str:
     return f"Cell {number}: " if task.numbered else "Cell: "
 
 
-def parse_user(text: str, variant: Variant = "batch") -> Puzzle:
+def parse_user(
+    text: str, variant: Variant = "batch", answer: Sequence[str] | None = None, meta: Mapping[str, Any] = _NO_META
+) -> Puzzle:
     """Read a user message back into a puzzle. The inverse of :func:`render_user`: rendering gives the same bytes.
 
     Parameters
@@ -229,15 +272,17 @@ def parse_user(text: str, variant: Variant = "batch") -> Puzzle:
         The user message.
     variant
         Task variant it was written in.
+    answer, meta
+        What the puzzle has besides, see :class:`recipe.cello1.task.puzzle.Puzzle`.
 
     Returns
     -------
-    The puzzle, without an answer.
+    The puzzle.
 
     Raises
     ------
     ValueError
-        If the text is not in the format, naming what is off.
+        If the text is not in the format, naming what is off, or the answer is not one to it.
     """
     task = _task(variant)
     if not isinstance(text, str):
@@ -250,36 +295,36 @@ def parse_user(text: str, variant: Variant = "batch") -> Puzzle:
             f"found {len(blocks)}"
         )
         raise ValueError(msg)
-    context = _parse_context(blocks[0])
+    context = _parse_context(task, blocks[0])
     cells = [_parse_cell(task, i, line) for i, line in enumerate(blocks[1].split("\n"), start=1)]
     question, *candidates = blocks[2].split("\n")
     if question != task.question:
-        msg = f"user message must ask {task.question!r} after the cells (variant {variant!r}), found {question!r}"
+        msg = f"user message must ask {task.question!r} after the cells (variant {variant!r}), found {shown(question)}"
         raise ValueError(msg)
     if task.candidates and not candidates:
         msg = "user message lists no candidate types after the question"
         raise ValueError(msg)
     if not task.candidates and candidates:
-        msg = f"user message has text after the question: {candidates[0]!r}; variant {variant!r} ends there"
+        msg = f"user message has text after the question: {shown(candidates[0])}; variant {variant!r} ends there"
         raise ValueError(msg)
     try:
-        return Puzzle(cells=tuple(cells), candidates=tuple(candidates), context=context)
+        return Puzzle(tuple(cells), tuple(candidates), answer, context, meta)
     except ValueError as error:
-        msg = f"user message: {error}"
+        msg = str(error) if str(error).startswith("answer") else f"user message: {error}"
         raise ValueError(msg) from None
 
 
-def _parse_context(block: str) -> str:
+def _parse_context(task: _Task, block: str) -> str:
     if not block.startswith(_CONTEXT):
         msg = f"user message must start with {_CONTEXT!r}, found {block[:40]!r}"
         raise ValueError(msg)
     context = block[len(_CONTEXT) :]
     if not context:
         return ""
-    if not context.endswith(_CONTEXT_END) or context == _CONTEXT_END:
+    if not context.endswith(task.context_end) or context == task.context_end:
         msg = f"the context must end with one blank before the empty line, found {context[-40:]!r}"
         raise ValueError(msg)
-    return context[: -len(_CONTEXT_END)]
+    return context.removesuffix(task.context_end)
 
 
 def _parse_cell(task: _Task, number: int, line: str) -> tuple[str, ...]:
@@ -299,7 +344,9 @@ def chat(user_text: str, layout: Layout = "system", variant: Variant = "batch") 
         What :func:`render_user` wrote.
     layout
         ``"system"``: the instruction as system message, the puzzle as user message (published SFT and model card).
-        ``"user"``: one user message, the puzzle, a blank and the instruction (published RL run).
+        The others are one user message: ``"user"`` the puzzle, a blank and the instruction with one sentence more
+        (first upload of the RL code), ``"user_current"`` the same without that sentence (its present state),
+        ``"inference"`` the puzzle, a line break and the instruction (published test script).
     variant
         Task variant, which decides the instruction.
 
@@ -313,8 +360,8 @@ def chat(user_text: str, layout: Layout = "system", variant: Variant = "batch") 
         If ``variant`` or ``layout`` is unknown.
     """
     task_text = instruction(variant, layout)
-    if layout == "user":
-        return [{"role": "user", "content": f"{user_text} {task_text}"}]
+    if layout in _ONE_MESSAGE:
+        return [{"role": "user", "content": user_text + _ONE_MESSAGE[layout] + task_text}]
     return [{"role": "system", "content": task_text}, {"role": "user", "content": user_text}]
 
 

@@ -324,9 +324,7 @@ def test_rl_data_says_how_it_is_asked(monkeypatch, tmp_path, capsys):
 
 
 def test_rl_data_of_two_variants_is_refused(monkeypatch, tmp_path, capsys):
-    rows = [
-        rl_row(puzzle, "test", i, layout) for i, (puzzle, layout) in enumerate(zip(puzzles(2), LAYOUTS, strict=True))
-    ]
+    rows = [rl_row(puzzle, "test", i, LAYOUTS[i]) for i, puzzle in enumerate(puzzles(2))]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "d.parquet")
     assert rl_command(monkeypatch, tmp_path, FakeEngine()) == 1
     assert "its rows have prompt_layout 'system' (row 0) and 'user' (row 1); split them" in capsys.readouterr().err

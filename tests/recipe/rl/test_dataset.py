@@ -60,7 +60,7 @@ def test_fewer_puzzles_than_a_step_takes(data, tokenizer, tmp_path):
 
 
 def test_unknown_layout(data, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="layout must be one of system, user, got 'sideways'"):
+    with pytest.raises(ValueError, match="layout must be one of system, user, user_current, inference, got 'sideways'"):
         dataset(data, tokenizer, tmp_path, prompt_layout="sideways")
 
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,9 @@ from recipe.cello1.task.prompt import (
     VARIANTS,
     chat,
     check_layout,
+    find_variant,
     instruction,
+    instructions,
     messages,
     parse_user,
     render_user,
@@ -177,13 +180,13 @@ def test_other_refusals():
         render_user(Puzzle(PUZZLE.cells, ()))
     with pytest.raises(ValueError, match="variant must be one of batch, batch_open, single, single_open, got 'solo'"):
         render_user(PUZZLE, "solo")
-    with pytest.raises(ValueError, match="layout must be one of system, user, got 'assistant'"):
+    with pytest.raises(ValueError, match="layout must be one of system, user, .*, inference, got 'assistant'"):
         messages(PUZZLE, "assistant")
 
 
 def test_variants_differ_where_the_task_does():
     assert render_user(ONE, "single").split("\n") == [
-        "Context: The liver. ",
+        "Context: The liver.",
         "",
         "Cell: ALB, TTR",
         "",
@@ -201,16 +204,49 @@ def test_variants_differ_where_the_task_does():
 
 
 def test_layouts():
-    assert LAYOUTS == ("system", "user")
-    assert check_layout("user") == "user"
+    assert LAYOUTS == ("system", "user", "user_current", "inference")
+    assert all(check_layout(layout) == layout for layout in LAYOUTS)
     assert [m["role"] for m in messages(PUZZLE)] == ["system", "user"]
-    (message,) = messages(PUZZLE, "user")
-    assert message["role"] == "user"
-    # As in the published RL run: the puzzle, a blank, the instruction with one sentence more.
-    assert message["content"].startswith(USER + " " + instruction().split(".")[0])
+    assert all([m["role"] for m in messages(PUZZLE, layout)] == ["user"] for layout in LAYOUTS[1:])
+
+
+# The instruction of the published files, by its bytes: with the sentence that was deleted later, and without.
+DIGESTS = {
+    "system": "a0a5f3ad62b04e9d",
+    "user": "da1ee32e3271f793",
+    "user_current": "819c02b8bac0c1a4",
+    "inference": "f9c21320abf9a03a",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bytes_of_every_layout(layout):
+    (*system, user) = messages(PUZZLE, layout)
     sentence = ' You must output exactly "<think>...</think>\\n<answer>...</answer>."'
-    assert message["content"].replace(sentence, "") == f"{USER} {instruction()}"
-    assert chat(USER, "user") == [message]
+    before, after = instruction().split(" Include your", 1)
+    expected = {
+        "system": USER,
+        "user": f"{USER} {before}{sentence} Include your{after}",
+        "user_current": f"{USER} {instruction()}",
+        "inference": f"{USER}\n{instruction()}",
+    }
+    assert user["content"] == expected[layout]
+    assert [message["content"] for message in system] == ([instruction()] if layout == "system" else [])
+    assert chat(USER, layout)[-1] == user
+    text = "".join(message["content"] for message in messages(PUZZLE, layout))
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == DIGESTS[layout]
+
+
+def test_published_instructions_are_known():
+    assert instructions() == {instruction(), instruction(layout="user")}
+    assert instruction("single_open") in instructions("single")
+    assert instruction() not in instructions("single")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_question_tells_its_variant(variant):
+    assert find_variant(render_user(ONE, variant)) == variant
+    assert find_variant("Which?") is None
 
 
 def test_the_instruction_stands_in_one_file_only():
