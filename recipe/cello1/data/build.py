@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from recipe.cello1.data.fingerprints import VALUE_SEPARATOR, fingerprints_of
+from recipe.cello1.data.fingerprints import donor_id, fingerprints_of, values_of
 from recipe.cello1.data.leaks import Audit, audit
 from recipe.cello1.data.settings import Settings
-from recipe.cello1.data.split import LEFT_OUT, Plan, decide_sides
+from recipe.cello1.data.split import LEFT_OUT, DataPlan, decide_sides
 from recipe.cello1.formats.atomic import JsonListWriter, atomic_write, dumps, remove_unfinished, sha256
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.provenance import package_versions
@@ -64,7 +64,7 @@ def build(
     sources: Sequence[Source],
     out: str | Path,
     settings: Settings,
-    plan: Plan,
+    plan: DataPlan,
     about: Mapping[str, Any] | None = None,
     more_files: Sequence[str] = (),
 ) -> DataSet:
@@ -75,7 +75,7 @@ def build(
         # What may decide the bytes.
         "versions": {"python": platform.python_version(), **package_versions(_PACKAGES)},
         "settings": settings.plain(),
-        "plan": {name: getattr(plan, name) for name in Plan.__slots__},
+        "plan": {name: getattr(plan, name) for name in DataPlan.__slots__},
         **(about or {}),
     }
     unfinished = _Unfinished(out, head)
@@ -103,7 +103,7 @@ def _build(
     sources: Sequence[Source],
     out: Path,
     settings: Settings,
-    plan: Plan,
+    plan: DataPlan,
     head: Mapping[str, Any],
     more_files: Sequence[str],
     unfinished: _Unfinished,
@@ -210,7 +210,7 @@ def _sides_of(sides: Sequence[np.ndarray]) -> list[str]:
     return sorted({side for own in sides for side in own.tolist()})
 
 
-def _own_names(source: Source, names: Sequence[str], plan: Plan) -> dict[str, str]:
+def _own_names(source: Source, names: Sequence[str], plan: DataPlan) -> dict[str, str]:
     """Name the files of one source alone, by side."""
     if not source.files:
         return {}
@@ -218,7 +218,7 @@ def _own_names(source: Source, names: Sequence[str], plan: Plan) -> dict[str, st
     return {side: f"{side.removesuffix('_raw')}/{source.name}_{side}.json" for side in wanted}
 
 
-def _json_names(sources: Sequence[Source], sides: Sequence[np.ndarray], plan: Plan) -> list[str]:
+def _json_names(sources: Sequence[Source], sides: Sequence[np.ndarray], plan: DataPlan) -> list[str]:
     """Name the merged and per-source files."""
     names = _sides_of(sides)
     merged = [merged_name(side) for side in names] + ([_RAW_MERGED] if plan.raw else [])
@@ -230,7 +230,7 @@ def _write_json(
     sides: Sequence[np.ndarray],
     out: Path,
     settings: Settings,
-    plan: Plan,
+    plan: DataPlan,
     counters: dict[str, dict[str, Counter]],
 ) -> None:
     """Write the merged and per-source files, and count what is in them."""
@@ -272,9 +272,8 @@ def raw_item(puzzle: Puzzle, settings: Settings) -> dict[str, Any]:
 def _count(counters: dict[str, Counter], puzzle: Puzzle) -> None:
     counters.setdefault("by_n_cells", Counter())[str(puzzle.n_cells)] += 1
     for name in ("tissue", "disease"):
-        values = str(puzzle.meta.get(name) or "not given").split(VALUE_SEPARATOR)
-        counters.setdefault(f"by_{name}", Counter()).update(values)
-    donor = str(puzzle.meta.get("donor_id") or "not given")
+        counters.setdefault(f"by_{name}", Counter()).update(values_of(puzzle.meta.get(name)) or ["not given"])
+    donor = donor_id(puzzle.meta.get("donor_id")) or "not given"
     counters.setdefault("by_donor", Counter())[donor] += 1
     counters.setdefault("by_type", Counter()).update(puzzle.answer or ())
 

@@ -33,6 +33,8 @@ from recipe.cello1.task.context import CONTEXT_FIELDS
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.sampling import PuzzleIndex
 
+TISSUE_KIND = "tissue_type"
+_CULTURE = "cell culture"  # in brackets after the tissue where there is no such column yet
 _ENDS = 1 << 20  # bytes at either end of a file that its fingerprint covers
 
 
@@ -71,11 +73,13 @@ class FileResult:
     # Why it could not be used, and what to do; empty if it could
     reason: str = ""
     remedy: str = ""
-    # Size and content hash of the file, see :func:`fingerprint`
+    # The file that has the same content, and is used instead
+    copy_of: str = ""
+    # Size and content hash of the file, see :func:`file_fingerprint`
     fingerprint: dict[str, Any] = field(default_factory=dict)
 
 
-def fingerprint(path: str | Path) -> dict[str, Any]:
+def file_fingerprint(path: str | Path) -> dict[str, Any]:
     """Describe the content of a file without reading all of it."""
     path = Path(path)
     digest = hashlib.sha256()
@@ -96,13 +100,14 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
 def process_file(job: Job, progress: Progress | None = None) -> FileResult:
     """Make the puzzles of one file."""
     try:
-        known = fingerprint(job.path)
         with Store(job.path) as store:
-            return _process(store, job, progress or (lambda count: None), known)
+            return _process(store, job, progress or (lambda count: None), file_fingerprint(job.path))
     except BadFileError as error:
         return FileResult(job.name, reason=error.reason, remedy=error.remedy)
     except OSError as error:  # permissions, a network drive that went away
         return FileResult(job.name, reason=f"it cannot be read ({error})", remedy="check the file and its folder")
+    except MemoryError:
+        return FileResult(job.name, reason="it needs more memory than there is", remedy="use fewer --workers, --threads")
     except Exception as error:  # one file that nobody foresaw must not stop the others; it is listed as bad
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}: {error}"
@@ -255,11 +260,13 @@ def _notes_on_cells(chosen: Sequence[PuzzleIndex], table: Table, cells: _Cells, 
 class _Metadata:
     """The context columns of a file."""
 
-    def __init__(self, store: Store, job: Job) -> None:
+    def __init__(self, store: Store, job: Job, types: Labels) -> None:
         wanted = dict.fromkeys((*CONTEXT_FIELDS, *job.settings.context.extra(job.folder)))
         present = set(store.columns("obs"))
         self._job = job
         self._columns: dict[str, Labels] = {name: store.labels(name) for name in wanted if name in present}
+        self._kinds = store.labels(TISSUE_KIND) if TISSUE_KIND in present else None
+        self._types = {name.lower() for name in types.categories}
 
     def values(self, row: int) -> dict[str, str]:
         """Return the values of a cell that say something."""
@@ -273,8 +280,13 @@ class _Metadata:
         return VALUE_SEPARATOR.join(sorted({value for value in values if value}))
 
     def sentences(self, row: int) -> str:
-        """Write the context of a cell."""
-        return self._job.settings.context.sentences(self.values(row), self._job.folder)
+        """Write the context of a cell; the tissue of a cell culture is its cell type, and would give it away."""
+        values = self.values(row)
+        tissue = values.get("tissue", "").lower()
+        culture = self._kinds is not None and self._kinds.value(row) == _CULTURE
+        if culture or tissue.endswith(f"({_CULTURE})") or tissue in self._types:
+            values.pop("tissue", None)
+        return self._job.settings.context.sentences(values, self._job.folder)
 
 
 def _puzzles(
@@ -286,7 +298,7 @@ def _puzzles(
     ids: dict[int, str],
 ) -> list[Puzzle]:
     settings = job.settings
-    metadata = _Metadata(store, job)
+    metadata = _Metadata(store, job, table.types)
     of_group = candidates_of_group(table) if settings.single and not settings.open_ended else {}
     puzzles = []
     for puzzle in chosen:
@@ -321,7 +333,7 @@ def _puzzles(
 
 def _write_records(store: Store, job: Job, table: Table, reader: CellReader) -> int:
     """Write one record for each cell of the pool, in the published form; returns how many."""
-    metadata = _Metadata(store, job)
+    metadata = _Metadata(store, job, table.types)
     ids, _ = store.cell_ids(table.pool)
     with JsonListWriter(job.records or "", indent=None) as writer:
         for (row, genes), name in zip(reader.read(table.pool), ids, strict=True):

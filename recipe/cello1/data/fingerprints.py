@@ -8,7 +8,7 @@ proves a cell only from ``TELLING_GENES`` genes on, or as many as are listed at 
 first places to the same few dozen genes, and large files have billions of pairs of cells. So with ``--top-genes`` below
 that a cell under two ids is not noticed, which is better than to find leaks everywhere. Without ids every list counts,
 whatever its length. A *donor* is known by the id, the same in every data set; a puzzle that names none is of any donor
-who has its context. A *puzzle* is known by what it shows.
+who has its context. A *puzzle* is known by what it shows. Ids are compared in one form, see :func:`canonical_id`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.text import clean_value, is_usable
 
 TELLING_GENES = 30
 LEAST_TELLING = 15
 _SEPARATOR = re.compile(r"[\W_]+")
 _BARCODE = re.compile(r"[ACGTN]{8,}")
 _LETTER = re.compile(r"[^\W\d_]")
+_WHOLE = re.compile(r"(-?\d+)\.0+")  # a column of whole numbers with a gap is one of floats
+_NO_DONOR = re.compile(
+    r"(pool(ed)?|mix(ed|ture)?|multiplex(ed)?|multiple|various|several|unassigned|doublets?|ambiguous|negative)"
+    r"([ _-]*(donor|sample|patient|subject|individual|human|mouse|mice|animal)s?)?[ _-]*[a-z]?\d*",
+    re.IGNORECASE,
+)
 VALUE_SEPARATOR = " | "  # between the values of a puzzle whose cells differ, for example in tissue
 
 
@@ -57,6 +64,24 @@ class Fingerprint:
     cells_shown: int
 
 
+def canonical_id(value: object) -> str:
+    """Return the one form of an id: one line in normal form, a whole number without its ``.0``; empty for no id."""
+    text = clean_value(value)
+    number = _WHOLE.fullmatch(text)
+    return number[1] if number else text
+
+
+def donor_id(value: object) -> str:
+    """Return the one form of a donor's id; empty if it names none, or several people at once (``pooled``)."""
+    text = canonical_id(value)
+    return "" if _NO_DONOR.fullmatch(text) else text
+
+
+def values_of(text: object) -> list[str]:
+    """Split the values of a puzzle, and the lists (``||``) that each may be."""
+    return [part for part in re.split(r" \|\|? ", clean_value(text)) if is_usable(part)]
+
+
 def hash64(*parts: str) -> int:
     """Hash some texts."""
     digest = hashlib.blake2b("\0".join(parts).encode(errors="surrogatepass"), digest_size=8)
@@ -72,22 +97,21 @@ def fingerprints_of(puzzles: Sequence[Puzzle], dataset: str = "") -> list[Finger
 def fingerprint_of(puzzle: Puzzle, dataset: str = "", n_top: int = TELLING_GENES) -> Fingerprint:
     """Take the fingerprint of a puzzle."""
     meta = puzzle.meta
-    donor = _text(meta.get("donor_id"))
-    name = _text(meta.get("dataset")) or dataset
-    ids = meta.get("cell_ids") or ()
+    donor = donor_id(meta.get("donor_id"))
+    name = clean_value(meta.get("dataset")) or clean_value(dataset)
+    ids = [canonical_id(cell) for cell in meta.get("cell_ids") or ()]
     if len(ids) != puzzle.n_cells:
-        ids = ()
+        ids = []
     genes = ["\1".join(cell) for cell in puzzle.cells]
     enough = max(LEAST_TELLING, min(TELLING_GENES, n_top))
-    tissues = [part for part in _text(meta.get("tissue")).split(VALUE_SEPARATOR) if part]
-    telling_ids = [str(cell) for cell in ids] if donor and all(_names_library(str(cell)) for cell in ids) else []
+    telling_ids = ids if donor and all(map(_names_library, ids)) else []
     return Fingerprint(
         puzzle.n_cells,
         hash64("donor", donor) if donor else None,
         hash64("context", puzzle.context) if puzzle.context else None,
         hash64("dataset", name) if name else None,
-        _array([hash64("tissue", part) for part in tissues]),
-        _array([hash64("id", name, str(cell)) for cell in ids]),
+        _array([hash64("tissue", part) for part in values_of(meta.get("tissue"))]),
+        _array([hash64("id", name, cell) for cell in ids]),
         _array([hash64("donor's id", donor, cell) for cell in telling_ids]),
         _array([hash64("genes", text) for text in genes]),
         np.array([len(cell) >= enough for cell in puzzle.cells]),
@@ -101,10 +125,6 @@ def _names_library(cell: str) -> bool:
     words = _SEPARATOR.split(cell)
     barcodes = [word for word in words if _BARCODE.fullmatch(word)]
     return bool(barcodes) and any(_LETTER.search(word) for word in words if word not in barcodes)
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
 
 
 def _array(values: Sequence[int]) -> np.ndarray:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from recipe.cello1.data.context_table import load_context_table
 from recipe.cello1.data.settings import Settings
-from recipe.cello1.data.split import SPLIT_MODES, Plan
+from recipe.cello1.data.split import MAX_TEST, SPLIT_MODES, DataPlan
 from recipe.cello1.task.genes import GENE_SETS, RANKS
 from recipe.cello1.task.prompt import LAYOUTS
 
 RECORDS = "cells"  # folder of the cell records
 _FOR_EXPRESSION = (
     *("sizes", "per_size", "max_cells", "top_genes", "min_genes", "suspension", "type_column", "donor_column"),
-    *("batch_column", "gene_column", "layer", "use_raw", "context_table", "exclude_genes", "exclude_types", "rank_by"),
+    *("batch_column", "gene_column", "layer", "use_raw", "keep_duplicates", "context_table", "exclude_genes", "exclude_types", "rank_by"),
     *("raw", "workers", "threads", "ray_address", "fresh"),
 )
 
@@ -25,11 +25,11 @@ def sizes(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            msg = f"{text!r} is no list of sizes; write 8-15, or 8,10,12"
+            msg = f"invalid sizes {text!r}; use a range (8-15) or a list (8,10,12)"
             raise argparse.ArgumentTypeError(msg)
         inside = range(int(first), int(last if dash else first) + 1)
         if not inside:
-            msg = f"{text!r}: {part.strip()} goes down; write {last}-{first}"
+            msg = f"invalid sizes {text!r}; write {last}-{first} for {part.strip()}"
             raise argparse.ArgumentTypeError(msg)
         found += inside
     return tuple(found)
@@ -37,7 +37,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def make_parser(about: str) -> argparse.ArgumentParser:
     """Describe the command."""
-    default, plan = Settings(), Plan()
+    default, plan = Settings(), DataPlan()
     summary, _, rest = about.partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary,
@@ -71,6 +71,11 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group = parser.add_argument_group("what is read")
     group.add_argument(
         "--suspension", default=default.suspension, help="suspension_type of the cells, or 'any' (%(default)s)"
+    )
+    group.add_argument(
+        "--keep-duplicates",
+        action="store_true",
+        help="take cells whose is_primary_data is False, too: CELLxGENE has them in another data set",
     )
     for name, what in (("type", "cell type"), ("donor", "donor"), ("batch", "batch, used where a file has it")):
         option = f"{name}_column"
@@ -110,12 +115,14 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         "--split",
         choices=SPLIT_MODES,
         help="what is never on both sides, cells besides; dataset and tissue: donors neither, unless they link all; "
-        "puzzle: only the puzzles themselves, as published; given: as the names of the puzzle files say (default "
-        "donor; given for --from-hub, and where file names speak of train and test)",
+        "puzzle: only the puzzles themselves, as published; given: as the names of the puzzle files say; none: train "
+        "on all, hold none out (default donor; given for --from-hub, and where file names speak of train and test)",
     )
-    group.add_argument("--max-test", type=int, default=plan.max_test, help="test puzzles at most (%(default)s)")
     group.add_argument(
-        "--min-test-per-size", type=int, help="of each size at least (5 of more than --max-test puzzles, else 1)"
+        "--max-test", type=int, help=f"test puzzles at most (default {MAX_TEST}, or a fifth of all where that is less)"
+    )
+    group.add_argument(
+        "--min-test-per-size", type=int, help="of each size at least (5 where there are more puzzles than --max-test, else 1)"
     )
     group.add_argument("--val-size", type=int, default=0, help="validation puzzles to take from training (0)")
     group.add_argument(
@@ -156,6 +163,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         n_top=args.top_genes,
         min_genes=args.min_genes,
         suspension=args.suspension,
+        keep_duplicates=args.keep_duplicates,
         type_column=args.type_column,
         donor_column=args.donor_column,
         batch_column=args.batch_column,
@@ -169,9 +177,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
-def plan_of(args: argparse.Namespace, split: str) -> Plan:
+def plan_of(args: argparse.Namespace, split: str) -> DataPlan:
     """Return how the data set is put together."""
-    return Plan(
+    return DataPlan(
         split=split,
         max_test=args.max_test,
         min_per_size=args.min_test_per_size,

@@ -5,18 +5,21 @@ Cells of one donor (and batch, where there is one), each of another type, from a
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from recipe.cello1.data.expression.store import Labels, Store
+from recipe.cello1.data.fingerprints import canonical_id, donor_id
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.formats.outside_links import BadFileError
 from recipe.cello1.task.answer import type_fault
 from recipe.cello1.task.sampling import PuzzleIndex, sample_puzzles
+from recipe.cello1.task.text import clean_value
 
 SUSPENSION = "suspension_type"
+PRIMARY = "is_primary_data"
 ANY_SUSPENSION = "any"
 
 
@@ -55,7 +58,10 @@ def read_table(store: Store, settings: Settings, rng: np.random.Generator) -> Ta
 
     if settings.suspension != ANY_SUSPENSION:
         kinds = _column(store, columns, SUSPENSION, "take all cells with --suspension any")
-        leave_out(_is_not(kinds, settings.suspension), f"their {SUSPENSION} is not {settings.suspension!r}")
+        leave_out(~_is(kinds, settings.suspension.lower()), f"their {SUSPENSION} is not {settings.suspension!r}")
+    if PRIMARY in columns and not settings.keep_duplicates:
+        copies = _is(store.labels(PRIMARY, canonical_id), "false", "0")
+        leave_out(copies, f"{PRIMARY} is False, other data sets have them (--keep-duplicates takes them)")
     types = _column(store, columns, settings.type_column, "name the column of the cell types with --type-column")
     leave_out(types.codes < 0, f"{settings.type_column} names no type")
     dropped = settings.excluded_types(types.categories)
@@ -63,11 +69,15 @@ def read_table(store: Store, settings: Settings, rng: np.random.Generator) -> Ta
         codes = [types.categories.index(name) for name in dropped]
         leave_out(np.isin(types.codes, codes), f"--exclude-types fits {', '.join(map(repr, dropped))}")
     _check_types(types, usable)
-    donors = _column(store, columns, settings.donor_column, "name the column of the donors with --donor-column")
+    wanted = "name the column of the donors with --donor-column"
+    donors = _column(store, columns, settings.donor_column, wanted, canonical_id)
     if not (donors.codes >= 0).any():
         raise BadFileError(f"{settings.donor_column} names no donor", "fill it, or name another with --donor-column")
     leave_out(donors.codes < 0, f"{settings.donor_column} names no donor")
-    batches = store.labels(settings.batch_column) if settings.batch_column in columns else None
+    if pools := [name for name in donors.categories if not donor_id(name)]:
+        codes = [donors.categories.index(name) for name in pools]
+        leave_out(np.isin(donors.codes, codes), f"{settings.donor_column} is {', '.join(pools)}, which is no donor")
+    batches = store.labels(settings.batch_column, canonical_id) if settings.batch_column in columns else None
 
     pool = np.flatnonzero(usable)
     if settings.max_cells and len(pool) > settings.max_cells:
@@ -75,15 +85,16 @@ def read_table(store: Store, settings: Settings, rng: np.random.Generator) -> Ta
     return Table(types, donors, batches, pool, tuple(notes), store.n_obs)
 
 
-def _column(store: Store, columns: Collection[str], name: str, remedy: str) -> Labels:
+def _column(
+    store: Store, columns: Collection[str], name: str, remedy: str, clean: Callable[[object], str] = clean_value
+) -> Labels:
     if name not in columns:
         raise BadFileError(f"obs has no column {name!r}", f"{remedy}; it has {sorted(columns)}")
-    return store.labels(name)
+    return store.labels(name, clean)
 
 
-def _is_not(labels: Labels, value: str) -> np.ndarray:
-    codes = [i for i, name in enumerate(labels.categories) if name == value]
-    return ~np.isin(labels.codes, codes)
+def _is(labels: Labels, *values: str) -> np.ndarray:
+    return np.isin(labels.codes, [i for i, name in enumerate(labels.categories) if name.lower() in values])
 
 
 def _check_types(types: Labels, usable: np.ndarray) -> None:

@@ -21,14 +21,16 @@ train and test share something and --fail-on-leak is given.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.data.build import DataSet, Source, build
+from recipe.cello1.data.build import MANIFEST, DataSet, Source, build
 from recipe.cello1.data.expression.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.data.extract import FileResult, Job
 from recipe.cello1.data.options import (
@@ -43,9 +45,19 @@ from recipe.cello1.data.published import OWN_FILES, Imported, read_hub, read_puz
 from recipe.cello1.data.resume import drop_part, load_part, part_puzzles, save_part
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.workers import cpu_count, default_workers, run_jobs
+from recipe.cello1.formats.atomic import held
 from recipe.cello1.formats.puzzle_files import SUFFIXES as PUZZLE_SUFFIXES
 from recipe.cello1.task.prompt import Variant
 
+_PACKED = ("gz", "bz2", "xz", "zst", "zip")
+# What users of such files have beside them, and what to do.
+_UNREAD = {
+    **{f"{kind}.{packed}": "unpack it" for kind in (".h5ad", ".json", ".jsonl", ".parquet") for packed in _PACKED},
+    **{f".zarr.{packed}": "unpack it" for packed in ("zip", "tar", "tar.gz", "tgz")},
+    ".h5mu": "write one of its modalities as h5ad: mudata['NAME'].write('NAME.h5ad')",
+    **{kind: "convert it to h5ad" for kind in (".loom", ".h5seurat", ".h5")},
+}
+_LONGEST_NAME = 200  # bytes: what is written has up to 255, with a side and, while it is written, more
 _SHOWN = 20  # items that cannot be read are printed up to this number
 
 
@@ -64,16 +76,22 @@ def run(args: argparse.Namespace) -> str | None:
     """Run the command."""
     check(args)
     settings = settings_of(args)
+    with held(args.out / MANIFEST, "out"):
+        return _run(args, settings)
+
+
+def _run(args: argparse.Namespace, settings: Settings) -> str | None:
     if args.from_hub:
         check_for_puzzles(args, build_parser())
         sources, failures = _imported(read_hub(args.from_hub, settings.variant))
         default_split, about = "given", {"from_hub": args.from_hub}
     else:
-        expression, puzzles = _find_inputs(args.inputs)
-        if expression:
-            return _prepare_expression(args, settings, expression)
+        inputs = _find_inputs(args.inputs)
+        if inputs.expression:
+            return _prepare_expression(args, settings, inputs)
         check_for_puzzles(args, build_parser())
-        sources, failures = _imported([_read_if_possible(path, settings.variant) for path in puzzles])
+        sources, failures = _imported([_read_if_possible(path, settings.variant) for path in inputs.puzzles])
+        failures += [f"{result.name}: {result.reason}; {result.remedy}" for result in inputs.bad]
         named = {source.split for source in sources}
         default_split, about = "given" if {"train", "test"} <= named else "donor", {}
     split = args.split or default_split
@@ -104,18 +122,20 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _prepare_expression(args: argparse.Namespace, settings: Settings, files: Sequence[tuple[Path, str]]) -> str | None:
+def _prepare_expression(args: argparse.Namespace, settings: Settings, inputs: _Found) -> str | None:
     if args.split == "given":
         msg = "--split given is for puzzle files whose names say train and test; choose another for expression files"
         raise ValueError(msg)
-    files, badly_named = _with_good_names(files)
+    files = _usable_files(inputs)
+    # Neither negative nor NaN, scaled or CLR values without centring would look like expression.
+    print("note  values are taken for expression (counts or log-normalised): 0 is absent, more is more expressed")
     workers = args.workers or default_workers(len(files))
     # The machines of a cluster may have fewer processors than this one, and then a task would wait for ever.
     threads = args.threads or (1 if args.ray_address else max(1, cpu_count() // workers))
     jobs = [_job(path, name, settings, threads, args) for path, name in files]
-    results = [*_process(jobs, args, workers), *badly_named]
+    results = [*_process(jobs, args, workers), *inputs.bad]
     bad = [result for result in results if result.reason]
-    good = [result for result in results if not result.reason]
+    good = [result for result in results if not result.reason and not result.copy_of]
     _report_files(results)
     sources = [Source(result.name, partial(part_puzzles, args.out, result.name)) for result in good]
     about = {"inputs": [_about(result) for result in results]}
@@ -154,6 +174,8 @@ def _process(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> lis
 
 
 def _about(result: FileResult) -> dict[str, Any]:
+    if result.copy_of:
+        return {"name": result.name, "status": "copy", "copy_of": result.copy_of}
     about: dict[str, Any] = {"name": result.name, "status": "bad" if result.reason else "used", **result.fingerprint}
     if result.reason:
         return {**about, "reason": result.reason, "remedy": result.remedy}
@@ -161,71 +183,115 @@ def _about(result: FileResult) -> dict[str, Any]:
     return {**about, **counts, "notes": list(result.notes)}
 
 
-def _find_inputs(inputs: Sequence[str]) -> tuple[list[tuple[Path, str]], list[Path]]:
-    """Find what the inputs are: expression files with their names, or puzzle files."""
-    expression: list[tuple[Path, str]] = []
-    puzzles: list[Path] = []
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What lies below the inputs."""
+
+    # Expression files with their names, and puzzle files
+    expression: list[tuple[Path, str]] = field(default_factory=list)
+    puzzles: list[Path] = field(default_factory=list)
+    # What is there and cannot be used
+    bad: list[FileResult] = field(default_factory=list)
+
+    def look_into(self, folder: Path) -> None:
+        """Find the expression files below a folder, in the order of their names, or the puzzle files in it."""
+        expression: list[tuple[Path, str]] = []
+        puzzles = _Found()
+        todo, seen = [folder], set()
+        while todo:
+            inside = todo.pop(0)
+            if inside.resolve() in seen:
+                continue
+            seen.add(inside.resolve())
+            name = inside.relative_to(folder).as_posix()
+            try:
+                entries = [(path, path.is_dir()) for path in sorted(inside.iterdir()) if not path.name.startswith(".")]
+            except OSError as error:
+                self.add_bad(name, f"the folder cannot be read ({error})", "give yourself the right to read it")
+                continue
+            for path, is_folder in entries:
+                name = path.relative_to(folder).as_posix()
+                if _is_expression(path):
+                    if path.resolve() not in seen:
+                        seen.add(path.resolve())
+                        expression.append((path, path.relative_to(folder).with_suffix("").as_posix()))
+                elif kind := next((kind for kind in _UNREAD if name.lower().endswith(kind)), ""):
+                    of_puzzles = kind.startswith(PUZZLE_SUFFIXES)
+                    if not of_puzzles or inside == folder:
+                        (puzzles if of_puzzles else self).add_bad(name, f"{kind} is not read", _UNREAD[kind])
+                elif is_folder:
+                    todo.append(path)
+                elif inside == folder and path.suffix in PUZZLE_SUFFIXES and path.name not in OWN_FILES:
+                    puzzles.puzzles.append(path)
+        self.expression.extend(sorted(expression, key=lambda entry: entry[1]))
+        if not expression:
+            self.puzzles.extend(puzzles.puzzles)
+            self.bad.extend(puzzles.bad)
+
+    def add_bad(self, name: str, reason: str, remedy: str) -> None:
+        """List something as bad."""
+        shown = name.encode(errors="backslashreplace").decode()
+        self.bad.append(FileResult(shown, reason=reason, remedy=remedy))
+
+
+def _find_inputs(inputs: Sequence[str]) -> _Found:
+    """Find what the inputs are: expression files or puzzle files."""
+    found = _Found()
     for text in inputs:
         path = Path(text)
         if _is_expression(path) and path.exists():
-            expression.append((path, path.stem))
+            found.expression.append((path, path.stem))
         elif path.suffix in PUZZLE_SUFFIXES and path.is_file():
-            puzzles.append(path)
+            found.puzzles.append(path)
         elif path.is_dir():
-            inside = _walk(path)
-            expression += inside
-            if not inside:
-                puzzles += sorted(
-                    file for file in path.iterdir() if file.suffix in PUZZLE_SUFFIXES and file.name not in OWN_FILES
-                )
+            found.look_into(path)
         else:
-            known = " ".join((*EXPRESSION_SUFFIXES, *PUZZLE_SUFFIXES))
-            msg = f"INPUT {text} does not exist, or is none of {known}; give a file of these kinds or a folder of them"
+            kinds = " ".join((*EXPRESSION_SUFFIXES, *PUZZLE_SUFFIXES))
+            hint = next((f"; {remedy}" for kind, remedy in _UNREAD.items() if text.lower().endswith(kind)), "")
+            msg = f"INPUT {text} does not exist, or is none of {kinds}; give such files, or a folder of them{hint}"
             raise FileNotFoundError(msg)
-    if not expression and not puzzles:
-        msg = f"INPUT {' '.join(inputs)}: no .h5ad files, .zarr stores or puzzle files are there"
+    if not found.expression and not found.puzzles:
+        shown = "".join(f"; {result.name}: {result.reason}, {result.remedy}" for result in found.bad[:3])
+        msg = f"INPUT {' '.join(inputs)}: no .h5ad files, .zarr stores or puzzle files are there{shown}"
         raise FileNotFoundError(msg)
-    if expression and puzzles:
-        msg = f"INPUT has expression files ({expression[0][0]}) and puzzle files ({puzzles[0]}); give one kind"
+    if found.expression and found.puzzles:
+        msg = f"INPUT has expression files ({found.expression[0][0]}) and puzzle files ({found.puzzles[0]}); give one kind"
         raise ValueError(msg)
-    return expression, puzzles
+    return found
 
 
-def _with_good_names(files: Sequence[tuple[Path, str]]) -> tuple[list[tuple[Path, str]], list[FileResult]]:
-    """Keep the first file of each name; the others are bad, and so are names that cannot be written."""
+def _usable_files(found: _Found) -> list[tuple[Path, str]]:
+    """Keep the first file of each name and of each content, the others are listed; so are names that are no use."""
     first: dict[str, Path] = {}
-    bad = []
-    for path, name in files:
-        shown = name.encode(errors="backslashreplace").decode()
-        if shown != name:
-            reason = "its name, or that of a folder it lies in, is not UTF-8"
-            bad.append(FileResult(shown, reason=reason, remedy="rename it"))
+    of_size: dict[int, list[tuple[Path, str]]] = {}
+    for path, name in found.expression:
+        if name.encode(errors="replace").decode() != name:
+            found.add_bad(name, "its name, or that of a folder it lies in, is not UTF-8", "rename it")
+        elif len(Path(name).name.encode()) > _LONGEST_NAME:
+            found.add_bad(name, f"its name has more than {_LONGEST_NAME} bytes, too many to add to", "rename it")
         elif (other := first.setdefault(name, path)) is not path:
             reason = f"{other} and {path} would both be called {name!r}, and the first is taken"
-            bad.append(FileResult(name + path.suffix, reason=reason, remedy="rename one of them, or leave it out"))
-    return [(path, name) for name, path in first.items()], bad
+            found.add_bad(name + path.suffix, reason, "rename one of them, or leave it out")
+        else:
+            size = path.stat().st_size if path.is_file() else -1
+            others = of_size.setdefault(size, [])
+            if same := next((known for known, kept in others if _same_content(path, kept)), ""):
+                found.bad.append(FileResult(name, copy_of=same))
+                del first[name]
+            else:
+                others.append((name, path))
+    return [(path, name) for name, path in first.items()]
 
 
-def _walk(folder: Path) -> list[tuple[Path, str]]:
-    """Find the expression files below a folder, in the order of their names; a .zarr folder is one of them."""
-    found = []
-    todo = [folder]
-    seen = set()
-    while todo:
-        inside = todo.pop(0)
-        if inside.resolve() in seen:
-            continue
-        seen.add(inside.resolve())
-        for path in sorted(inside.iterdir()):
-            if path.name.startswith("."):
-                continue
-            if _is_expression(path):
-                if path.resolve() not in seen:
-                    seen.add(path.resolve())
-                    found.append((path, path.relative_to(folder).with_suffix("").as_posix()))
-            elif path.is_dir():
-                todo.append(path)
-    return sorted(found, key=lambda entry: entry[1])
+def _same_content(one: Path, other: Path) -> bool:
+    """Compare two files of one size, or two stores."""
+    try:
+        if not one.is_dir() or not other.is_dir():
+            return one.is_file() and other.is_file() and (one.samefile(other) or filecmp.cmp(one, other, shallow=False))
+        parts = [sorted(path.relative_to(top) for path in top.rglob("*") if path.is_file()) for top in (one, other)]
+        return parts[0] == parts[1] and all(_same_content(one / part, other / part) for part in parts[0])
+    except OSError:  # reading it will say why
+        return False
 
 
 def _is_expression(path: Path) -> bool:
@@ -239,11 +305,14 @@ def _report_files(results: Sequence[FileResult]) -> None:
     for result in results:
         for note in result.notes:
             print(f"note  {result.name}: {note}")
+        if result.copy_of:
+            print(f"note  {result.name}: the content is that of {result.copy_of}, so it is not used again")
     for result in results:
         if result.reason:
             print(f"bad   {result.name}: {result.reason}; {result.remedy}")
-    n_bad = sum(bool(result.reason) for result in results)
-    print(f"{len(results)} files: {len(results) - n_bad} used, {n_bad} bad")
+    n_bad, n_copies = sum(bool(result.reason) for result in results), sum(bool(r.copy_of) for r in results)
+    copies = f", {n_copies} copies" if n_copies else ""
+    print(f"{len(results)} files: {len(results) - n_bad - n_copies} used, {n_bad} bad{copies}")
 
 
 def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> str | None:

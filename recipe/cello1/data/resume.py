@@ -12,7 +12,7 @@ from recipe.cello1.formats.atomic import atomic_write, dumps
 from recipe.cello1.task.puzzle import Puzzle
 
 FOLDER = ".parts"
-_FORMAT = 3  # raise it when the same settings give other puzzles
+_FORMAT = 4  # raise it when the same settings give other puzzles
 
 
 def part_path(out: Path, name: str) -> Path:
@@ -46,13 +46,11 @@ def load_part(out: Path, job: Job) -> FileResult | None:
         return None
     try:
         part = json.loads(path.read_bytes())
-        same = part["key"] == part_key(job)
-    except (ValueError, KeyError, TypeError, OSError):  # of another version: it is made again
+        same, found = part["key"] == part_key(job), part["result"]
+        found = FileResult(**{**found, "puzzles": (), "notes": tuple(found["notes"])})
+    except (ValueError, KeyError, TypeError, OSError, RecursionError):  # of another version: it is made again
         return None
-    if not same:
-        return None
-    found = part["result"]
-    return FileResult(**{**found, "puzzles": (), "notes": tuple(found["notes"])})
+    return found if same else None
 
 
 def drop_part(out: Path, name: str) -> None:

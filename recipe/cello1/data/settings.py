@@ -36,6 +36,8 @@ class Settings:
     min_genes: int = 1
     # Value of ``suspension_type`` of the cells to use, or ``"any"``
     suspension: str = "cell"
+    # Whether to use cells that other data sets have, too: those whose ``is_primary_data`` is False
+    keep_duplicates: bool = False
     # Columns of ``obs``. The batch column is used where a file has it
     type_column: str = "cell_type"
     donor_column: str = "donor_id"

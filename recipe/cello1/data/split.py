@@ -40,17 +40,19 @@ class Split:
 
 
 def quotas_of(
-    counts: Mapping[int, int], max_test: int = MAX_TEST, min_per_stratum: int | None = None
+    counts: Mapping[int, int], max_test: int | None = None, min_per_stratum: int | None = None
 ) -> dict[int, int]:
-    """Say how many test puzzles to take of each stratum."""
+    """Say how many test puzzles to take of each stratum; unless a limit is given, a fifth of all at most."""
     total = sum(counts.values())
+    share = LARGE_SHARE if max_test is None else 1
+    max_test = MAX_TEST if max_test is None else max_test
     most = {key: max(0, count - 1) for key, count in counts.items()}
     if total <= max_test:
         least = 1 if min_per_stratum is None else min_per_stratum
         return {key: min(most[key], max(least, int(SMALL_SHARE * count))) for key, count in counts.items()}
     least = MIN_PER_STRATUM if min_per_stratum is None else min_per_stratum
     quotas = {key: min(least, most[key]) for key in counts}
-    target = min(max_test, int(LARGE_SHARE * total))
+    target = min(max_test, int(share * total))
     rest, spare = total - sum(quotas.values()), target - sum(quotas.values())
     if spare > 0:
         quotas = {key: min(most[key], quotas[key] + (counts[key] - quotas[key]) * spare // rest) for key in counts}
@@ -80,7 +82,7 @@ def split_puzzles(
     keys: Sequence[np.ndarray],
     *,
     rng: np.random.Generator,
-    max_test: int = MAX_TEST,
+    max_test: int | None = None,
     min_per_stratum: int | None = None,
 ) -> Split:
     """Choose the test puzzles."""
@@ -89,7 +91,7 @@ def split_puzzles(
     if n < 2:
         msg = f"{n} puzzles cannot be split into train and test; make more, or choose another split"
         raise ValueError(msg)
-    if max_test < 1:
+    if max_test is not None and max_test < 1:
         msg = f"the test set must have at least one puzzle, got a limit of {max_test}"
         raise ValueError(msg)
     quotas = quotas_of(Counter(strata.tolist()), max_test, min_per_stratum)
@@ -153,18 +155,18 @@ def _take_groups(
 LEFT_OUT = "left_out"
 
 
-SPLIT_MODES = ("donor", "dataset", "tissue", "puzzle", "given")
+SPLIT_MODES = ("donor", "dataset", "tissue", "puzzle", "given", "none")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DataPlan:
     """How the data set is put together."""
 
     # One of ``SPLIT_MODES``
     split: str = "donor"
     # Test puzzles at most, and of each number of cells at least; for ``None`` see
     # :func:`recipe.cello1.data.split.quotas_of`
-    max_test: int = MAX_TEST
+    max_test: int | None = None
     min_per_size: int | None = None
     # Validation puzzles taken from the training side, 0 for none
     val_size: int = 0
@@ -177,7 +179,7 @@ class Plan:
 
 
 def decide_sides(
-    names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]], settings: Settings, plan: Plan
+    names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]], settings: Settings, plan: DataPlan
 ) -> tuple[list[np.ndarray], list[str]]:
     """Decide the side of each puzzle."""
     notes: list[str] = []
@@ -186,6 +188,7 @@ def decide_sides(
         side = _given_sides(names, known)
     else:
         side = np.full(len(flat), "train", dtype=object)
+    if plan.split not in ("given", "none"):
         found, notes = _hold_out(flat, plan.split, settings.rng("split"), plan.max_test, plan.min_per_size)
         side[found.test], side[found.left_out] = "test", LEFT_OUT
         notes += _notes_on(found, "test")
@@ -194,7 +197,7 @@ def decide_sides(
     if plan.val_size:
         rows = np.flatnonzero(side == "train")
         own = [flat[row] for row in rows.tolist()]
-        mode = "puzzle" if plan.split == "given" else plan.split
+        mode = {"given": "puzzle", "none": "donor"}.get(plan.split, plan.split)
         found, more = _hold_out(own, mode, settings.rng("val"), plan.val_size, 1)
         notes += [f"validation set: {note}" for note in more] + _notes_on(found, "validation")
         side[rows[found.test]], side[rows[found.left_out]] = "val", LEFT_OUT
@@ -217,7 +220,8 @@ def _notes_on(found: Split, name: str) -> list[str]:
 
 
 def _given_sides(names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]]) -> np.ndarray:
-    nameless = [name for name, side in names if not side]
+    # A file without any puzzle, which is listed as bad, need not say whose it is.
+    nameless = [name for (name, side), own in zip(names, known, strict=True) if not side and own]
     if nameless:
         msg = (
             f"--split given: the name of {nameless[0]!r} does not say train, test, val or reasoning; rename it, or "
@@ -228,7 +232,7 @@ def _given_sides(names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fing
 
 
 def _hold_out(
-    puzzles: Sequence[Fingerprint], mode: str, rng: np.random.Generator, max_test: int, least: int | None
+    puzzles: Sequence[Fingerprint], mode: str, rng: np.random.Generator, max_test: int | None, least: int | None
 ) -> tuple[Split, list[str]]:
     """Choose the test puzzles. Donors stay on one side in every mode but ``puzzle``, if that can be."""
     strata = [puzzle.n_cells for puzzle in puzzles]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -45,9 +47,17 @@ def run_jobs(
         files.close()
 
 
-def _share(counter: Any) -> None:
+def _start_worker(counter: Any) -> None:
+    """Share the counter, and end with the parent, however that ends."""
     global _counter
     _counter = counter
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _count(cells: int) -> None:
@@ -97,15 +107,25 @@ def _killed(job: Job, what: str) -> FileResult:
 def _in_pool(
     jobs: Sequence[Job], workers: int, cells: tqdm, context: Any, counter: Any
 ) -> Iterator[tuple[Job, FileResult]]:
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_share, initargs=(counter,))
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(counter,))
     try:
-        futures: dict[Future[FileResult], Job] = {pool.submit(_process_and_count, job): job for job in jobs}
+        # Ctrl-C reaches the whole process group; the workers are started deaf to it, and are ended by this process.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures: dict[Future[FileResult], Job] = {pool.submit(_process_and_count, job): job for job in jobs}
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         waiting = set(futures)
         while waiting:
             finished, waiting = wait(waiting, timeout=_POLL, return_when=FIRST_COMPLETED)
             cells.update(counter.value - cells.n)
             for future in finished:
                 yield futures.pop(future), future.result()
+    except (KeyboardInterrupt, GeneratorExit):
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -47,7 +47,7 @@ class Block:
     indptr: np.ndarray | None = None
 
 
-Plan = Callable[[], Block]  # reads one block; may be called in any thread
+ReadBlock = Callable[[], Block]  # reads one block; may be called in any thread
 
 
 class Matrix(Protocol):
@@ -61,7 +61,7 @@ class Matrix(Protocol):
     def block_bytes(self) -> int:
         """Return how much memory a block takes while it is read, roughly."""
 
-    def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
+    def plans(self, rows: np.ndarray | None) -> Iterator[ReadBlock]:
         """Cut the rows (sorted; ``None`` for all) into blocks, each to be read by a call."""
 
     def stored(self) -> np.ndarray | None:
@@ -118,7 +118,7 @@ def map_blocks(
                 future.cancel()
 
 
-def _read_and_apply(plan: Plan, function: Callable[[Block], T]) -> T:
+def _read_and_apply(plan: ReadBlock, function: Callable[[Block], T]) -> T:
     return function(plan())
 
 
@@ -175,7 +175,7 @@ class CsrMatrix(_Sparse):
         """Return how many values are stored for each row."""
         return np.diff(self.indptr)
 
-    def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
+    def plans(self, rows: np.ndarray | None) -> Iterator[ReadBlock]:
         """Cut the rows into blocks."""
         everything = rows is None
         entries = PLAIN_ENTRIES if self.values.plain and self.indices.plain else BLOCK_ENTRIES
@@ -213,7 +213,7 @@ class CscMatrix(_Sparse):
         """Return nothing: the number of values in a row is known only when all columns are read."""
         return None
 
-    def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
+    def plans(self, rows: np.ndarray | None) -> Iterator[ReadBlock]:
         """Cut the rows into blocks. Where one cannot hold all values, those of each row are counted first."""
         wanted = np.arange(self.shape[0]) if rows is None else rows
         if not len(wanted):
@@ -359,7 +359,7 @@ class DenseMatrix:
         """Return nothing: blocks of rows serve."""
         return None
 
-    def plans(self, rows: np.ndarray | None) -> Iterator[Plan]:
+    def plans(self, rows: np.ndarray | None) -> Iterator[ReadBlock]:
         """Cut the rows into blocks."""
         for start in range(0, self.shape[0], self._step):
             stop = min(start + self._step, self.shape[0])

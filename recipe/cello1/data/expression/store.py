@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +85,8 @@ class Labels:
         return self.categories[code] if code >= 0 else ""
 
 
-def make_labels(values: Any) -> Labels:
-    """Code a column; values that say nothing (NaN, ``unknown``...) count as missing."""
+def make_labels(values: Any, clean: Callable[[Any], str] = clean_value) -> Labels:
+    """Code a column by the form that ``clean`` gives its values; those that say nothing count as missing."""
     if hasattr(values, "codes") and hasattr(values, "categories"):
         codes, names = np.asarray(values.codes, dtype=np.int64), _plain(np.asarray(values.categories))
     else:
@@ -98,7 +98,7 @@ def make_labels(values: Any) -> Labels:
             first: dict[Any, int] = {}
             codes = np.fromiter((first.setdefault(v, len(first)) for v in array.tolist()), np.int64, len(array))
             names = list(first)
-    cleaned = [clean_value(name.decode() if isinstance(name, bytes) else name) for name in names]
+    cleaned = [clean(name.decode() if isinstance(name, bytes) else name) for name in names]
     ordered = tuple(sorted({name for name in cleaned if name}))
     position = {name: i for i, name in enumerate(ordered)}
     # The entry after the last serves the code -1.
@@ -188,9 +188,9 @@ class Store:
         names = group.dtype.names if isinstance(group, np.ndarray) else group
         return tuple(name for name in names if name not in hidden)
 
-    def labels(self, column: str) -> Labels:
+    def labels(self, column: str, clean: Callable[[Any], str] = clean_value) -> Labels:
         """Read a column of ``obs``."""
-        return make_labels(self._read("obs", column))
+        return make_labels(self._read("obs", column), clean)
 
     def cell_ids(self, rows: np.ndarray) -> tuple[list[str], int]:
         """Read the names of some cells."""
