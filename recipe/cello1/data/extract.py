@@ -107,7 +107,9 @@ def process_file(job: Job, progress: Progress | None = None) -> FileResult:
     except OSError as error:  # permissions, a network drive that went away
         return FileResult(job.name, reason=f"it cannot be read ({error})", remedy="check the file and its folder")
     except MemoryError:
-        return FileResult(job.name, reason="it needs more memory than there is", remedy="use fewer --workers, --threads")
+        return FileResult(
+            job.name, reason="it needs more memory than there is", remedy="use fewer --workers, --threads"
+        )
     except Exception as error:  # one file that nobody foresaw must not stop the others; it is listed as bad
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}: {error}"

@@ -31,7 +31,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 _WHOLE = re.compile(r"(-?\d+)\.0+")  # a column of whole numbers with a gap is one of floats
 _NO_DONOR = re.compile(
     r"(pool(ed)?|mix(ed|ture)?|multiplex(ed)?|multiple|various|several|unassigned|doublets?|ambiguous|negative)"
-    r"([ _-]*(donor|sample|patient|subject|individual|human|mouse|mice|animal)s?)?[ _-]*[a-z]?\d*",
+    r"([ _-]*(donor|sample|patient|subject|individual|human|mouse|mice|animal)s?)?([ _-]*\d+|[ _-]+[a-z]\d*)?",
     re.IGNORECASE,
 )
 VALUE_SEPARATOR = " | "  # between the values of a puzzle whose cells differ, for example in tissue

@@ -14,7 +14,17 @@ from recipe.cello1.task.prompt import LAYOUTS
 RECORDS = "cells"  # folder of the cell records
 _FOR_EXPRESSION = (
     *("sizes", "per_size", "max_cells", "top_genes", "min_genes", "suspension", "type_column", "donor_column"),
-    *("batch_column", "gene_column", "layer", "use_raw", "keep_duplicates", "context_table", "exclude_genes", "exclude_types", "rank_by"),
+    *(
+        "batch_column",
+        "gene_column",
+        "layer",
+        "use_raw",
+        "keep_duplicates",
+        "context_table",
+        "exclude_genes",
+        "exclude_types",
+        "rank_by",
+    ),
     *("raw", "workers", "threads", "ray_address", "fresh"),
 )
 
@@ -122,7 +132,9 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         "--max-test", type=int, help=f"test puzzles at most (default {MAX_TEST}, or a fifth of all where that is less)"
     )
     group.add_argument(
-        "--min-test-per-size", type=int, help="of each size at least (5 where there are more puzzles than --max-test, else 1)"
+        "--min-test-per-size",
+        type=int,
+        help="of each size at least (5 where there are more puzzles than --max-test, else 1)",
     )
     group.add_argument("--val-size", type=int, default=0, help="validation puzzles to take from training (0)")
     group.add_argument(

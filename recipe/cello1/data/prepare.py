@@ -255,7 +255,7 @@ def _find_inputs(inputs: Sequence[str]) -> _Found:
         msg = f"INPUT {' '.join(inputs)}: no .h5ad files, .zarr stores or puzzle files are there{shown}"
         raise FileNotFoundError(msg)
     if found.expression and found.puzzles:
-        msg = f"INPUT has expression files ({found.expression[0][0]}) and puzzle files ({found.puzzles[0]}); give one kind"
+        msg = f"INPUT has both expression files ({found.expression[0][0]}) and puzzle files; give one kind"
         raise ValueError(msg)
     return found
 

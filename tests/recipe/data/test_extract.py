@@ -16,7 +16,7 @@ from recipe.cello1.data import extract
 from recipe.cello1.data.context_table import load_context_table
 from recipe.cello1.data.expression.reader import CellReader
 from recipe.cello1.data.expression.store import Store
-from recipe.cello1.data.extract import Job, fingerprint, process_file
+from recipe.cello1.data.extract import Job, file_fingerprint, process_file
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.task.genes import top_genes
 from tests.helpers.toy_h5ad import N_GENES, toy_adata, write
@@ -171,6 +171,38 @@ def test_only_cells_in_suspension(tmp_path, adata):
     assert "300 of 600 cells left out: their suspension_type is not 'cell'" in notes_of(result)
     assert run(tmp_path, adata, suspension="any").n_pool == 600
     assert run(tmp_path, adata, suspension="nucleus").n_pool == 300
+
+
+def test_cells_of_other_data_sets_are_left_out(tmp_path, adata):
+    for flags in (np.arange(600) >= 100, pd.Categorical(np.where(np.arange(600) >= 100, "True", "False"))):
+        adata.obs["is_primary_data"] = flags
+        result = run(tmp_path, adata)
+        assert "100 of 600 cells left out: is_primary_data is False" in notes_of(result)
+        assert "--keep-duplicates" in notes_of(result)
+        assert result.n_pool == 500
+        assert run(tmp_path, adata, keep_duplicates=True).n_pool == 600
+
+
+@pytest.mark.parametrize("form", ["tissue_type", "suffix", "same"])
+def test_the_tissue_of_a_cell_culture_gives_nothing_away(tmp_path, adata, form):
+    types = adata.obs["cell_type"].astype(str)
+    adata.obs["tissue"] = types.map({"suffix": "{} (cell culture)", "same": "{}"}.get(form, "culture of {}").format)
+    if form == "tissue_type":
+        adata.obs["tissue_type"] = "cell culture"
+    for puzzle in run(tmp_path, adata).puzzles:
+        assert "type" not in puzzle.context
+        assert "originating" not in puzzle.context
+        assert "type" in puzzle.meta["tissue"]
+    adata.obs["tissue_type"], adata.obs["tissue"] = "tissue", "lung"
+    assert all("originating from the lung" in puzzle.context for puzzle in run(tmp_path, adata).puzzles)
+
+
+def test_lists_are_written_as_lists(tmp_path, adata):
+    adata.obs["self_reported_ethnicity"] = "European || Hispanic or Latin American"
+    adata.obs["disease"] = "diabetes || asthma || gout"
+    for puzzle in run(tmp_path, adata).puzzles:
+        assert "with European and Hispanic or Latin American background" in puzzle.context
+        assert puzzle.context.endswith("The patient has been diagnosed with diabetes, asthma and gout.")
 
 
 def test_a_file_of_nuclei_gives_no_puzzles_and_says_so(tmp_path, adata):
@@ -487,15 +519,15 @@ def test_fingerprint_of_files_and_folders(tmp_path, adata, monkeypatch):
     monkeypatch.setattr(extract, "_ENDS", 64)
     path = tmp_path / "a.bin"
     path.write_bytes(bytes(range(256)))
-    first = fingerprint(path)
+    first = file_fingerprint(path)
     assert first["bytes"] == 256
     path.write_bytes(bytes(255) + b"x")
-    assert fingerprint(path) != first
+    assert file_fingerprint(path) != first
     store = write(adata, tmp_path / "a.zarr")
-    first = fingerprint(store)
+    first = file_fingerprint(store)
     (store / "more").write_text("x")
-    assert fingerprint(store)["bytes"] == first["bytes"] + 1
-    assert fingerprint(store)["sha256_of_ends"] != first["sha256_of_ends"]
+    assert file_fingerprint(store)["bytes"] == first["bytes"] + 1
+    assert file_fingerprint(store)["sha256_of_ends"] != first["sha256_of_ends"]
 
 
 # ------------------------------------------------------------------------------------------------------------- records

@@ -1,5 +1,6 @@
 """What counts as the same cell, donor and puzzle, and what two sides share."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,10 @@ from recipe.cello1.data.fingerprints import (
     hash64,
 )
 from recipe.cello1.data.leaks import audit
+from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
 from recipe.cello1.task.puzzle import Puzzle
+from tests.helpers.prepare_runs import FEW, build, manifest, run
+from tests.helpers.toy_h5ad import toy_adata, write
 
 TYPES = ("A", "B", "C")
 
@@ -195,3 +199,104 @@ def test_hash64_is_stable_and_tells_texts_apart(parts):
     assert hash64(*parts) == hash64(*parts) < 2**64
     assert hash64(*parts) != hash64("a", "b", "")
     assert np.uint64(hash64(*parts)) == hash64(*parts)
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+def test_a_subset_with_its_genes_in_another_order_is_noticed(tmp_path, capsys):
+    adata = toy_adata(1, n_cells=600, n_donors=6)
+    letters = str.maketrans("0123", "ACGT")
+    adata.obs_names = [f"LIB1_{np.base_repr(i, 4).zfill(8).translate(letters)}-1" for i in range(600)]
+    write(adata, tmp_path / "in" / "all.h5ad")
+    order = np.random.default_rng(0).permutation(adata.n_vars)
+    part = adata[adata.obs["cell_type"].isin([f"type {i}" for i in range(4)]), order[: adata.n_vars // 2]].copy()
+    write(part, tmp_path / "in" / "subset.h5ad")
+    assert run(tmp_path / "in", "--out", tmp_path / "out", *FEW, "--split", "dataset") == 1
+    assert "all puzzles belong together" in capsys.readouterr().err
+    build(tmp_path / "in", tmp_path / "out", "--fail-on-leak")
+    files = []
+    for name in ("all", "subset"):
+        build(tmp_path / "in" / f"{name}.h5ad", tmp_path / name)
+        files.append(tmp_path / name / "train" / "train_data.json")
+    assert run("audit", *files, "--out", tmp_path / "audit.json") == 0
+    assert json.loads((tmp_path / "audit.json").read_bytes())["cells"]["shared"] > 0
+
+
+def test_the_same_cells_under_other_names_with_short_lists(tmp_path, capsys):
+    for name in ("a", "b"):
+        write(toy_adata(0, n_cells=300, donor_prefix=name), tmp_path / "in" / f"{name}.h5ad")
+    flags = ("--top-genes", "25", "--fail-on-leak", "--split", "dataset", "--out", tmp_path / "out")
+    assert run(tmp_path / "in", *FEW, *flags) == 1
+    capsys.readouterr()
+    files = []
+    for name in ("a", "b"):
+        build(tmp_path / "in" / f"{name}.h5ad", tmp_path / name, "--top-genes", "25")
+        files.append(tmp_path / name / "train" / "train_data.json")
+    assert run("audit", *files, "--fail-on-leak") == 1
+
+
+def test_validation_and_test_are_compared_too(made, tmp_path):
+    items = json.loads((made / "train" / "train_data.json").read_bytes())
+    for side, own in (("train", items[:5]), ("val", items[5:9]), ("test", items[5:12])):
+        (tmp_path / f"{side}.json").write_text(json.dumps(own))
+    assert run(tmp_path, "--out", tmp_path / "out") == 0
+    leaks = manifest(tmp_path / "out")["leaks"]
+    assert set(leaks) == {"train/test", "train/val", "val/test"}
+    assert leaks["val/test"]["puzzles"]["shared"] == 4
+
+
+def test_nothing_to_compare_is_no_proof(made, tmp_path, capsys):
+    files = [made / "train" / "train_data.json", "--split", "given", "--out", tmp_path]
+    assert run(*files) == 0
+    assert run(*files, "--fail-on-leak") == 1
+    assert "there are no two sides to compare" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_cell_names_that_restart_with_each_donor_do_not_link_the_donors(tmp_path):
+    adata = toy_adata(n_cells=1000)
+    path = write(adata, tmp_path / "unique" / "a.h5ad")
+    adata.obs_names = [f"AAAC-{number}" for number in adata.obs.groupby("donor_id", observed=True).cumcount()]
+    repeated = write(adata, tmp_path / "repeated" / "a.h5ad")
+    build(repeated, tmp_path / "out", "--fail-on-leak", "--raw")
+    (note,) = manifest(tmp_path / "out")["inputs"][0]["notes"]
+    assert "cell names stand for several cells" in note
+    records = json.loads((tmp_path / "out" / "cells" / "a.json").read_bytes())
+    assert len({record["cell_index"] for record in records}) == 1000
+    raw = json.loads((tmp_path / "out" / "train" / "train_raw_data.json").read_bytes())
+    assert {name for item in raw for name in item["selected_cells"]} <= {record["cell_index"] for record in records}
+    audits = []
+    for place, name in ((path, "b"), (repeated, "c")):
+        build(place, tmp_path / name, "--split", "puzzle")
+        audits.append(json.loads((tmp_path / name / "leak_audit.json").read_bytes()))
+    assert audits[0] == audits[1]
+
+
+def test_audit_of_two_files(folder, tmp_path, capsys):
+    build(folder, tmp_path, "--split", "puzzle")
+    files = [tmp_path / "train" / "train_data.json", tmp_path / "rl" / "test.parquet"]
+    capsys.readouterr()
+    assert run("audit", *files, "--out", tmp_path / "audit.json") == 0
+    assert "cells" in capsys.readouterr().out
+    assert json.loads((tmp_path / "audit.json").read_bytes())["cells"]["shared"] > 0
+    assert run("audit", *files, "--fail-on-leak") == 1
+
+
+def test_audit_finds_the_same_cells_in_another_order(made, tmp_path, capsys):
+    puzzle = load_puzzles(made / "train" / "train_data.json").puzzles[0]
+    order = [1, 0, *range(2, puzzle.n_cells)]
+    turned = type(puzzle)(
+        tuple(puzzle.cells[i] for i in order), puzzle.candidates, tuple(puzzle.answer[i] for i in order), puzzle.context
+    )
+    write_puzzles(tmp_path / "test.json", [turned])
+    assert run("audit", made / "train" / "train_data.json", tmp_path / "test.json", "--out", tmp_path / "a.json") == 0
+    found = json.loads((tmp_path / "a.json").read_bytes())
+    assert (found["puzzles"]["shared"], found["reordered"]["shared"]) == (0, 1)
+
+
+def test_audit_needs_every_puzzle(made, tmp_path, capsys):
+    (tmp_path / "test.json").write_text('[{"a": 1}, {"b": 2}]')
+    assert run("audit", made / "train" / "train_data.json", tmp_path / "test.json") == 1
+    assert "(and 1 more); an audit needs every puzzle" in capsys.readouterr().err
+    assert run("audit", tmp_path / "gone.json", tmp_path / "test.json") == 1
