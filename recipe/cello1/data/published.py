@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.formats.atomic import dumps
 from recipe.cello1.formats.items import item_to_puzzle
 from recipe.cello1.formats.puzzle_files import is_rl_row, iter_rows, puzzle_of, without_gaps
 from recipe.cello1.task.prompt import VARIANTS, Variant
@@ -53,27 +52,19 @@ def split_in_name(name: str) -> str:
 def read_puzzle_file(path: str | Path, variant: Variant | None = "batch") -> Imported:
     """Read a file of puzzles."""
     path = Path(path)
-    try:
-        puzzles, failures = _convert(iter_rows(path), variant)
-    except RecursionError:
-        msg = f"{path} is nested too deeply"
-        raise ValueError(msg) from None
+    puzzles, failures = _convert(iter_rows(path), variant)
     return Imported(path.name, split_in_name(path.name), puzzles, tuple(f"{path.name}: {text}" for text in failures))
 
 
 def _convert(items: Iterable[Any], variant: Variant | None) -> tuple[tuple[Puzzle, ...], list[str]]:
     puzzles, failures = [], []
-    for index, given in enumerate(items):
-        # Python writes a missing value as NaN.
-        item = {k: v for k, v in given.items() if v == v} if isinstance(given, Mapping) else given
+    for index, item in enumerate(items):
         if variant is None and not is_rl_row(item):
             variant = _variant_of(item)
         try:
-            puzzle = puzzle_of(item, index, variant)
-            dumps(puzzle.meta)  # what cannot be written again is no use: NaN inside a list, for example
-            puzzles.append(puzzle)
-        except (ValueError, RecursionError) as error:
-            failures.append(str(error) if "item" in str(error) else f"item {index} {error}")
+            puzzles.append(puzzle_of(item, index, variant))
+        except ValueError as error:
+            failures.append(str(error))
     return tuple(puzzles), failures
 
 

@@ -277,7 +277,7 @@ def test_without_the_package_for_the_hub(tmp_path, capsys, monkeypatch):
     ("name", "text", "said"),
     [
         ("dataset_infos.json", "{}", "must hold a list"),
-        ("nested.json", "[" * 100_000, "nested too deeply"),
+        ("nested.json", "[" * 100_000, "not valid JSON"),
         ("more.jsonl.gz", "x", "unpack it"),
     ],
 )
