@@ -74,6 +74,11 @@ def save_folder(target: str | Path, write: Callable[[Path], None]) -> None:
     try:
         new.mkdir()
         write(new)
+        for path in new.rglob(
+            "*"
+        ):  # weights are written for their owner alone; here they have the mode of any new file
+            if path.is_file():
+                path.chmod(new.stat().st_mode & 0o666)
         if target.exists():
             os.replace(target, old)
         os.replace(new, target)

@@ -1,11 +1,12 @@
 """Turn the last checkpoint of a training run into a Hugging Face model.
 
-``python -m recipe.cello1 export CHECKPOINTS --out MODEL``
+``python -m recipe.cello1 export CHECKPOINTS --out MODEL``, or ``export ACTOR BASE OUT`` as the published conversion
 
 CHECKPOINTS is the run's ``trainer.default_local_dir`` (the launchers': ``OUTPUT/grpo``), or one checkpoint below it
 (``global_step_N/actor``). The sharded weights of any world size are merged by ``verl.model_merger``, adapters into the
 base; the result is loaded and its logits are compared with those of the sharded weights; a model card says where it
-comes from.
+comes from. Checkpoints of the published code hold the sharded weights alone: configuration and tokenizer are then those
+of the base model.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.formats.model_folder import save_folder
+from recipe.cello1.formats.model_folder import check_model_path, save_folder
 from recipe.cello1.rl.model_card import model_card
 from recipe.cello1.rl.run_metrics import read_metrics
 
 STEP_PREFIX = "global_step_"
+FSDP_CONFIG = "fsdp_config.json"  # which the published code did not write yet
 TRACKER = "latest_checkpointed_iteration.txt"  # written by verl once a checkpoint is complete
 ADAPTER = "lora_adapter"  # where verl's merger puts adapters
 # The model is compared with the weights rounded as it has them, so that a right one hardly differs: of the norm of its
@@ -54,7 +57,7 @@ def latest_step(run: str | Path) -> int:
     return int(tracker.read_text())
 
 
-def find_checkpoint(run: str | Path, step: int | None = None) -> tuple[Path, int]:
+def find_actor(run: str | Path, step: int | None = None) -> tuple[Path, int]:
     """Find the folder with the weights of a checkpoint.
 
     Parameters
@@ -75,7 +78,7 @@ def find_checkpoint(run: str | Path, step: int | None = None) -> tuple[Path, int
     """
     run = Path(run)
     for folder in (run, run / "actor"):
-        if (folder / "fsdp_config.json").is_file():
+        if (folder / FSDP_CONFIG).is_file() or any(folder.glob("model_world_size_*.pt")):
             name = folder.resolve().parent.name
             return folder, int(name[len(STEP_PREFIX) :]) if name.startswith(STEP_PREFIX) else 0
     step = latest_step(run) if step is None else step
@@ -92,6 +95,7 @@ def export(
     out: str | Path,
     step: int | None = None,
     *,
+    base: str | None = None,
     keep_adapter: bool = False,
     config: str | Path | None = None,
     metrics: str | Path | None = None,
@@ -106,6 +110,8 @@ def export(
         Folder of the model; must not exist. Appears whole or not at all.
     step
         Step to export, by default the last one.
+    base
+        Model that was trained, folder or Hub id, for a checkpoint without configuration, as the published code wrote it.
     keep_adapter
         Whether LoRA adapters stay beside the base model, in ``lora_adapter``, instead of going into its weights.
     config, metrics
@@ -120,23 +126,24 @@ def export(
     FileExistsError
         If ``out`` exists.
     FileNotFoundError
-        If there is no such checkpoint.
+        If there is no such checkpoint, or it has no configuration and there is no ``base``.
     RuntimeError
         If the merger fails, with its last line, or the model does not compute what the sharded weights do.
     """
     out = Path(out)
     if out.exists():
-        msg = f"{out} exists; remove it or choose another --out"
+        msg = f"out: {out} exists; remove it or choose another folder"
         raise FileExistsError(msg)
-    actor, step = find_checkpoint(run, step)
-    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(actor)]
+    actor, step = find_actor(run, step)
+    if base is not None:
+        check_model_path(base)
+    elif any(actor.iterdir()) and not (actor / FSDP_CONFIG).is_file():
+        msg = f"{actor} has no {FSDP_CONFIG}, as checkpoints of the published code; give the model it was trained from as base"
+        raise FileNotFoundError(msg)
 
     def write(folder: Path) -> None:
-        result = subprocess.run([*command, "--target_dir", str(folder)], capture_output=True, text=True, check=False)
-        if result.returncode:
-            last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
-            msg = f"verl.model_merger failed on {actor}: {last}"
-            raise RuntimeError(msg)
+        with tempfile.TemporaryDirectory() as completed:
+            _merge(actor if base is None else _complete(actor, base, Path(completed)), folder, actor)
         difference = _finish(folder, actor, keep_adapter)
         if not difference < MAX_DIFFERENCE:  # also if it is not a number
             msg = f"the logits of the exported model differ from those of {actor} by {difference:.3f} of their norm"
@@ -146,6 +153,29 @@ def export(
 
     save_folder(out, write)
     return out
+
+
+def _complete(actor: Path, base: str, folder: Path) -> Path:
+    """Make of a checkpoint without configuration one that verl's merger reads: links to its shards, and what it lacks."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from recipe.cello1.rl.sharded import find_world_size
+
+    for file in actor.glob("model_world_size_*.pt"):
+        (folder / file.name).symlink_to(file.resolve())
+    (folder / FSDP_CONFIG).write_text(json.dumps({"FSDP_version": 1, "world_size": find_world_size(actor)}))
+    for kind in (AutoConfig, AutoTokenizer):
+        kind.from_pretrained(base, trust_remote_code=False).save_pretrained(folder / "huggingface")
+    return folder
+
+
+def _merge(source: Path, folder: Path, actor: Path) -> None:
+    command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(source)]
+    result = subprocess.run([*command, "--target_dir", str(folder)], capture_output=True, text=True, check=False)
+    if result.returncode:
+        last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
+        msg = f"verl.model_merger failed on {actor}: {last}"
+        raise RuntimeError(msg)
 
 
 def _finish(model: Path, actor: Path, keep_adapter: bool) -> float:
@@ -192,7 +222,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser()
     parser.add_argument("run", help="trainer.default_local_dir of the run, or one checkpoint (global_step_N/actor)")
-    parser.add_argument("--out", required=True, help="folder of the model; must not exist")
+    parser.add_argument("base_out", nargs="*", metavar=("BASE", "OUT"), help="--base and --out, as published")
+    parser.add_argument("--out", help="folder of the model; must not exist")
+    parser.add_argument("--base", help="model that was trained, for checkpoints of the published code")
     parser.add_argument("--step", type=int, help="step to export (default: the last complete one)")
     parser.add_argument("--keep-adapter", action="store_true", help="leave LoRA adapters beside the base model")
     parser.add_argument(
@@ -204,6 +236,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    print(
-        export(args.run, args.out, args.step, keep_adapter=args.keep_adapter, config=args.config, metrics=args.metrics)
-    )
+    given = [*args.base_out] or [args.base, args.out]
+    if len(given) != 2 or given[1] is None or (args.base_out and (args.base or args.out)):
+        msg = "give the model's folder: `export RUN --out OUT`, or `export ACTOR BASE OUT` for published checkpoints"
+        raise ValueError(msg)
+    options = {"keep_adapter": args.keep_adapter, "config": args.config, "metrics": args.metrics}
+    print(export(args.run, given[1], args.step, base=given[0], **options))

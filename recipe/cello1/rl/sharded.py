@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+_SHARDS = "model_world_size_*_rank_*.pt"
 N_TOKENS = 64  # of the text that models are compared on
+
+
+def find_world_size(actor: str | Path) -> int:
+    """Learn from the names of its files of how many ranks a checkpoint is."""
+    found = {re.sub(r".*world_size_(\d+)_rank.*", r"\1", path.name) for path in Path(actor).glob(_SHARDS)}
+    if len(found) != 1 or not (size := next(iter(found))).isdigit():
+        msg = f"{actor} must hold the shards of one world size ({_SHARDS}), it holds those of {sorted(found) or 'none'}"
+        raise ValueError(msg)
+    return int(size)
 
 
 def load_shards(actor: str | Path) -> dict[str, torch.Tensor]:
     """Put the weights of all ranks together; of groups of ranks that hold the same (hybrid sharding), the first."""
     from torch.distributed.tensor import DTensor
 
-    world_size = json.loads((Path(actor) / "fsdp_config.json").read_text())["world_size"]
+    world_size = find_world_size(actor)
     weights: dict[str, torch.Tensor] = {}
     parts: dict[str, list[torch.Tensor]] = {}
     rank, n_shards = 0, world_size

@@ -1,10 +1,11 @@
 import hashlib
 import json
 import math
+import os
 
 import pytest
 
-from recipe.cello1.rl.export import ADAPTER, MAX_DIFFERENCE, _finish, export, find_checkpoint, latest_step
+from recipe.cello1.rl.export import ADAPTER, MAX_DIFFERENCE, _finish, export, find_actor, latest_step
 from recipe.cello1.rl.model_card import model_card
 from tests.helpers.cli import command
 from tests.helpers.toy_model import build_toy_model
@@ -38,7 +39,7 @@ def test_step_that_is_not_there(run, tmp_path):
 def test_existing_output_is_kept(run, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(FileExistsError, match="exists; remove it or choose another --out"):
+    with pytest.raises(FileExistsError, match="out exists; remove it or choose another folder"):
         export(run, out)
 
 
@@ -149,7 +150,64 @@ def test_one_checkpoint_may_be_named(tmp_path):
     actor = tmp_path / "run" / "global_step_7" / "actor"
     actor.mkdir(parents=True)
     (actor / "fsdp_config.json").touch()
-    assert find_checkpoint(actor) == find_checkpoint(actor.parent) == (actor, 7)
+    assert find_actor(actor) == find_actor(actor.parent) == (actor, 7)
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A checkpoint as the published code left it: one rank, nothing but weights."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("verl")
+    build_toy_model(tmp_path / "base")
+    weights = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base").state_dict()
+    weights = {name: (weight * 1.5).clone() for name, weight in weights.items()}
+    actor = tmp_path / "run" / "global_step_9" / "actor"
+    actor.mkdir(parents=True)
+    torch.save(weights, actor / "model_world_size_1_rank_0.pt")
+    return actor, weights
+
+
+def test_checkpoint_of_the_published_code(published, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    actor, weights = published
+    assert find_actor(actor) == (actor, 9)
+    out = tmp_path / "out"
+    old = os.umask(0o022)
+    try:
+        assert main([actor, tmp_path / "base", out]) == 0
+    finally:
+        os.umask(old)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(out).state_dict()
+    assert all(torch.equal(loaded[name], weights[name].bfloat16().to(loaded[name].dtype)) for name in weights)
+    assert transformers.AutoTokenizer.from_pretrained(out).chat_template
+    assert {oct(path.stat().st_mode & 0o777) for path in out.iterdir()} == {"0o644"}
+    assert [path.name for path in actor.iterdir()] == ["model_world_size_1_rank_0.pt"]
+
+
+def test_what_a_published_checkpoint_needs(published, tmp_path, capsys):
+    actor, _ = published
+    with pytest.raises(FileNotFoundError, match="has no fsdp_config.json.*give the model it was trained from as base"):
+        export(actor, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="model: /nowhere does not exist"):
+        export(actor, tmp_path / "out", base="/nowhere")
+    for arguments in ([actor], [actor, "base"], [actor, "base", "out", "--out", "x"]):
+        assert main(arguments) == 1
+        assert "error: give the model's folder: `export RUN --out OUT`" in capsys.readouterr().err
+
+
+def test_world_size_is_that_of_the_files(tmp_path):
+    pytest.importorskip("torch")
+    from recipe.cello1.rl.sharded import find_world_size
+
+    with pytest.raises(ValueError, match="must hold the shards of one world size .*, it holds those of none"):
+        find_world_size(tmp_path)
+    (tmp_path / "model_world_size_16_rank_3.pt").touch()
+    assert find_world_size(tmp_path) == 16
+    (tmp_path / "model_world_size_8_rank_0.pt").touch()
+    with pytest.raises(ValueError, match=r"it holds those of \['16', '8'\]"):
+        find_world_size(tmp_path)
 
 
 def test_card_says_where_the_model_comes_from(tmp_path):
