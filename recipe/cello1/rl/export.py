@@ -111,7 +111,7 @@ def export(
     step
         Step to export, by default the last one.
     base
-        Model that was trained, folder or Hub id, for a checkpoint without configuration, as the published code wrote it.
+        Model that was trained (folder or Hub id), for a checkpoint without configuration, as the published code wrote.
     keep_adapter
         Whether LoRA adapters stay beside the base model, in ``lora_adapter``, instead of going into its weights.
     config, metrics
@@ -138,7 +138,7 @@ def export(
     if base is not None:
         check_model_path(base)
     elif any(actor.iterdir()) and not (actor / FSDP_CONFIG).is_file():
-        msg = f"{actor} has no {FSDP_CONFIG}, as checkpoints of the published code; give the model it was trained from as base"
+        msg = f"{actor} has no {FSDP_CONFIG}, like those of the published code; give as base what was trained"
         raise FileNotFoundError(msg)
 
     def write(folder: Path) -> None:
@@ -156,7 +156,7 @@ def export(
 
 
 def _complete(actor: Path, base: str, folder: Path) -> Path:
-    """Make of a checkpoint without configuration one that verl's merger reads: links to its shards, and what it lacks."""
+    """Make a checkpoint without configuration one that verl's merger reads: links to its shards, and what it lacks."""
     from transformers import AutoConfig, AutoTokenizer
 
     from recipe.cello1.rl.sharded import find_world_size
