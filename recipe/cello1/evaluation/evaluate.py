@@ -33,13 +33,13 @@ from recipe.cello1.evaluation.scores import (
     baseline_scores,
     chance,
     difference,
+    read_references,
     score_predictions,
     summarise,
 )
 from recipe.cello1.evaluation.voting_rules import compare_rules
 from recipe.cello1.formats.atomic import atomic_write, dumps
-from recipe.cello1.formats.predictions import read_predictions
-from recipe.cello1.formats.puzzle_files import load_puzzles
+from recipe.cello1.formats.predictions import iter_predictions
 from recipe.cello1.inference.vote import add_weighted
 from recipe.cello1.task.answer import Reason
 from recipe.cello1.task.ontology import CellOntology, load_ontology
@@ -224,15 +224,15 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     baseline = read_baseline(args.baseline)
-    puzzles = [Reference.of(p, baseline) for p in load_puzzles(args.data, args.variant).puzzles] if args.data else None
+    puzzles = read_references(args.data, args.variant, baseline) if args.data else None
     with ExitStack() as stack:
         judge = None
         if args.judge:
             judge = stack.enter_context(start_engine("openai", args.judge, base_url=args.judge_url))
         result = evaluate(
-            read_predictions(args.predictions),
+            iter_predictions(args.predictions),
             puzzles,
-            greedy=read_predictions(args.greedy) if args.greedy else None,
+            greedy=iter_predictions(args.greedy) if args.greedy else None,
             baseline=baseline,
             ontology=load_ontology() if args.ontology else None,
             judge=judge,
@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
             seed=args.seed,
         )
     if args.compare:
-        runs = read_predictions(args.compare), read_predictions(args.predictions)
+        runs = iter_predictions(args.compare), iter_predictions(args.predictions)
         result = replace(result, comparison=compare(*runs, puzzles, other=str(args.compare), seed=args.seed))
     render(result)
     outputs = (

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from recipe.cello1.evaluation.intervals import Estimate, estimate, mcnemar, pair
 from recipe.cello1.evaluation.results import Comparison, Example
 from recipe.cello1.formats.items import GOLD_KEYS, USER_KEYS
 from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction
+from recipe.cello1.formats.puzzle_files import iter_rows, puzzle_of
 from recipe.cello1.task.answer import ANSWER_OPEN, parse_answer, split_types
-from recipe.cello1.task.prompt import VARIANTS, parse_user
+from recipe.cello1.task.prompt import VARIANTS, Variant, parse_user
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.scoring import METRICS, Score, gold_types, score_parsed, score_types
 
@@ -44,6 +46,7 @@ _SHOWN = 4000  # characters of an example
 class Reference:
     """What a puzzle is judged by."""
 
+    # Empty if unknown
     answer: tuple[str, ...]
     # None if unknown
     candidates: tuple[str, ...] | None
@@ -53,14 +56,11 @@ class Reference:
     baselines: Mapping[str, tuple[str, ...]]
 
     @classmethod
-    def of(cls, puzzle: Puzzle, baseline: NaiveBayes | None = None, where: str = "item") -> Reference:
+    def of(cls, puzzle: Puzzle, baseline: NaiveBayes | None = None) -> Reference:
         """Keep what is needed of a puzzle."""
-        if puzzle.answer is None:
-            msg = f"{where} of the data set has no gold under 'assistant_msg' or 'answer'"
-            raise ValueError(msg)
         slices = (puzzle.n_cells, *(puzzle.meta.get(key) for key in SLICES[1:]))
         solved = baseline.answers(puzzle.cells, puzzle.candidates) if baseline else {}
-        return cls(_interned(puzzle.answer), _interned(puzzle.candidates) or None, slices, solved)
+        return cls(_interned(puzzle.answer or ()), _interned(puzzle.candidates) or None, slices, solved)
 
 
 def _interned(types: Iterable[str]) -> tuple[str, ...]:
@@ -121,6 +121,20 @@ class Scores:
         """Return what is MEASURED of each puzzle, one row each, and its number of cells."""
         n_cells = [len(group[0].puzzle.answer) for group in self.groups().values()]
         return np.array(list(self.values(unit).values())), np.array(n_cells, dtype=float)
+
+
+def read_references(path: Path, variant: Variant | None = None, baseline: NaiveBayes | None = None) -> list[Reference]:
+    """Read a data set, of which only what the answers are judged by is kept."""
+    try:
+        rows = enumerate(iter_rows(path))
+        found = [Reference.of(puzzle_of(row, i, variant, require_gold=False), baseline) for i, row in rows]
+    except ValueError as error:
+        msg = f"{path}: {error}"
+        raise ValueError(msg) from None
+    if not found:
+        msg = f"{path} holds no items"
+        raise ValueError(msg)
+    return found
 
 
 def score_predictions(
@@ -205,7 +219,10 @@ def _reference(
             msg = f"{where} is not in the data set, which has {len(puzzles)} items; give the data it was made from"
             raise ValueError(msg)
         puzzle = puzzles[index]
-        known = puzzle if isinstance(puzzle, Reference) else Reference.of(puzzle, baseline, f"{where}: item {index}")
+        known = puzzle if isinstance(puzzle, Reference) else Reference.of(puzzle, baseline)
+        if not known.answer:
+            msg = f"{where}: item {index} of the data set has no gold under 'assistant_msg' or 'answer'"
+            raise ValueError(msg)
         told = [record.get(key, value) for key, value in zip(SLICES[1:], known.slices[1:], strict=True)]
         known = replace(known, slices=(known.slices[0], *told))
     if known is not None:

@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.items import item_to_puzzle
 from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction, has_logprobs, read_predictions, record_weights
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.prompt import VARIANTS, Variant
+from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.voting import Answer, consensus, likeliest, majority, medoid, read_answers
 
 RULES = ("consensus", "majority", "medoid", "likeliest")
@@ -34,38 +33,15 @@ def vote_records(
     smoothing: float = 0.5,
     variant: Variant = "batch",
 ) -> list[dict[str, Any]]:
-    """Turn several predictions for each item into one.
-
-    Parameters
-    ----------
-    records
-        Prediction and error records; the latter cast no vote.
-    rule
-        One of ``RULES``.
-    weighted
-        Whether to weigh the answers by log-probability (``predict --logprobs``); by default where every prediction has
-        it.
-    smoothing
-        As for :func:`recipe.cello1.task.voting.consensus`.
-    variant
-        Task variant of the items.
-
-    Returns
-    -------
-    One prediction record for each item, by index: the item, the voted answer as ``prediction`` (with the reasoning of
-    the first response that gave just this answer, if one did), the answers it is made of (``voted``, with their
-    ``weights`` if they have some) and, for a consensus, ``cells``. Items with error records only get an error record.
-
-    Raises
-    ------
-    ValueError
-        If the rule is unknown, an item cannot be read, or log-probabilities are wanted and missing.
-    """
+    """Turn several predictions for each item into one prediction record; items that only failed keep their error."""
+    # With the reasoning of the first response that gave just this answer, if one did, and the answers it is made of
+    # (`voted`, their `weights`, and the `cells` of a consensus).
     if rule not in RULES:
         msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
         raise ValueError(msg)
     if weighted is None:
         weighted = has_logprobs(records)
+    weighted = rule == "likeliest" or (weighted and rule == "consensus")
     groups: dict[int, list[Mapping[str, Any]]] = {}
     for record in records:
         groups.setdefault(record["index"], []).append(record)
@@ -73,32 +49,35 @@ def vote_records(
     for index in sorted(groups):
         group = sorted(groups[index], key=lambda record: record.get("sample", 0))
         answered = [record for record in group if check_prediction(record, f"prediction {index}")]
-        base = {key: value for key, value in group[0].items() if key not in _OF_ONE_ANSWER}
+        base = {key: value for key, value in group[0].items() if key not in _OF_ONE_ANSWER} | {"sample": 0}
         if not answered:
-            voted.append({**base, "sample": 0, "error": group[0]["error"]})
+            voted.append({**base, "error": group[0]["error"]})
             continue
-        voted.append({**base, "sample": 0, **_vote(base, answered, rule, weighted, smoothing, variant, index)})
+        item = {key: value for key, value in base.items() if key not in _OF_THE_RUN}
+        puzzle = item_to_puzzle(item, index, variant, require_gold=False)
+        voted.append({**base, **_vote(puzzle, answered, rule, weighted, smoothing, index)})
     return voted
 
 
 def _vote(
-    base: Mapping[str, Any],
+    puzzle: Puzzle,
     answered: Sequence[Mapping[str, Any]],
     rule: str,
     weighted: bool,
     smoothing: float,
-    variant: Variant,
     index: int,
 ) -> dict[str, Any]:
-    item = {key: value for key, value in base.items() if key not in _OF_THE_RUN}
-    puzzle = item_to_puzzle(item, index, variant, require_gold=False)
     if not puzzle.candidates:
         msg = f"item {index} has no candidates to vote for"
         raise ValueError(msg)
     answers = read_answers([record["prediction"] for record in answered], puzzle.n_cells)
-    weights = _weights(answered, index) if rule == "likeliest" or (weighted and rule == "consensus") else None
     found: dict[str, Any] = {"rule": rule, "voted": [None if answer is None else list(answer) for answer in answers]}
-    if weights is not None:
+    weights = None
+    if weighted:
+        if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:
+            msg = f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs"
+            raise ValueError(msg)
+        weights = record_weights(answered)
         found["weights"] = weights.tolist()
     types: Answer | None
     if rule == "consensus":
@@ -107,20 +86,10 @@ def _vote(
         found["cells"] = result.cells()
     elif rule == "majority":
         types = majority(answers, puzzle.candidates, puzzle.n_cells)
-    elif rule == "medoid":
-        types = medoid(answers)
     else:
-        types = likeliest(answers, [] if weights is None else weights)
+        types = medoid(answers) if weights is None else likeliest(answers, weights)
     # Without one usable answer there is nothing to choose from: an empty response, which is scored as malformed.
-    text = "" if types is None else _text_for(types, answers, answered)
-    return {**found, "prediction": text}
-
-
-def _weights(answered: Sequence[Mapping[str, Any]], index: int) -> np.ndarray:
-    if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:
-        msg = f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs"
-        raise ValueError(msg)
-    return record_weights(answered)
+    return found | {"prediction": "" if types is None else _text_for(types, answers, answered)}
 
 
 def _text_for(types: Answer, answers: Sequence[Answer | None], answered: Sequence[Mapping[str, Any]]) -> str:
@@ -133,13 +102,7 @@ def _text_for(types: Answer, answers: Sequence[Answer | None], answered: Sequenc
 
 
 def add_weighted(parser: argparse.ArgumentParser) -> None:
-    """Add the switch of weighing by log-probability.
-
-    Parameters
-    ----------
-    parser
-        Where to.
-    """
+    """Add the switch of weighing by log-probability."""
     parser.add_argument(
         "--weighted",
         action=argparse.BooleanOptionalAction,

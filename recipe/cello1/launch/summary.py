@@ -27,7 +27,7 @@ from recipe.cello1.evaluation.scores import Reference, baseline_scores, chance, 
 from recipe.cello1.formats.atomic import atomic_write, dumps, replacing
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.model_folder import model_fingerprint
-from recipe.cello1.formats.predictions import read_predictions
+from recipe.cello1.formats.predictions import iter_predictions
 from recipe.cello1.formats.puzzle_files import PuzzleFile, load_puzzles
 from recipe.cello1.inference.predict import predict
 from recipe.cello1.rl.run_metrics import REWARD, WINDOW, first_and_last, read_metrics
@@ -69,7 +69,7 @@ def answer_puzzles(
                 worst = dict(done.errors)
                 msg = f"{done.failed} of {done.total} puzzles got no answer from {model}: {worst}; run again"
                 raise EngineError(msg)
-            atomic_write(path.with_suffix(".json"), dumps(plain(evaluate(read_predictions(path), data.puzzles)), 1))
+            atomic_write(path.with_suffix(".json"), dumps(plain(evaluate(iter_predictions(path), data.puzzles)), 1))
     return paths
 
 
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
     for name, model in args.stages:
         stem = args.out / re.sub(r"\W+", "-", name.lower())
         for decoding, path in answer_puzzles(model, data, stem, decodings, **limits).items():
-            scores[name, decoding] = score_predictions(read_predictions(path), puzzles)
+            scores[name, decoding] = score_predictions(iter_predictions(path), puzzles)
 
     def column(name: str, decoding: str) -> str:
         return name if len(decodings) == 1 else f"{name}, {decoding}"
