@@ -44,6 +44,7 @@ class Benchmark:
 BENCHMARKS = {
     "data": Benchmark("bench_data.py", ("--cells", "2000", "--repeats", "1")),
     "scoring": Benchmark("bench_scoring.py", ("--repeats", "20")),
+    "evaluation": Benchmark("bench_evaluate.py", ("--number", "2000")),
     "prediction": Benchmark("bench_predict.py", ("--n", "4", "--max-tokens", "32")),
     "plugin": Benchmark("bench_plugin.py", ("--cells", "2000", "--repeats", "1")),
     "training": Benchmark("bench_training_overhead.py", ("--repeats", "20", *EMBEDDED)),

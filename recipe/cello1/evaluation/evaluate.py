@@ -100,7 +100,8 @@ def evaluate(
     rules, calibrated = compare_rules(scores, {**rivals, **others}, weighted=weighted, seed=seed)
     illegal = Counter(str(answer.score.reason) for answer in scores.answers if answer.score.reason)
     pairs = _pairs(scores.answers)
-    counts, edges = np.histogram([getattr(answer, scores.length_unit) for answer in scores.answers], bins=20)
+    unit = scores.length_unit
+    counts, edges = np.histogram([getattr(answer, unit) for answer in scores.answers], bins=20)
     return Evaluation(
         n=len({answer.index for answer in scores.answers}),
         n_answers=len(scores.answers),
@@ -111,7 +112,7 @@ def evaluate(
         chance=chance(scores.answers),
         illegal={str(reason): illegal[reason] for reason in Reason if illegal[reason]},
         outside_candidates=sum(answer.score.in_candidates is False for answer in scores.answers),
-        length_unit=scores.length_unit,
+        length_unit=unit,
         seed=seed,
         run=scores.run,
         confusion=[Pair(*key, count) for key, count in sorted(pairs.items(), key=lambda entry: (-entry[1], entry[0]))],

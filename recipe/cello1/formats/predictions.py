@@ -266,6 +266,6 @@ def record_weights(records: Sequence[Mapping[str, Any]]) -> np.ndarray:
 
     Returns
     -------
-    What :func:`recipe.cello1.task.voting.logprob_weights` returns for them.
+    What ``task.voting.logprob_weights`` returns for them.
     """
     return logprob_weights([record["logprob"] for record in records], [record["tokens"] for record in records])
