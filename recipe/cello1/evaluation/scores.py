@@ -24,9 +24,9 @@ from recipe.cello1.evaluation.intervals import Estimate, estimate, mcnemar, pair
 from recipe.cello1.evaluation.results import Comparison, Example
 from recipe.cello1.formats.items import GOLD_KEYS, USER_KEYS
 from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction
-from recipe.cello1.formats.puzzle_files import iter_rows, puzzle_of
+from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.task.answer import ANSWER_OPEN, parse_answer, split_types
-from recipe.cello1.task.prompt import VARIANTS, Variant, parse_user
+from recipe.cello1.task.prompt import Variant, find_variant, parse_user
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.scoring import METRICS, Score, gold_types, score_parsed, score_types
 
@@ -125,15 +125,7 @@ class Scores:
 
 def read_references(path: Path, variant: Variant | None = None, baseline: NaiveBayes | None = None) -> list[Reference]:
     """Read a data set, of which only what the answers are judged by is kept."""
-    try:
-        rows = enumerate(iter_rows(path))
-        found = [Reference.of(puzzle_of(row, i, variant, require_gold=False), baseline) for i, row in rows]
-    except ValueError as error:
-        msg = f"{path}: {error}"
-        raise ValueError(msg) from None
-    if not found:
-        msg = f"{path} holds no items"
-        raise ValueError(msg)
+    found: list[Any] = load_puzzles(path, variant, keep=lambda puzzle: Reference.of(puzzle, baseline)).puzzles
     return found
 
 
@@ -259,12 +251,10 @@ def _question(record: Mapping[str, Any]) -> Puzzle | None:
     text = next((record[key] for key in USER_KEYS if isinstance(record.get(key), str)), None)
     if text is None:
         return None
-    for variant in VARIANTS:
-        try:
-            return parse_user(text, variant)
-        except ValueError:
-            continue
-    return None
+    try:
+        return parse_user(text, variant) if (variant := find_variant(text)) else None
+    except ValueError:
+        return None
 
 
 def baseline_scores(scores: Scores) -> dict[str, Scores]:

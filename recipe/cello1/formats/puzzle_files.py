@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,12 @@ def puzzle_of(row: Any, index: int = 0, variant: Variant | None = None, *, requi
 
 
 def load_puzzles(
-    path: str | Path, variant: Variant | None = None, layout: Layout | None = None, *, require_gold: bool = False
+    path: str | Path,
+    variant: Variant | None = None,
+    layout: Layout | None = None,
+    *,
+    require_gold: bool = False,
+    keep: Callable[[Puzzle], Any] = lambda puzzle: puzzle,
 ) -> PuzzleFile:
     """Read puzzles, with or without gold, and how they are to be asked.
 
@@ -146,6 +151,8 @@ def load_puzzles(
         Task variant and prompt layout, if decided elsewhere. Without a variant, rows say it, or the first question.
     require_gold
         As for :func:`puzzle_of`.
+    keep
+        What to keep of each puzzle, where not all of it is needed.
 
     Returns
     -------
@@ -169,8 +176,8 @@ def load_puzzles(
             own: Variant | None = next(iter(said["variant"]), variant)
             if own is None and isinstance(row, Mapping) and not is_rl_row(row):
                 own = variant = find_variant(question_of(row))
-            puzzles.append(puzzle_of(row, index, own, require_gold=require_gold))
-        found = {"variant": variant, "prompt_layout": layout}
+            puzzles.append(keep(puzzle_of(row, index, own, require_gold=require_gold)))
+        found: dict[str, Any] = {"variant": variant, "prompt_layout": layout}
         found = {key: _agreed(key, values, found[key]) for key, values in said.items()}
     except ValueError as error:
         msg = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
