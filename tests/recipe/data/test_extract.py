@@ -577,7 +577,7 @@ def test_backed_objects_are_what_is_on_disk(tmp_path, adata):
         ({"sizes": (3, 3)}, "--sizes must be different positive"),
         ({"variant": "single"}, "have the size 1"),
         ({"layer": "a", "use_raw": True}, "exclude each other"),
-        ({"exclude_genes": ("(",)}, "--exclude-genes"),
+        ({"exclude_genes": ("(",)}, "exclude_genes"),
         ({"exclude_types": ("(",)}, "--exclude-types"),
     ],
 )
