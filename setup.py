@@ -119,7 +119,9 @@ setup(
         # The second name makes it `scanpy cello1`: scanpy runs what is called scanpy-<command>.
         "console_scripts": ["cello1 = recipe.cello1.__main__:main", "scanpy-cello1 = recipe.cello1.__main__:main"],
         # Commands beside those of the recipe, found by its shell.
-        "cello1.commands": [f"{name} = scverse_plugin._commands.{name}" for name in ("annotate", "report", "serve")],
+        "cello1.commands": [
+            f"{name} = scverse_plugin._commands.{name}" for name in ("annotate", "demo", "report", "serve")
+        ],
         # verl imports what it finds here in every process; the module registers itself.
         "verl.plugins": ["cello1_cpu = cello1_verl.plugin.platform.platform_cpu"],
         # vLLM calls it in every process; it acts only in those of a CPU training run.

@@ -40,23 +40,27 @@ class Mention:
     in_prompt: bool
 
 
-def mentions(
-    reasoning: str, prompt: Collection[str], known: Collection[str], names: Collection[str]
-) -> Iterator[Mention]:
-    """Find the genes in a reasoning."""
-    listed, symbols = frozenset(prompt), frozenset(known)
-    capitals = {name.upper() for name in symbols}
-    no_genes = {word for name in names for word in _WORD.findall(name)}
-    for match in _WORD.finditer(reasoning):
-        word = match.group()
-        if word in listed:
-            yield Mention(match.start(), match.end(), word, True)
-        elif word in no_genes or len(word) < 2 or word == word.lower():
-            continue
-        elif word in symbols or (
-            word.upper() not in _WORDS
-            # As mice write it: Lyz where the data have LYZ.
-            and (word.upper() in capitals or _LOOKS_LIKE.fullmatch(word))
-            and not _NOT_GENES.fullmatch(word)
-        ):
-            yield Mention(match.start(), match.end(), word, False)
+class Finder:
+    """Finds the genes in reasonings; ``known`` are the symbols of the data, ``names`` those of the types."""
+
+    def __init__(self, known: Collection[str], names: Collection[str]) -> None:
+        self._symbols = frozenset(known)
+        self._capitals = {name.upper() for name in self._symbols}
+        self._no_genes = {word for name in names for word in _WORD.findall(name)}
+
+    def __call__(self, reasoning: str, prompt: Collection[str]) -> Iterator[Mention]:
+        """Find the genes; ``prompt`` are those that the puzzle lists."""
+        listed = frozenset(prompt)
+        for match in _WORD.finditer(reasoning):
+            word = match.group()
+            if word in listed:
+                yield Mention(match.start(), match.end(), word, True)
+            elif word in self._no_genes or len(word) < 2 or word == word.lower():
+                continue
+            elif word in self._symbols or (
+                word.upper() not in _WORDS
+                # As mice write it: Lyz where the data have LYZ.
+                and (word.upper() in self._capitals or _LOOKS_LIKE.fullmatch(word))
+                and not _NOT_GENES.fullmatch(word)
+            ):
+                yield Mention(match.start(), match.end(), word, False)

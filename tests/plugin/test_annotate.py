@@ -696,8 +696,10 @@ def test_the_instruction_says_what_is_true_of_spare_candidates():
     assert {request.messages[0]["content"] for _, request in engine.asked} == {published}  # as many types as cells
     _, engine = run(n_votes=2, puzzle_size=3)
     told = {request.messages[0]["content"] for _, request in engine.asked}
-    assert not any("must be assigned to exactly one cell" in text for text in told)
-    assert all("more types than there are cells; assign a different one of them to each cell" in text for text in told)
+    assert not any("each candidate must be assigned" in text for text in told)
+    assert all(
+        "more than there are cells: each cell must be assigned to exactly one candidate" in text for text in told
+    )
 
 
 def test_a_dry_run_says_how_much_it_would_be(capsys):

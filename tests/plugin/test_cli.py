@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,8 @@ import anndata as ad
 import pytest
 
 from recipe.cello1.__main__ import main
-from scverse_plugin._commands import serve
+from scverse_plugin._commands import demo, serve
+from tests.helpers.readme import ROOT
 from tests.helpers.stub_server import Server
 from tests.helpers.toy_adata import TYPES, toy
 
@@ -247,3 +249,60 @@ def test_a_dry_run_counts(file, capsys):
     found = capsys.readouterr()
     assert len(found.out.splitlines()) == 2
     assert found.err.startswith("2 puzzles, about ") and found.err.endswith("200 of answers, price at most 2.00\n")
+
+
+# --------------------------------------------------------------------------------------------------------------- demo
+
+
+@pytest.fixture
+def browser(monkeypatch):
+    opened = []
+    monkeypatch.setattr(demo.webbrowser, "open", opened.append)
+    monkeypatch.setenv("DISPLAY", ":0")
+    return opened
+
+
+def run_demo(*argv):
+    demo.run(demo.build_parser().parse_args(list(map(str, argv))))
+
+
+def test_demo_with_recorded_answers(browser, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)  # no model of the main job here
+    run_demo()
+    found = capsys.readouterr()
+    assert "no model in outputs/embedded/model: the answers are recorded ones" in found.err
+    assert "CD14+ Monocyte" in found.out and "published" in found.out
+    page = tmp_path / "cello1_demo" / "report.html"
+    assert browser == [page.as_uri()] and "CD19+ B" in page.read_text()
+    adata = ad.read_h5ad(tmp_path / "cello1_demo" / "annotated.h5ad")
+    assert adata.uns["cello1"]["checks"]["n_errors"] == 0 and adata.uns["cello1"]["checks"]["n_puzzles"] == 48
+
+
+def test_demo_with_the_model_of_the_main_job(browser, tmp_path, monkeypatch):
+    started = []
+
+    def start(name, model, **options):
+        started.append((str(model), options))
+        return demo.Recorded(demo.ANSWERS)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "start_engine", start)
+    (tmp_path / "outputs" / "embedded" / "model").mkdir(parents=True)
+    (tmp_path / "outputs" / "embedded" / "model" / "config.json").touch()
+    run_demo("--no-open", "--out", "here")
+    assert started == [("outputs/embedded/model", {"constrained": True})]
+    assert (tmp_path / "here" / "report.html").is_file() and not browser
+
+
+def test_demo_checks_its_folder_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(demo, "annotate", lambda engine: pytest.fail("asked"))
+    with pytest.raises(ValueError, match="out: file/annotated.h5ad cannot be written, .*/file is a file"):
+        run_demo("--out", "file")
+
+
+def test_recorded_answers_are_made_by_the_example(tmp_path):
+    module = runpy.run_path(str(ROOT / "examples" / "record_demo.py"))
+    assert module["main"](["--out", str(tmp_path / "a.json")]) == 0
+    assert (tmp_path / "a.json").read_text() == demo.ANSWERS.read_text()

@@ -6,7 +6,7 @@ import scanpy as sc
 from matplotlib.figure import Figure
 
 import scverse_plugin
-from scverse_plugin._report._genes import mentions
+from scverse_plugin._report._genes import Finder
 from tests.helpers.toy_adata import TYPES, FakeEngine, toy
 
 PLOTS = {
@@ -97,7 +97,7 @@ def test_report_without_reasoning_and_without_answers(tmp_path):
 
 def test_genes_of_a_reasoning():
     text = "CD3D and FOXP3, with HLA-DRA.1; a cat, CD8 T cell, NK cell, XYZ12 and MARCH1. Cell 2: B2M"
-    found = list(mentions(text, {"CD3D", "B2M"}, {"CD3D", "B2M", "FOXP3", "cat", "HLA-DRA.1", "NK"}, ["NK cell", "T"]))
+    found = list(Finder({"CD3D", "B2M", "FOXP3", "cat", "HLA-DRA.1", "NK"}, ["NK cell", "T"])(text, {"CD3D", "B2M"}))
     assert [(m.gene, m.in_prompt) for m in found] == [
         ("CD3D", True),
         ("FOXP3", False),
@@ -113,13 +113,13 @@ def test_genes_of_a_reasoning():
     "word", ["ALB", "INS", "GCG", "GNLY", "CD19", "CD3E", "CD8A", "Cd3d", "Lyz", "C1orf56", "HLA-DRA"]
 )
 def test_genes_that_the_data_lack_are_marked_too(word):
-    found = list(mentions(f"The cell has {word}, a marker.", {"CST3"}, {"LYZ", "CST3"}, ["NK cell"]))
+    found = list(Finder({"LYZ", "CST3"}, ["NK cell"])(f"The cell has {word}, a marker.", {"CST3"}))
     assert [(m.gene, m.in_prompt) for m in found] == [(word, False)]
 
 
 def test_plain_words_are_no_genes():
     text = "NOT a T cell: CD8 and CD45RO, MHC, TCR and RNA. Was the Cell2 of COVID-19 type Th17? THE BEST. IgG, DNA, NK"
-    assert not list(mentions(text, {"CST3"}, {"LYZ", "CST3", "cat"}, ["NK cell"]))
+    assert not list(Finder({"LYZ", "CST3", "cat"}, ["NK cell"])(text, {"CST3"}))
 
 
 def test_report_counts_the_genes_that_are_made_up(done, tmp_path):

@@ -40,8 +40,8 @@ _BATCH_CANDIDATES = (
 )
 # Not published: what is true of a puzzle with candidates to spare, which only an annotation has.
 _SPARE_CANDIDATES = (
-    "You will also receive a list of candidate cell types, which holds more types than there are cells; "
-    "assign a different one of them to each cell. "
+    "You will also receive a list of candidate cell types, more than there are cells: "
+    "each cell must be assigned to exactly one candidate, and each candidate to at most one cell. "
     "Ensure that you consider all cells and candidate types together, rather than annotating each cell individually."
 )
 _SINGLE = "You will be given information about a single cell, including the top expressed genes in descending order."
