@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from anndata import AnnData
 from matplotlib import pyplot as plt
 
@@ -18,24 +17,21 @@ from recipe.cello1.formats.atomic import atomic_write
 from recipe.cello1.task.prompt import parse_user
 from scverse_plugin import pl
 from scverse_plugin._files import check_place
-from scverse_plugin._report._genes import Mention, mentions
+from scverse_plugin._report._genes import Finder, Mention
+from scverse_plugin._report._page import page, table
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
+from scverse_plugin.pl._shared import PAGE
 
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.2rem .7rem;border-bottom:1px solid #ddd;text-align:left}
-td.n{text-align:right;font-variant-numeric:tabular-nums}h2{margin-top:2.5rem;border-bottom:2px solid #ddd}
-img{max-width:100%}details{margin:.5rem 0}pre{white-space:pre-wrap;background:#f7f7f7;padding:.7rem;margin:.3rem 0}
-.listed{background:#d9f2d9}.invented{background:#ffd6d6;text-decoration:underline wavy #c00}
-.flag{color:#a40000;font-weight:600}.dim{color:#666}
-"""
+LARGEST = 2_700_000  # characters of a page; puzzles beyond are left to the object
+LEAST = 300_000  # of which puzzles have so many in any case
 
 
 def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces: int = 5) -> Path:
     """Write a report: every group with its label, support, runner-up, and the reasoning with its genes checked.
 
-    Genes that the reasoning names are marked: green if the prompt lists them, red if it does not.
+    Genes that the reasoning names are marked: green if the prompt lists them, red if it does not. Each puzzle stands in
+    it once. With many groups not all of them do, so that the page stays below 3 MB.
 
     Parameters
     ----------
@@ -55,39 +51,27 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
     Raises
     ------
     ValueError
-        If there is no such run, or the path does not end in ``.html``.
+        If there is no such run, or the path does not end in ``.html`` or cannot be written.
     """
     path = check_path(path)
     run = _store.stored(adata, key)
-    groups = run["groups"]
-    traces = cello1_df(adata, key, table="traces")
-    parts = [
-        f"<h1>Cell types: {escape(key)}</h1>",
-        _summary(run),
-        _overview(groups),
+    groups = run["groups"].to_dict("records")
+    traces = cello1_df(adata, key, table="traces").to_dict("records")
+    puzzles = _Puzzles(traces, Finder(_symbols(adata, run["params"]), [str(name) for name in run["types"]]))
+    of_group = _by_group(groups, traces)
+    params = escape(json.dumps(_values(run["params"]), indent=1, ensure_ascii=False))
+    sections = [
+        ("overview", "Overview", _overview(groups)),
         *_plots(adata, key),
-        "<p><span class=listed>GENE</span> is listed in the prompt; <span class=invented>GENE</span> is not: "
-        "the reasoning names a gene that it was not given.</p>",
+        ("parameters", "Parameters", f"<pre>{params}</pre>"),
     ]
-    known = _symbols(adata, run["params"])
-    by_group: dict[tuple[str, str], list[int]] = {}
-    own_samples = bool((groups["sample"] != "").any())
-    for i, (members, sample) in enumerate(zip(traces["groups"], traces["sample"], strict=True)):
-        for name in members:
-            by_group.setdefault((name, sample if own_samples else ""), []).append(i)
-    types = [str(name) for name in run["types"]]
-    for row in groups.to_dict("records"):
-        chosen = by_group.get((row["group"], row["sample"]), [])
-        chosen = sorted(chosen, key=lambda i: bool(traces["screening"].iloc[i]))
-        parts.append(_group(row, [traces.iloc[i] for i in chosen], known, types, max_traces))
-    parts.append(
-        f"<h2>Parameters</h2><pre>{escape(json.dumps(_values(run['params']), indent=1, ensure_ascii=False))}</pre>"
-    )
-    html = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(key)}</title><style>{_STYLE}</style>'
-        f"<body>{''.join(parts)}</body></html>\n"
-    )
-    atomic_write(path, html)
+    wanted = [found[:max_traces] for found in of_group]
+    links = sum(map(len, wanted)) * len('<a href="#p1000"></a>')
+    used = sum(len(html) for *_, html in sections) + len(_groups(groups, of_group, puzzles, max_traces)) + links
+    puzzles.show(wanted, max(LEAST, LARGEST - used))
+    texts = _groups(groups, of_group, puzzles, max_traces)
+    sections[-1:-1] = [("groups", "Groups", texts), ("puzzles", "Puzzles", puzzles.html())]
+    atomic_write(path, page(f"Cell types: {key}", sections, _summary(run)))
     return path
 
 
@@ -130,48 +114,64 @@ def _summary(run: Any) -> str:
         f"{int(checks['n_puzzles'])} puzzles, {int(checks['n_errors'])} without a response",
     ]
     if checks["n_repeated"]:
-        facts.append(f"{int(checks['n_repeated'])} puzzles do not count: their answer names a type twice")
+        facts.append(
+            f"{int(checks['n_repeated'])} answers name a type twice: they count only for the groups "
+            "whose type stands in them once"
+        )
+    cut = int((run["traces"]["finish_reason"] == "length").sum())
+    if cut:
+        facts.append(f"{cut} answers were cut at max_tokens={params['max_tokens']}")
     if checks["decoy_rate"] == checks["decoy_rate"]:
         facts.append(f"decoys chosen in {float(checks['decoy_rate']):.1%} of the chances (false assignments)")
     if checks["position_p_value"] == checks["position_p_value"]:
         facts.append(f"effect of the position in the puzzle: p = {float(checks['position_p_value']):.2g}")
-    return "<ul>" + "".join(f"<li>{escape(fact)}</li>" for fact in facts) + "</ul>"
+    return "<ul>" + "".join(f"<li>{escape(fact)}" for fact in facts) + "</ul>"
 
 
-def _overview(groups: pd.DataFrame) -> str:
-    head = "<tr><th>group<th>label<th>support<th>runner-up<th>margin<th>votes<th>failures<th>status</tr>"
+def _overview(groups: Sequence[Mapping[str, Any]]) -> str:
+    columns = [("group", False), ("label", False), ("support", True), ("runner-up", False), ("margin", True)]
+    columns += [("votes", True), ("failures", True), ("status", False)]
     rows = []
-    for row in groups.to_dict("records"):
+    for i, row in enumerate(groups):
         runner_up = f"{row['runner_up']} ({row['runner_up_support']:.2f})" if row["runner_up"] else ""
-        rows.append(
-            f"<tr><td>{_name(row)}<td>{escape(row['label'])}<td class=n>{row['support']:.2f}<td>{escape(runner_up)}"
-            f"<td class=n>{row['margin']:.2f}<td class=n>{row['votes']}<td class=n>{row['failures']}"
-            f"<td>{_flags(row)}</tr>"
-        )
-    return f"<table>{head}{''.join(rows)}</table>"
+        name = f'<a href="#g{i}">{_name(row)}</a>'
+        numbers = (f"{row['margin']:.2f}", str(row["votes"]), str(row["failures"]))
+        rows.append((name, escape(row["label"]), f"{row['support']:.2f}", escape(runner_up), *numbers, _flags(row)))
+    return table("Label and support of each group; a group's name leads to its puzzles", columns, rows)
 
 
-def _name(row: Any) -> str:
+def _name(row: Mapping[str, Any]) -> str:
     return escape(row["group"]) + (f" <span class=dim>{escape(row['sample'])}</span>" if row["sample"] else "")
 
 
-def _flags(row: Any) -> str:
+def _flags(row: Mapping[str, Any]) -> str:
     flags = [] if row["status"] == "ok" else [row["status"]]
     flags += ["mixed"] if row["mixed"] else []
     return f"<span class=flag>{escape(', '.join(flags))}</span>" if flags else "ok"
 
 
-def _plots(adata: AnnData, key: str) -> list[str]:
-    figures = [("Support", pl.support(adata, key, return_fig=True)), ("Votes", pl.votes(adata, key, return_fig=True))]
+def _plots(adata: AnnData, key: str) -> list[tuple[str, str, str]]:
+    groups = adata.uns[key]["groups"]
+    n, ok = len(groups), int((groups["status"] == "ok").sum())
+    part = "" if n <= PAGE else f" (the first {PAGE} of {n} groups; pl.support and pl.votes draw the others)"
+    bars = f"A bar for each group, as long as its support; {ok} of {n} groups have a label."
+    shown: list[tuple[str, str, Callable[..., Any], str]] = [
+        ("support", "Support", pl.support, bars),
+        ("votes", "Votes", pl.votes, "A matrix of groups and types, darker where a type was chosen more often."),
+    ]
     if "X_umap" in adata.obsm:
-        figures.append(("Labels and support", pl.umap(adata, key, return_fig=True)))
+        seen = "The cells on the embedding, coloured by label on the left and by support on the right."
+        shown.append(("umap", "Labels and support", pl.umap, seen))
     parts = []
-    for title, figure in figures:
+    for anchor, title, draw, seen in shown:
+        figure = draw(adata, key, return_fig=True)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight")
         plt.close(figure)
         data = base64.b64encode(buffer.getvalue()).decode()
-        parts.append(f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">')
+        caption = seen + ("" if anchor == "umap" else part)
+        html = f'<figure><img alt="{escape(seen)}" src="data:image/png;base64,{data}"><figcaption>{escape(caption)}'
+        parts.append((anchor, title, f"{html}</figcaption></figure>"))
     return parts
 
 
@@ -184,45 +184,103 @@ def _symbols(adata: AnnData, params: Any) -> frozenset[str]:
     return frozenset(str(name) for name in names)
 
 
-def _group(row: Any, traces: Sequence[Any], known: frozenset[str], types: Sequence[str], max_traces: int) -> str:
+def _by_group(groups: Sequence[Mapping[str, Any]], traces: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Return the puzzles of each group, those of the screening last."""
+    own_samples = any(row["sample"] for row in groups)
+    found: dict[tuple[str, str], list[int]] = {}
+    for i in sorted(range(len(traces)), key=lambda i: bool(traces[i]["screening"])):
+        for name in traces[i]["groups"]:
+            found.setdefault((name, traces[i]["sample"] if own_samples else ""), []).append(i)
+    return [found.get((row["group"], row["sample"]), []) for row in groups]
+
+
+class _Puzzles:
+    """The puzzles of a run: what they have in genes, and the HTML of those that are shown."""
+
+    def __init__(self, traces: Sequence[Mapping[str, Any]], finder: Finder) -> None:
+        self.traces = traces
+        self.mentions = [self._mentions(trace, finder) for trace in traces]
+        self.shown: dict[int, str] = {}
+
+    @staticmethod
+    def _mentions(trace: Mapping[str, Any], finder: Finder) -> list[Mention]:
+        if "puzzle" not in trace:
+            return []
+        listed = {gene for cell in parse_user(str(trace["puzzle"])).cells for gene in cell}
+        return list(finder(_text(trace), listed))
+
+    def show(self, wanted: Sequence[Sequence[int]], budget: int) -> None:
+        """Write puzzles, one of each group after the other, until the budget is used up."""
+        longest = max(map(len, wanted), default=0)
+        for i in [found[rank] for rank in range(longest) for found in wanted if rank < len(found)]:
+            if i not in self.shown:
+                html = self._puzzle(i)
+                budget -= len(html)
+                if budget < 0:
+                    return
+                self.shown[i] = html
+
+    def _puzzle(self, i: int) -> str:
+        trace = self.traces[i]
+        answer = list(trace["answer"])
+        told = [
+            f"cell {n} (group {member}): {answer[n - 1] if n <= len(answer) else '?'}"
+            for n, member in enumerate(trace["groups"], start=1)
+        ]
+        body = f"<p>{escape('; '.join(told))}</p>" + (f"<p>{escape(trace['error'])}</p>" if trace["error"] else "")
+        if "puzzle" in trace:
+            text = _text(trace)
+            body += f"<pre>{_marked(text, self.mentions[i])}</pre>" if text else "<p class=dim>no reasoning</p>"
+            body += f"<details><summary>puzzle</summary><pre>{escape(str(trace['puzzle']))}</pre></details>"
+        # The anchor is inside, so that a browser opens what it is led to.
+        return f'<details><summary>{escape(_title(i, trace))}</summary><div id="p{i}">{body}</div></details>'
+
+    def html(self) -> str:
+        """Return the section of the puzzles."""
+        legend = (
+            "<p><span class=listed>GENE</span> is listed in the prompt; <span class=invented>GENE</span> is not: "
+            "the reasoning names a gene that it was not given.</p>"
+        )
+        left = len(self.traces) - len(self.shown)
+        rest = f"<p>{left} further puzzles are in the object: <code>get.cello1_df(adata, table='traces')</code>.</p>"
+        return legend + "".join(self.shown[i] for i in sorted(self.shown)) + (rest if left else "")
+
+
+def _title(i: int, trace: Mapping[str, Any]) -> str:
+    return f"puzzle {i + 1}: round {trace['round']}{' (screening)' if trace['screening'] else ''}, {trace['status']}"
+
+
+def _groups(
+    groups: Sequence[Mapping[str, Any]], of_group: Sequence[Sequence[int]], puzzles: _Puzzles, max_traces: int
+) -> str:
+    each = zip(groups, of_group, strict=True)
+    return "".join(_group(i, row, found, puzzles, max_traces) for i, (row, found) in enumerate(each))
+
+
+def _group(i: int, row: Mapping[str, Any], found: Sequence[int], puzzles: _Puzzles, max_traces: int) -> str:
     runner_up = f"; runner-up {row['runner_up']} ({row['runner_up_support']:.2f})" if row["runner_up"] else ""
     facts = f"support {row['support']:.2f}{runner_up}; {row['votes']} votes in {row['puzzles']} puzzles"
     if row["cell_agreement"] == row["cell_agreement"]:
         facts += f"; {row['cell_agreement']:.0%} of {row['cells_asked']} cells agree"
-    if traces and "puzzle" in traces[0]:
-        found = [mention for trace in traces for mention in _mentions(trace, known, types)]
-        invented = sum(not mention.in_prompt for mention in found)
-        facts += f"; {invented} of {len(found)} genes in the reasoning are not in the prompt"
-    return f"<h2>{_name(row)}: {escape(row['label'])}</h2><p>{escape(facts)} · {_flags(row)}</p>" + "".join(
-        _trace(row["group"], trace, known, types) for trace in traces[:max_traces]
+    if found and "puzzle" in puzzles.traces[found[0]]:
+        named = [mention for each in found for mention in puzzles.mentions[each]]
+        invented = sum(not mention.in_prompt for mention in named)
+        facts += f"; {invented} of {len(named)} genes in the reasoning are not in the prompt"
+    lines = []
+    for each in found[:max_traces]:
+        trace = puzzles.traces[each]
+        position = trace["groups"].index(row["group"])
+        said = trace["answer"][position] if position < len(trace["answer"]) else trace["status"]
+        link = f'<a href="#p{each}">puzzle {each + 1}</a>' if each in puzzles.shown else f"puzzle {each + 1}"
+        lines.append(f"<li>{link}: {escape(said)}")
+    return (
+        f'<h2 id="g{i}">{_name(row)}: {escape(row["label"])}</h2><p>{escape(facts)} · {_flags(row)}</p>'
+        f"<ul>{''.join(lines)}</ul>"
     )
 
 
-def _trace(group: str, trace: Any, known: frozenset[str], types: Sequence[str]) -> str:
-    answer = list(trace["answer"])
-    told = [
-        f"cell {i}{' (this group)' if member == group else ''}: {answer[i - 1] if i <= len(answer) else '?'}"
-        for i, member in enumerate(trace["groups"], start=1)
-    ]
-    title = f"round {trace['round']}{' (screening)' if trace['screening'] else ''}, {trace['status']}: " + "; ".join(
-        told
-    )
-    body = f"<p>{escape(trace['error'])}</p>" if trace["error"] else ""
-    if "puzzle" in trace:
-        text = _text(trace)
-        marked = _marked(text, _mentions(trace, known, types))
-        body += f"<pre>{marked}</pre>" if text else "<p class=dim>no reasoning</p>"
-        body += f"<details><summary>puzzle</summary><pre>{escape(str(trace['puzzle']))}</pre></details>"
-    return f"<details><summary>{escape(title)}</summary>{body}</details>"
-
-
-def _text(trace: Any) -> str:
+def _text(trace: Mapping[str, Any]) -> str:
     return str(trace["reasoning"]) or str(trace["response"])
-
-
-def _mentions(trace: Any, known: frozenset[str], types: Sequence[str]) -> list[Mention]:
-    listed = {gene for cell in parse_user(str(trace["puzzle"])).cells for gene in cell}
-    return list(mentions(_text(trace), listed, known, types))
 
 
 def _marked(text: str, found: Sequence[Mention]) -> str:

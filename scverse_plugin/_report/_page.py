@@ -29,7 +29,9 @@ pre{white-space:pre-wrap;background:var(--box);padding:.7rem;margin:.3rem 0;max-
 def page(title: str, sections: Sequence[tuple[str, str, str]], head: str) -> str:
     """Put sections (anchor, heading, HTML) below a table of contents."""
     links = "".join(f'<li><a href="#{anchor}">{escape(heading)}</a>' for anchor, heading, _ in sections)
-    body = "".join(f'<section><h2 id="{anchor}">{escape(heading)}</h2>{html}</section>' for anchor, heading, html in sections)
+    body = "".join(
+        f'<section><h2 id="{anchor}">{escape(heading)}</h2>{html}</section>' for anchor, heading, html in sections
+    )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -39,7 +41,7 @@ def page(title: str, sections: Sequence[tuple[str, str, str]], head: str) -> str
 
 
 def table(caption: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table; columns are a heading and whether numbers stand below it; cells are HTML, the first names the row."""
+    """Write a table: columns are a heading and whether numbers stand below it, cells HTML; the first names the row."""
     kinds = [' class="n"' if number else "" for _, number in columns]
     head = "".join(f'<th scope="col"{kind}>{escape(name)}' for (name, _), kind in zip(columns, kinds, strict=True))
     body = []

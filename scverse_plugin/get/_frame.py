@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scanpy import logging as logg
 
 from scverse_plugin.adata import _store
 
@@ -54,14 +55,19 @@ def cello1_df(
     index = ["group", "sample"] if by_sample else ["group"]
     if table == "groups":
         return groups.set_index(index) if by_sample else groups.drop(columns="sample").set_index(index)
-    votes = pd.DataFrame(_unit_votes(adata, key, groups), columns=[str(name) for name in run["types"]])
+    rows = _rows(adata, key, groups)
+    there = rows >= 0
+    if lost := groups["group"][~there].tolist():
+        logg.hint(f"adata no longer has cells of {len(lost)} annotated groups, which are left out: {lost[:3]}")
+    found = adata.obsm[key + _store.VOTES][rows[there]]
+    votes = pd.DataFrame(found, columns=[str(name) for name in run["types"]])
     for name in reversed(index):
-        votes.insert(0, name, groups[name].to_numpy())
+        votes.insert(0, name, groups[name].to_numpy()[there])
     return votes.set_index(index)
 
 
-def _unit_votes(adata: AnnData, key: str, groups: pd.DataFrame) -> np.ndarray:
-    """Take the votes of one cell of each group: all its cells have the same."""
+def _rows(adata: AnnData, key: str, groups: pd.DataFrame) -> np.ndarray:
+    """Return one cell of each group, which all have the same votes; -1 for a group that has none any more."""
     params = adata.uns[key]["params"]
     if (groupby := params.get("groupby")) is None:
         column = pd.Series(adata.obs_names.astype(str), index=adata.obs.index)
@@ -76,8 +82,8 @@ def _unit_votes(adata: AnnData, key: str, groups: pd.DataFrame) -> np.ndarray:
         pairs["sample"] = adata.obs[params["sample_key"]].astype(str).to_numpy()
     first = pairs.reset_index().drop_duplicates(["group", "sample"]).set_index(["group", "sample"])["index"]
     wanted = pd.MultiIndex.from_arrays([groups["group"], groups["sample"]])
-    rows = first.reindex(wanted)
-    if rows.isna().any():
-        msg = f"key: adata no longer has cells of the groups {wanted[rows.isna()].tolist()[:3]}; run annotate again"
+    rows = first.reindex(wanted).fillna(-1).to_numpy(dtype=np.int64)
+    if (rows < 0).all():
+        msg = f"key: adata no longer has cells of the groups {groups['group'].tolist()[:3]}; run annotate again"
         raise ValueError(msg)
-    return adata.obsm[key + _store.VOTES][rows.to_numpy(dtype=np.int64)]
+    return rows

@@ -1,4 +1,4 @@
-"""What the plots share: axes, the end of every plot, the heatmap."""
+"""What the plots share: axes, pages of rows, the end of every plot, the heatmap."""
 
 from __future__ import annotations
 
@@ -11,12 +11,36 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from scanpy import settings
 
+PAGE = 50  # rows of one plot
 _SUFFIXES = (".png", ".pdf", ".svg")
+_INCH = 0.075  # of a character of a label
+
+
+def one_page(table: Any, page: int) -> tuple[Any, str]:
+    """Return the rows of a page, and what a title says of it; nothing where all fit."""
+    n_pages = max(1, -(-len(table) // PAGE))
+    if isinstance(page, bool) or not isinstance(page, int | np.integer) or not 1 <= page <= n_pages:
+        msg = f"page must be a number from 1 to {n_pages} ({PAGE} rows each), got {page!r}"
+        raise ValueError(msg)
+    start = PAGE * (page - 1)
+    rows = table.iloc[start : start + PAGE]
+    return rows, f", rows {start + 1} to {start + len(rows)} of {len(table)}" if n_pages > 1 else ""
 
 
 def make_axes(ax: Axes | None, width: float, height: float) -> Axes:
     """Return the axes to draw on."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def room(names: Sequence[str]) -> float:
+    """Return the inches that the longest of some labels takes."""
+    return _INCH * max(map(len, names), default=0)
+
+
+def empty(ax: Axes, text: str) -> None:
+    """Say in a plot that there is nothing to show."""
+    ax.set_axis_off()
+    ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes)
 
 
 def finish(
@@ -53,8 +77,9 @@ def finish(
 def heatmap(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str) -> None:
     """Draw a matrix of shares with its numbers."""
     image = ax.imshow(values, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    ax.set_xticks(range(len(columns)), literal(columns), rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(rows)), literal(rows))
+    plain = {"parse_math": False}  # names are no formulas
+    ax.set_xticks(range(len(columns)), literal(columns), rotation=45, ha="right", rotation_mode="anchor", **plain)
+    ax.set_yticks(range(len(rows)), literal(rows), **plain)
     if values.size <= 400:
         for (i, j), value in np.ndenumerate(values):
             if value > 0:
@@ -64,8 +89,8 @@ def heatmap(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence
 
 
 def literal(names: Sequence[str]) -> list[str]:
-    r"""Return names as matplotlib shows them unchanged."""
-    return [name.replace("$", r"\$") for name in names]
+    """Return names as fonts can show them."""
+    return ["".join([c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name]) for name in names]
 
 
 def row_names(table: Any) -> list[str]:

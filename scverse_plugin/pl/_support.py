@@ -9,13 +9,14 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from scverse_plugin.get import cello1_df
-from scverse_plugin.pl._shared import finish, literal, make_axes, row_names
+from scverse_plugin.pl._shared import finish, literal, make_axes, one_page, room, row_names
 
 
 def support(
     adata: AnnData,
     key: str = "cello1",
     *,
+    page: int = 1,
     show: bool | None = None,
     save: bool | str | None = None,
     ax: Axes | None = None,
@@ -25,31 +26,32 @@ def support(
 
     Parameters
     ----------
-    adata, key, show, save, ax, return_fig
+    adata, key, page, show, save, ax, return_fig
         As for :func:`votes`.
 
     Returns
     -------
     The figure, the axes with ``show=False``, else ``None``.
     """
-    table = cello1_df(adata, key)
+    table, part = one_page(cello1_df(adata, key), page)
     labelled = (table["status"] == "ok").to_numpy()
-    given, ax = ax, make_axes(ax, 6, 1.2 + 0.32 * len(table))
+    texts = [
+        best if status == "ok" else f"{best} ({status})" if best else f"({status})"
+        for best, status in zip(table["best"], table["status"], strict=True)
+    ]
+    names = row_names(table)
+    given, ax = ax, make_axes(ax, 4.5 + room(names) + room(texts), 1.4 + 0.32 * len(table))
     rows = np.arange(len(table))
     ax.barh(rows, table["support"], color=np.where(labelled, "tab:blue", "lightgrey"), height=0.7)
     ax.barh(rows, table["runner_up_support"], color="tab:orange", height=0.25, label="runner-up")
-    texts = [
-        f" {best}" if status == "ok" else f" {best} ({status})" if best else f" ({status})"
-        for best, status in zip(table["best"], table["status"], strict=True)
-    ]
-    for row, (text, value) in enumerate(zip(literal(texts), table["support"], strict=True)):
-        ax.text(value, row, text, va="center", fontsize=8)
-    ax.axvline(float(adata.uns[key]["params"]["min_support"]), color="black", linestyle=":", linewidth=1)
-    ax.set_yticks(rows, literal(row_names(table)))
-    ax.invert_yaxis()
-    ax.set_xlim(0, 1.35)
-    ax.set_xticks(np.linspace(0, 1, 6))
+    beside = ax.get_yaxis_transform()  # to the right of the axes
+    for row, text in enumerate(literal(texts)):
+        ax.text(1.02, row, text, va="center", fontsize=8, transform=beside, parse_math=False)
+    ax.axvline(float(adata.uns[key]["params"]["min_support"]), color="0.4", linestyle=":", linewidth=1)
+    ax.set_yticks(rows, literal(names), parse_math=False)
+    ax.set_ylim(len(table) - 0.4, -0.6)
+    ax.set_xlim(0, 1)
     ax.set_xlabel("support (dotted: min_support)")
-    ax.legend(frameon=False, loc="lower right")
-    ax.set_title(key)
+    ax.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
+    ax.set_title(literal([key])[0] + part, loc="left", parse_math=False)
     return finish("cello1_support", ax, given=given, show=show, save=save, return_fig=return_fig)

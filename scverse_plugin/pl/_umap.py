@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from scverse_plugin.adata import _store
-from scverse_plugin.pl._shared import finish
+from scverse_plugin.pl._shared import finish, room
 
 
 def umap(
@@ -56,20 +56,40 @@ def umap(
     if basis not in adata.obsm and f"X_{basis}" not in adata.obsm:
         msg = f"basis: adata.obsm has no {basis!r} or 'X_{basis}'; compute it first (sc.tl.umap), or name another"
         raise ValueError(msg)
+    given = ax
+    labels = adata.obs[key].astype("category")
+    shown = AnnData(obs=adata.obs[[key + _store.SUPPORT]].copy())  # scanpy writes colours into what it draws
+    shown.obs[key] = labels.cat.rename_categories([name.replace("$", r"\$") for name in labels.cat.categories])
+    name = basis if basis in adata.obsm else f"X_{basis}"
+    shown.obsm[name] = np.asarray(adata.obsm[name])
+    names = list(map(str, labels.cat.categories))
+    if "palette" not in kwargs:
+        shown.uns[f"{key}_colors"] = _colours(names, adata.uns, key)
     if ax is None:
-        axes = list(plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")[1])
+        columns = 1 if len(names) <= 14 else 2 if len(names) <= 30 else 3  # of scanpy's legend
+        width = 11.5 + columns * (0.4 + room(names))
+        axes = list(plt.subplots(1, 2, figsize=(width, 4.5), layout="constrained")[1])
     else:
         axes = list(np.ravel(np.asarray(ax, dtype=object)))
     if len(axes) != 2:
         msg = f"ax must be two axes, for labels and support, got {len(axes)}"
         raise ValueError(msg)
-    # scanpy keeps the colours it chooses in uns; drawing must not change the caller's object.
-    shown = AnnData(obs=adata.obs[[key, key + _store.SUPPORT]].copy())
-    name = basis if basis in adata.obsm else f"X_{basis}"
-    shown.obsm[name] = np.asarray(adata.obsm[name])
-    if (colours := f"{key}_colors") in adata.uns:
-        shown.uns[colours] = adata.uns[colours]
     sc.pl.embedding(shown, basis, color=key, ax=axes[0], show=False, **kwargs)
     limits = {"vmin": 0, "vmax": 1} | kwargs
     sc.pl.embedding(shown, basis, color=key + _store.SUPPORT, ax=axes[1], show=False, **limits)
-    return finish("cello1_umap", axes, given=ax, show=show, save=save, return_fig=return_fig)
+    for each in axes:
+        each.title.set_parse_math(False)
+    return finish("cello1_umap", axes, given=given, show=show, save=save, return_fig=return_fig)
+
+
+def _colours(names: Sequence[str], uns: Mapping[str, Any], key: str) -> list[str]:
+    """Return the caller's colours, or scanpy's with cells without a label in grey."""
+    if len(kept := list(uns.get(f"{key}_colors", ()))) == len(names):
+        return kept
+    palettes = sc.pl.palettes
+    colours = next(
+        (some for some in (palettes.default_20, palettes.default_28, palettes.default_102) if len(some) >= len(names)),
+        ["grey"] * len(names),
+    )
+    unassigned = uns[key]["params"]["unassigned"]
+    return ["lightgrey" if name == unassigned else colour for name, colour in zip(names, colours, strict=False)]

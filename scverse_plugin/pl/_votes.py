@@ -8,13 +8,14 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from scverse_plugin.get import cello1_df
-from scverse_plugin.pl._shared import finish, heatmap, make_axes, row_names
+from scverse_plugin.pl._shared import empty, finish, heatmap, literal, make_axes, one_page, room, row_names
 
 
 def votes(
     adata: AnnData,
     key: str = "cello1",
     *,
+    page: int = 1,
     show: bool | None = None,
     save: bool | str | None = None,
     ax: Axes | None = None,
@@ -28,6 +29,8 @@ def votes(
         Annotated data with a run of :func:`scverse_plugin.tl.annotate`.
     key
         The run's ``key_added``.
+    page
+        Which 50 groups to draw, where there are more.
     show
         Whether to show the plot; scanpy's setting by default.
     save
@@ -41,9 +44,13 @@ def votes(
     -------
     The figure, the axes with ``show=False``, else ``None``.
     """
-    table = cello1_df(adata, key, table="votes")
+    table, part = one_page(cello1_df(adata, key, table="votes"), page)
     used = table.loc[:, (table > 0).any()] if table.shape[1] > 30 else table
-    given, ax = ax, make_axes(ax, 3 + 0.45 * used.shape[1], 2 + 0.3 * len(used))
-    heatmap(ax, used.to_numpy(), row_names(used), [str(name) for name in used.columns], "support")
-    ax.set_title(key)
+    rows, columns = row_names(used), [str(name) for name in used.columns]
+    given, ax = ax, make_axes(ax, 3 + room(rows) + 0.45 * len(columns), 1.5 + 0.7 * room(columns) + 0.3 * len(rows))
+    if (used > 0).any(axis=None):
+        heatmap(ax, used.to_numpy(), rows, columns, "support")
+    else:
+        empty(ax, "No answer could be read: there are no votes.")
+    ax.set_title(literal([key])[0] + part, parse_math=False)
     return finish("cello1_votes", ax, given=given, show=show, save=save, return_fig=return_fig)

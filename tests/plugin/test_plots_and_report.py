@@ -1,11 +1,19 @@
 import re
+import shutil
+import subprocess
+from html import escape
 
 import matplotlib
+import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
+import scipy.sparse as sp
+from anndata import AnnData
 from matplotlib.figure import Figure
 
 import scverse_plugin
+from recipe.cello1.task.answer import format_answer
 from scverse_plugin._report._genes import Finder
 from tests.helpers.toy_adata import TYPES, FakeEngine, toy
 
@@ -126,3 +134,151 @@ def test_report_counts_the_genes_that_are_made_up(done, tmp_path):
     html = scverse_plugin.report(done, tmp_path / "a.html").read_text()
     # The scripted model names one listed gene and FOXP3 in each of ten puzzles.
     assert html.count("10 of 20 genes in the reasoning are not in the prompt") == len(TYPES)
+
+
+# ------------------------------------------------------------------------------------------------------------- at size
+
+
+@pytest.fixture(scope="module")
+def large():
+    """1,000 groups with long names; the answers are long, too."""
+    rng = np.random.default_rng(0)
+    genes = [f"GENE{i}" for i in range(500)]
+    obs = pd.DataFrame(
+        {"g": pd.Categorical([f"cluster {i} of the large atlas" for i in range(1000)]), "tissue": "blood"},
+        index=[f"c{i}" for i in range(1000)],
+    )
+    values = sp.csr_matrix(rng.poisson(0.5, (1000, 500)).astype(np.float32))
+    adata = AnnData(values, obs=obs, var=pd.DataFrame(index=genes))
+    types = [f"CD{i}-positive, alpha-beta memory T cell of the mucosa" for i in range(12)]
+
+    def answer(puzzle):
+        told = [
+            f"Cell {i} has {', '.join(cell)} and FOXP3, as is known of such cells"
+            for i, cell in enumerate(puzzle.cells)
+        ]
+        return format_answer(rng.permutation(puzzle.candidates)[: puzzle.n_cells].tolist(), "\n".join(told))
+
+    scverse_plugin.tl.annotate(adata, types, groupby="g", engine=FakeEngine(answer), progress=False, n_votes=4)
+    return adata
+
+
+def test_report_of_a_thousand_groups_stays_small(large, tmp_path):
+    path = scverse_plugin.report(large, tmp_path / "a.html")
+    assert path.stat().st_size < 3_000_000
+    html = path.read_text()
+    links, anchors = (set(re.findall(pattern, html)) for pattern in (r'href="#([^"]+)"', r'id="([^"]+)"'))
+    assert links <= anchors and {f"g{i}" for i in range(1000)} <= links and "puzzles" in links
+    assert html.count("</h2>") > 1000 and "cluster 999 of the large atlas" in html
+    shown = len(re.findall(r'id="p\d+"', html))
+    left = int(re.search(r"(\d+) further puzzles are in the object", html)[1])
+    assert shown > 50 and shown + left == int(large.uns["cello1"]["checks"]["n_puzzles"])
+    assert "the first 50 of 1000 groups" in html
+
+
+def test_report_is_a_page_for_everyone(done, tmp_path):
+    html = scverse_plugin.report(done, tmp_path / "a.html").read_text()
+    assert '<html lang="en">' in html and '<meta name="viewport" content="width=device-width' in html
+    assert "prefers-color-scheme:dark" in html and '<nav aria-label="Contents">' in html
+    assert '<th scope="col">group' in html and html.count('<th scope="row">') == 4 and "<caption>" in html
+    alts = re.findall(r'<img alt="([^"]*)"', html)
+    assert len(alts) == 3 and "4 of 4 groups have a label" in alts[0] and all(len(alt) > 30 for alt in alts)
+
+
+def overflow(html, width, folder):
+    """Return by how many pixels a page is wider than the window, as Chromium lays it out."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("Chromium is not installed: apt-get install chromium")
+    frame = (
+        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{escape(html)}"></iframe><script>'
+        'onload = () => {const e = document.querySelector("iframe").contentDocument.documentElement;'
+        "document.title = `${e.scrollWidth} ${e.clientWidth}`}</script>"
+    )
+    (folder / "frame.html").write_text(f"<!doctype html><title></title>{frame}")
+    command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command += ["--virtual-time-budget=10000", "--dump-dom", (folder / "frame.html").as_uri()]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    page, window = map(int, re.search(r"<title>(\d+) (\d+)</title>", found.stdout).groups())
+    assert window <= width
+    return page - window
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_report_is_not_wider_than_the_window(done, large, width, tmp_path):
+    long = done.copy()
+    long.uns["cello1"]["groups"].loc["0", "group"] = "a_name_without_any_blank_" * 8
+    for adata in (long, large):
+        assert overflow(scverse_plugin.report(adata, tmp_path / "a.html").read_text(), width, tmp_path) == 0
+    assert overflow(f"<p style='width:{width + 50}px'>wide", width, tmp_path) > 0  # what the test can see
+
+
+def test_plots_of_many_groups_have_pages(large):
+    for draw in (scverse_plugin.pl.support, scverse_plugin.pl.votes):
+        ax = draw(large, show=False)
+        assert len(ax.get_yticks()) == 50 and ax.figure.get_size_inches()[1] < 30
+        last = draw(large, page=20, show=False)
+        assert last.get_yticklabels()[-1].get_text() == "cluster 999 of the large atlas"
+        assert "rows 951 to 1000 of 1000" in last.get_title() + last.get_title(loc="left")
+        with pytest.raises(ValueError, match=r"page must be a number from 1 to 20 \(50 rows each\), got 21"):
+            draw(large, page=21)
+
+
+def test_labels_stand_outside_the_axes(large):
+    ax = scverse_plugin.pl.support(large, show=False)
+    ax.figure.draw_without_rendering()
+    inside = ax.get_window_extent()
+    whole = ax.figure.bbox
+    for text in ax.texts:
+        box = text.get_window_extent()
+        assert inside.x1 <= box.x0 and box.x1 <= whole.x1 + 1
+
+
+HOSTILE = ["$x^$", "a_$b", "\\frac{", "T $\\alpha$ cell"]
+
+
+def test_names_are_no_formulas(tmp_path, figdir):
+    adata = toy()
+    adata.obs["leiden"] = adata.obs["leiden"].cat.rename_categories(dict(zip("0123", HOSTILE, strict=True)))
+    adata.obs["$ref^$"] = adata.obs["truth"].cat.rename_categories(dict(zip(TYPES, HOSTILE, strict=True)))
+    engine = FakeEngine(lambda puzzle: format_answer(list(puzzle.candidates)))
+    scverse_plugin.tl.annotate(
+        adata, HOSTILE, groupby="leiden", engine=engine, progress=False, key_added="$k^$", min_support=0
+    )
+    scverse_plugin.pl.confusion(adata, "$ref^$", "$k^$", show=False, save=True)
+    for name in ("votes", "support", "umap"):
+        getattr(scverse_plugin.pl, name)(adata, "$k^$", show=False, save=True)
+    ax = scverse_plugin.pl.votes(adata, "$k^$", show=False)
+    assert {tick.get_text() for tick in ax.get_yticklabels()} == set(HOSTILE)
+    scverse_plugin.report(adata, tmp_path / "a.html", "$k^$")
+
+
+def test_cells_without_a_label_are_grey():
+    adata = toy()
+    engine = FakeEngine(lambda puzzle: format_answer(["B cell"]))
+    scverse_plugin.tl.annotate(adata, TYPES, groupby="leiden", engine=engine, progress=False, puzzle_size=1)
+    adata.obs.loc[adata.obs["leiden"] == "3", "cello1"] = np.nan
+    adata.obs["cello1"] = adata.obs["cello1"].cat.add_categories(["Unassigned"]).fillna("Unassigned")
+    axes = scverse_plugin.pl.umap(adata, show=False)
+    colours = {tuple(colour) for colour in axes[0].collections[0].get_facecolors().round(3).tolist()}
+    assert (0.827, 0.827, 0.827, 1.0) in colours and len(colours) == 2
+
+
+def test_empty_states_are_said(tmp_path):
+    adata = toy()
+    engine = FakeEngine(lambda puzzle: "nonsense")
+    scverse_plugin.tl.annotate(adata, TYPES, groupby="leiden", engine=engine, progress=False)
+    ax = scverse_plugin.pl.votes(adata, show=False)
+    assert ax.texts[0].get_text() == "No answer could be read: there are no votes."
+    adata.obs["none"] = np.nan
+    ax = scverse_plugin.pl.confusion(adata, "none", show=False)
+    assert ax.texts[0].get_text() == "No cell has both a label and a reference."
+
+
+def test_what_is_left_of_an_object_is_drawn(done):
+    part = done[done.obs["leiden"].isin(["0", "2"])].copy()
+    part.obs["leiden"] = part.obs["leiden"].cat.rename_categories({"2": "renamed"})
+    assert scverse_plugin.get.cello1_df(part, table="votes").index.tolist() == ["0"]
+    assert [tick.get_text() for tick in scverse_plugin.pl.votes(part, show=False).get_yticklabels()] == ["0"]
+    with pytest.raises(ValueError, match="adata no longer has cells of the groups"):
+        scverse_plugin.get.cello1_df(part[part.obs["leiden"] == "renamed"].copy(), table="votes")
