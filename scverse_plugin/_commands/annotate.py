@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.cello1.task.ontology import load_ontology
+from recipe.cello1.task.prompt import LAYOUTS
 
 # Options of annotate that are named as the parameters of tl.annotate: kind, and what to say of them.
 _PLAIN: dict[str, tuple[Any, str]] = {
@@ -30,7 +31,7 @@ _PLAIN: dict[str, tuple[Any, str]] = {
     "unassigned": (str, "label of groups without one"),
     "engine": (str, "vllm, openai or transformers"),
     "base_url": (str, "address of the server"),
-    "prompt_layout": (str, "system or user, as the model was trained"),
+    "prompt_layout": (str, f"{', '.join(LAYOUTS)}, as the model was trained"),
     "temperature": (float, "0 is greedy"),
     "top_p": (float, "probability mass to sample from"),
     "max_tokens": (int, "longest response"),
