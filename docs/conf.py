@@ -40,7 +40,7 @@ toc_object_entries_show_parents = "hide"
 
 # With -n, every reference to something of this project must be found. Types of other packages are not looked up.
 nitpick_ignore_regex = [
-    ("py:.*", r"recipe\.cello1\.evaluation\.(baseline|results|scores)\..*"),  # not listed
+    ("py:.*", r"recipe\.cello1\.(evaluation\.(baseline|results|scores)|task\.ontology)\..*"),  # not listed
     ("py:class", r"(?!recipe\.|scverse_plugin\.).*"),
     ("py:.*", r"(argparse|json|scanpy)\..*"),
     ("py:.*", r"recipe\..*\.([A-Z]|_\w+)"),  # type variables, private classes in annotations

@@ -17,7 +17,7 @@ def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> 
     """Look up the Cell Ontology id of each label.
 
     A label gets an id only if it is the label or a synonym of one term, in the common form of
-    :func:`recipe.cello1.task.ontology.normalise`; nothing is guessed. The log says where the term is called otherwise.
+    ``recipe.cello1.task.ontology.normalise``; nothing is guessed. The log says where the term is called otherwise.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ from recipe.cello1.data.resume import drop_part, load_part, part_puzzles, save_p
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.workers import cpu_count, default_workers, run_jobs
 from recipe.cello1.formats.atomic import held
-from recipe.cello1.formats.puzzle_files import SUFFIXES as PUZZLE_SUFFIXES
+from recipe.cello1.formats.puzzle_files import PUZZLE_SUFFIXES
 from recipe.cello1.task.prompt import Variant
 
 _PACKED = ("gz", "bz2", "xz", "zst", "zip")

@@ -13,7 +13,7 @@ from recipe.cello1.formats.rl_rows import puzzle_from_rl_row
 from recipe.cello1.task.prompt import Layout, Variant, find_variant
 from recipe.cello1.task.puzzle import Puzzle
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
+PUZZLE_SUFFIXES = (".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def iter_rows(path: str | Path) -> Iterator[Any]:
         If it cannot be read, has another suffix, or holds nothing.
     """
     path = Path(path)
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in PUZZLE_SUFFIXES:
         msg = f"{path} must end in .json, .jsonl or .parquet"
         raise ValueError(msg)
     if not path.is_file():

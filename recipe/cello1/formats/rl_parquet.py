@@ -1,4 +1,4 @@
-"""RL data on disk: puzzles in verl's parquet schema, with the rows of :mod:`recipe.cello1.formats.rl_rows`."""
+"""RL data on disk: puzzles in verl's parquet schema, with the rows of ``formats.rl_rows``."""
 
 from __future__ import annotations
 
@@ -24,30 +24,7 @@ _BATCH = 1000  # rows that lie in memory at once
 def write_rl_parquet(
     path: str | Path, puzzles: Iterable[Puzzle], split: str, layout: Layout = "system", variant: Variant = "batch"
 ) -> int:
-    """Write puzzles as RL data. The same puzzles give the same bytes.
-
-    Parameters
-    ----------
-    path
-        The parquet file; replaced whole or not at all.
-    puzzles
-        Puzzles with an answer; they are taken one by one, so that a generator of any length will do.
-    split
-        Name of the split, written into each row.
-    layout
-        Prompt layout, written into each row.
-    variant
-        Task variant, written into each row.
-
-    Returns
-    -------
-    Number of rows.
-
-    Raises
-    ------
-    ValueError
-        If there are no puzzles, or one has no answer.
-    """
+    """Write puzzles as RL data. The same puzzles give the same bytes."""
     rows = (rl_row(puzzle, split, index, layout, variant) for index, puzzle in enumerate(puzzles))
     batch = list(islice(rows, _BATCH))
     if not batch:
@@ -64,22 +41,7 @@ def write_rl_parquet(
 
 
 def iter_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
-    """Read the rows of a parquet file one by one.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Yields
-    ------
-    Each row.
-
-    Raises
-    ------
-    ValueError
-        If it is not parquet, or cut.
-    """
+    """Read the rows of a parquet file one by one."""
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(_BATCH):
@@ -90,55 +52,17 @@ def iter_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def n_rows(path: str | Path) -> int:
-    """Count the rows of a parquet file, without reading them.
-
-    Parameters
-    ----------
-    path
-        The file.
-
-    Returns
-    -------
-    Their number.
-    """
+    """Count the rows of a parquet file, without reading them."""
     return pq.read_metadata(path).num_rows
 
 
 def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:
-    """Read RL data and check every row of it.
-
-    Parameters
-    ----------
-    path
-        The parquet file, ours or one made by the published scripts.
-
-    Returns
-    -------
-    The rows as plain dicts.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not parquet, has no rows, lacks a column, or a row cannot be trained on, naming the column and the row.
-    """
+    """Read RL data and check every row of it."""
     return list(_checked(Path(path)))
 
 
 def check_rl_parquet(path: str | Path) -> None:
-    """Check every row of RL data, once: a file that passed is not checked again by this process or one it starts.
-
-    Parameters
-    ----------
-    path
-        As for :func:`read_rl_parquet`.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        As for :func:`read_rl_parquet`.
-    """
+    """Check every row of RL data, once: a file that passed is not checked again by this process or one it starts."""
     if Path(path).is_file() and sha256(path) in os.environ.get(CHECKED, "").split():
         return
     for _ in _checked(Path(path)):
@@ -147,13 +71,7 @@ def check_rl_parquet(path: str | Path) -> None:
 
 
 def mark_checked(path: str | Path) -> None:
-    """Remember that a file of RL data need not be checked, since it was, or since it was made of puzzles.
-
-    Parameters
-    ----------
-    path
-        The file.
-    """
+    """Remember that a file of RL data need not be checked, since it was, or since it was made of puzzles."""
     os.environ[CHECKED] = f"{os.environ.get(CHECKED, '')} {sha256(path)}".strip()
 
 

@@ -21,31 +21,7 @@ META_KEYS = ("donor_id", "dataset", "tissue", "disease")
 def rl_row(
     puzzle: Puzzle, split: str, index: int, layout: Layout = "system", variant: Variant = "batch"
 ) -> dict[str, Any]:
-    """Make one row of the RL data.
-
-    Parameters
-    ----------
-    puzzle
-        A puzzle with an answer.
-    split
-        Name of the split, ``"train"`` for example.
-    index
-        Position of the row in its split.
-    layout
-        Prompt layout; written into the row as ``extra_info["prompt_layout"]``.
-    variant
-        Task variant; written as ``extra_info["variant"]``.
-
-    Returns
-    -------
-    ``data_source``, ``prompt``, ``ability``, ``reward_model``, ``extra_info``. The keys and the kinds of
-    their values are the same for every puzzle, so that the rows make one table.
-
-    Raises
-    ------
-    ValueError
-        If the puzzle has no answer, or the variant or layout is unusable.
-    """
+    """Make one row of the RL data."""
     if puzzle.answer is None:
         msg = f"puzzle {index} of split {split!r} has no answer; RL data needs one for every puzzle"
         raise ValueError(msg)
@@ -74,22 +50,7 @@ def _text(value: object) -> str:
 
 
 def check_rl_row(row: Mapping[str, Any], index: int = 0) -> None:
-    """Check that a row can be trained on.
-
-    Rows made by the published script pass: they have a prompt and a gold answer, but fewer ``extra_info`` keys.
-
-    Parameters
-    ----------
-    row
-        The row.
-    index
-        Its position, for messages.
-
-    Raises
-    ------
-    ValueError
-        If something is missing or of the wrong kind, naming the column and the row.
-    """
+    """Check that a row can be trained on."""
     where = f"row {index}"
     for column in ("data_source", "prompt", "reward_model"):
         if column not in row:
@@ -114,24 +75,7 @@ def check_rl_row(row: Mapping[str, Any], index: int = 0) -> None:
 
 
 def row_question(row: Mapping[str, Any], index: int = 0) -> tuple[str, Variant]:
-    """Return the question of a row and the variant it is asked in.
-
-    Parameters
-    ----------
-    row
-        The row.
-    index
-        Its position, for messages.
-
-    Returns
-    -------
-    User message and task variant.
-
-    Raises
-    ------
-    ValueError
-        If the row has none.
-    """
+    """Return the question of a row and the variant it is asked in."""
     extra = row.get("extra_info")
     if not isinstance(extra, Mapping) or not extra.get("question"):
         msg = f"row {index}, column 'extra_info': has no 'question'; without it the prompt can only be used as it is"
@@ -140,26 +84,7 @@ def row_question(row: Mapping[str, Any], index: int = 0) -> tuple[str, Variant]:
 
 
 def puzzle_from_rl_row(row: Mapping[str, Any], index: int = 0, variant: Variant | None = None) -> Puzzle:
-    """Read a puzzle back from an RL row.
-
-    Parameters
-    ----------
-    row
-        A row with ``extra_info["question"]``, as this module and the published script write.
-    index
-        Its position, for messages.
-    variant
-        Task variant; by default the one written in the row, else ``"batch"``.
-
-    Returns
-    -------
-    The puzzle with its gold answer.
-
-    Raises
-    ------
-    ValueError
-        If the row is unusable, naming the column and the row.
-    """
+    """Read a puzzle back from an RL row."""
     check_rl_row(row, index)
     question, said = row_question(row, index)
     extra = row["extra_info"]

@@ -25,44 +25,13 @@ _ORDER_STREAM, _PERMUTATION_STREAM = 1, 2
 
 
 def pass_order(sizes: Sequence[int], order: str | None, *, seed: int, epoch: int = 0) -> list[int]:
-    """Order the puzzles of one pass over the data; depends on nothing but the arguments.
-
-    Parameters
-    ----------
-    sizes, order
-        As for :func:`recipe.cello1.task.sampling.order_by_size`; without an order the puzzles are shuffled.
-    seed
-        Seed of the run.
-    epoch
-        Number of the pass, from 0; each has an order of its own within the sizes.
-
-    Returns
-    -------
-    The positions of the puzzles, each once.
-    """
+    """Order the puzzles of one pass; depends on nothing but the arguments. Without an order they are shuffled."""
     rng = np.random.default_rng([_ORDER_STREAM, seed, epoch])
     return rng.permutation(len(sizes)).tolist() if order is None else order_by_size(sizes, order, rng)
 
 
 def permuted(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:
-    """Put the cells and the candidates of a puzzle into another order; the gold answer goes with the cells.
-
-    Parameters
-    ----------
-    puzzle
-        The puzzle. Entries of ``meta["cell_ids"]`` go with the cells.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    The same question, asked in another order.
-
-    Raises
-    ------
-    ValueError
-        If the puzzle has a trace, which speaks of the cells by number, or ``cell_ids`` do not fit the cells.
-    """
+    """Put the cells and the candidates of a puzzle into another order; the gold answer goes with the cells."""
     if puzzle.meta.get(REASONING_KEY):
         msg = "the puzzle has reasoning, which names the cells by number; permute it before the trace is written"
         raise ValueError(msg)
@@ -84,52 +53,14 @@ def permuted(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:
 
 
 def augmented(puzzle: Puzzle, *, seed: int, index: int, copy: int) -> Puzzle:
-    """Return one copy of a puzzle; depends on nothing but the arguments.
-
-    Parameters
-    ----------
-    puzzle
-        The puzzle.
-    seed
-        Seed of the run.
-    index
-        Position of the puzzle in the data.
-    copy
-        Number of the copy: 0 is the puzzle as it is, each other one is permuted.
-
-    Returns
-    -------
-    The copy.
-
-    Raises
-    ------
-    ValueError
-        As for :func:`permuted`.
-    """
+    """Return a copy of a puzzle, by number: 0 as it is, others permuted; depends on nothing but the arguments."""
     if copy == 0:
         return puzzle
     return permuted(puzzle, np.random.default_rng([_PERMUTATION_STREAM, seed, index, copy]))
 
 
 def augmented_row(row: Mapping[str, Any], *, seed: int, index: int, copy: int) -> dict[str, Any]:
-    """Return one copy of an RL row: prompt, question and gold answer belong together in each.
-
-    Parameters
-    ----------
-    row
-        The row, checked, its prompt in one of the layouts.
-    seed, index, copy
-        As for :func:`augmented`.
-
-    Returns
-    -------
-    The row; ``extra_info["copy"]`` is the number of the copy.
-
-    Raises
-    ------
-    ValueError
-        If the row has no question, or its prompt is not the one that is made of the question.
-    """
+    """Return one copy of an RL row: prompt, question and gold answer belong together in each."""
     question, variant = row_question(row, index)
     extra = row["extra_info"]
     asked = [dict(message) for message in row["prompt"]]

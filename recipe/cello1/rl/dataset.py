@@ -15,7 +15,7 @@ from recipe.cello1.formats.rl_parquet import check_rl_parquet
 from recipe.cello1.formats.rl_rows import row_question
 from recipe.cello1.rl.curriculum import augmented_row, pass_order
 from recipe.cello1.task.prompt import Layout, chat, check_layout
-from recipe.cello1.task.sampling import ORDERS
+from recipe.cello1.task.sampling import SIZE_ORDERS
 from recipe.cello1.task.scoring import gold_types
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import normalize_token_ids
@@ -35,7 +35,7 @@ class PuzzleDataset(RLHFDataset):
     ``prompt_layout``
         One of the ``LAYOUTS`` of ``task.prompt``, or null (as written in the file).
     ``curriculum``
-        null, or the order of the puzzles by number of cells, see :func:`recipe.cello1.task.sampling.order_by_size`.
+        null, or the order of the puzzles by number of cells, see ``task.sampling.order_by_size``.
     ``augmented_epochs``
         null, or the number of passes over the puzzles that this dataset holds one after the other, each in an order of
         its own: the first with the puzzles as written, each further one with cells and candidates of every puzzle in an
@@ -84,8 +84,8 @@ class PuzzleDataset(RLHFDataset):
         curriculum, n_passes = self.config.get("curriculum"), self.config.get("augmented_epochs")
         if curriculum is None and n_passes is None:
             return None, 1
-        if curriculum is not None and curriculum not in ORDERS:
-            msg = f"{CURRICULUM_KEY} must be null or one of {', '.join(ORDERS)}, got {curriculum!r}"
+        if curriculum is not None and curriculum not in SIZE_ORDERS:
+            msg = f"{CURRICULUM_KEY} must be null or one of {', '.join(SIZE_ORDERS)}, got {curriculum!r}"
             raise ValueError(msg)
         if n_passes is not None and (isinstance(n_passes, bool) or not isinstance(n_passes, int) or n_passes < 1):
             msg = f"{EPOCHS_KEY} must be null or a positive whole number, got {n_passes!r}"

@@ -73,36 +73,16 @@ class Relation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """How an answer relates to the gold.
-
-    Attributes
-    ----------
-    relation
-        See the module.
-    distance
-        Edges between the two terms, through their nearest common ancestor; ``None`` where one is unknown.
-    answer, gold
-        Ids of the terms; empty where unknown.
-    """
+    """How an answer relates to the gold."""
 
     relation: Relation
-    distance: int | None
-    answer: str
+    distance: int | None  # edges through their nearest common ancestor; None where one is unknown
+    answer: str  # ids, empty where unknown
     gold: str
 
 
 def normalise(name: str) -> str:
-    """Bring a name to the form in which names are compared.
-
-    Parameters
-    ----------
-    name
-        A cell type in any usual spelling.
-
-    Returns
-    -------
-    Lower-case words in ASCII as far as may be: ``"CD4+ αβ T-cells"`` becomes ``"cd4 positive alpha beta t cell"``.
-    """
+    """Bring a name to the form in which names are compared: "CD4+ αβ T-cells" to "cd4 positive alpha beta t cell"."""
     text = unicodedata.normalize("NFKD", name.lower())
     text = "".join(character for character in text if not unicodedata.combining(character))
     for letter, word in _GREEK.items():
@@ -131,16 +111,7 @@ def _bag(form: str) -> tuple[str, ...]:
 
 
 class CellOntology:
-    """The terms, and what can be asked of them.
-
-    Parameters
-    ----------
-    terms
-        Id -> ``label``, and as far as there are any ``synonyms`` (list), ``ancestors`` (id -> edges), ``deprecated``
-        and ``replaced_by``.
-    version
-        Name of the release, for reports.
-    """
+    """The terms (id -> label, synonyms, ancestors with their edges, deprecated, replaced_by), and what can be asked."""
 
     def __init__(self, terms: Mapping[str, Mapping[str, Any]], version: str = "") -> None:
         self.version = version
@@ -194,31 +165,11 @@ class CellOntology:
         return ""
 
     def label(self, term: str) -> str:
-        """Return the label of a term.
-
-        Parameters
-        ----------
-        term
-            Its id.
-
-        Returns
-        -------
-        The label.
-        """
+        """Return the label of a term."""
         return self._terms[term]["label"]
 
     def compare(self, answer: str, gold: str) -> Match:
-        """Tell how an answer relates to the gold.
-
-        Parameters
-        ----------
-        answer, gold
-            Names of cell types.
-
-        Returns
-        -------
-        The relation. Names that are the same in normal form are equivalent even if the ontology has none of them.
-        """
+        """Tell how an answer relates to the gold."""
         first, second = self.find(answer), self.find(gold)
         if not (first and second):
             same = normalise(answer) == normalise(gold) != ""
@@ -248,17 +199,7 @@ class CellOntology:
 
 
 def load_ontology() -> CellOntology:
-    """Load the Cell Ontology that comes with ``cellxgene-ontology-guide``.
-
-    Returns
-    -------
-    The ontology.
-
-    Raises
-    ------
-    ImportError
-        If that package is missing.
-    """
+    """Load the Cell Ontology that comes with ``cellxgene-ontology-guide``."""
     try:
         from cellxgene_ontology_guide.ontology_parser import OntologyParser
     except ImportError as error:

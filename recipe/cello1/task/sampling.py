@@ -1,6 +1,8 @@
 """The sampler that draws puzzles from labelled cells, and the orders in which puzzles may come.
 
 Training draws one cell per cell type; annotation draws one cell per cluster: the same sampler with another label.
+For each size the donors take turns in random order; types are drawn uniformly among those of the donor, cells uniformly
+among those of the type. No set of cells is drawn twice for a size; there may be fewer than asked for.
 """
 
 from __future__ import annotations
@@ -34,19 +36,7 @@ Column: TypeAlias = Sequence[str | None] | np.ndarray | Coded
 
 @dataclass(frozen=True, slots=True)
 class PuzzleIndex:
-    """The rows that make one puzzle.
-
-    Attributes
-    ----------
-    rows
-        Row of each cell, in cell order.
-    labels
-        Label of each cell: the gold answer.
-    donor
-        The donor all cells come from; empty when no donors were given.
-    batch
-        The batch all cells come from; empty when no batches were given.
-    """
+    """The rows that make one puzzle."""
 
     rows: tuple[int, ...]
     labels: tuple[str, ...]
@@ -92,24 +82,7 @@ def possible_puzzles(
     sizes: Iterable[int],
     batches: Column | None = None,
 ) -> dict[int, int]:
-    """Count the different cell sets that :func:`sample_puzzles` could draw.
-
-    Parameters
-    ----------
-    labels, donors, batches
-        As for :func:`sample_puzzles`.
-    sizes
-        Puzzle sizes.
-
-    Returns
-    -------
-    For each size the exact number of sets of cells of one donor (and batch) with all labels different.
-
-    Raises
-    ------
-    ValueError
-        If the arrays differ in length or a size is not a positive integer.
-    """
+    """Count the different cell sets of each size that :func:`sample_puzzles` could draw."""
     groups = _groups(labels, donors, batches)
     return {size: sum(group.n_sets(size) for group in groups) for size in _sizes(sizes)}
 
@@ -123,37 +96,7 @@ def sample_puzzles(
     rng: np.random.Generator | int,
     batches: Column | None = None,
 ) -> list[PuzzleIndex]:
-    """Draw puzzles: one cell for each of N different labels, all from one donor (and batch).
-
-    For each size the donors take turns in random order; types are drawn uniformly among those of the donor, cells
-    uniformly among those of the type. No set of cells is drawn twice for the same size. Donors with fewer than N types
-    are skipped for that N.
-
-    Parameters
-    ----------
-    labels
-        Label of each cell, length n. Rows whose label says nothing (``None``, NaN, empty, ``unknown``...)
-        are not drawn from. A pandas categorical (or its series) is taken by its codes.
-    donors
-        Donor of each cell, length n; rows without a donor are not drawn from. ``None``: all cells are of one donor.
-    sizes
-        Values of N.
-    n_per_size
-        Puzzles wanted of each size. Fewer are returned where there are no more: compare with :func:`possible_puzzles`.
-    rng
-        Random generator or seed. The same seed gives the same puzzles.
-    batches
-        Batch of each cell, length n. ``None``: batches are ignored; a row without a batch counts as batch ``""``.
-
-    Returns
-    -------
-    The puzzles, by size in the order given, with the cells of each in random order.
-
-    Raises
-    ------
-    ValueError
-        If the arrays differ in length, a size or ``n_per_size`` is not a positive integer, or ``rng`` is ``None``.
-    """
+    """Draw puzzles: one cell for each of N different labels, all from one donor (and batch); see the module."""
     if rng is None:
         msg = "rng is None; pass a numpy Generator or a seed, so that the puzzles can be drawn again"
         raise ValueError(msg)
@@ -274,57 +217,22 @@ def _codes(values: Any) -> tuple[np.ndarray, list[str]]:
     return lookup[raw], ordered
 
 
-ORDERS = ("ascending", "descending", "mixed")
+SIZE_ORDERS = ("ascending", "descending", "mixed")
 
 
 def check_order(order: str) -> str:
-    """Return ``order`` if it is one of ``ORDERS``.
-
-    Parameters
-    ----------
-    order
-        The setting to check.
-
-    Returns
-    -------
-    ``order``
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
-    if order not in ORDERS:
-        msg = f"order must be one of {', '.join(ORDERS)}, got {order!r}"
+    """Return ``order`` if it is one of ``SIZE_ORDERS``."""
+    if order not in SIZE_ORDERS:
+        msg = f"order must be one of {', '.join(SIZE_ORDERS)}, got {order!r}"
         raise ValueError(msg)
     return order
 
 
 def order_by_size(sizes: Sequence[int], order: str, rng: np.random.Generator) -> list[int]:
-    """Order puzzles by their number of cells; those of one size come in random order.
-
-    Parameters
-    ----------
-    sizes
-        Number of cells of each puzzle.
-    order
-        ``ascending``: few cells first. ``descending``: many first. ``mixed``: every stretch holds the same mix of sizes
-        as the whole; otherwise the reward of a step says more about how many small, easy puzzles it happened to get
-        than about the model. The k-th of the n puzzles of a size stands at (2k + 1) / 2n of the way, and sizes that
-        meet in one place take turns from the smallest.
-    rng
-        Random generator.
-
-    Returns
-    -------
-    The positions of the puzzles, each once.
-
-    Raises
-    ------
-    ValueError
-        If the order is unknown.
-    """
+    """Order puzzles by their number of cells; those of one size come in random order."""
     check_order(order)
+    # mixed: every stretch holds the same mix of sizes as the whole; otherwise the reward of a step says more about how
+    # many small, easy puzzles it got than about the model. The k-th of n of a size stands at (2k + 1) / 2n of the way.
     by_size: dict[int, list[int]] = {}
     for position in rng.permutation(len(sizes)).tolist():
         by_size.setdefault(int(sizes[position]), []).append(position)

@@ -10,7 +10,7 @@ from recipe.cello1.rl.curriculum import augmented, augmented_row, pass_order, pe
 from recipe.cello1.task.answer import split_types, text_fault, type_fault
 from recipe.cello1.task.prompt import LAYOUTS, messages, parse_user
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.sampling import ORDERS, check_order, order_by_size
+from recipe.cello1.task.sampling import SIZE_ORDERS, check_order, order_by_size
 from recipe.cello1.task.text import normal_form
 
 sizes = st.lists(st.integers(1, 6), max_size=60)
@@ -32,7 +32,7 @@ def pairs(puzzle: Puzzle) -> dict[tuple[str, ...], str]:
     return dict(zip(puzzle.cells, puzzle.answer, strict=True))
 
 
-@given(sizes, st.sampled_from(ORDERS), seeds)
+@given(sizes, st.sampled_from(SIZE_ORDERS), seeds)
 def test_every_puzzle_comes_once(sizes, order, seed):
     assert sorted(pass_order(sizes, order, seed=seed)) == list(range(len(sizes)))
 
