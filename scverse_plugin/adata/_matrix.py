@@ -11,16 +11,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scanpy import logging as logg
 
-from recipe.cello1.task.genes import (
-    RANKS,
-    GeneNameError,
-    GeneTable,
-    are_row_numbers,
-    expression,
-    gene_table,
-    specificity,
-    top_genes,
-)
+from recipe.cello1.task.gene_names import RANKS, GeneNameError, GeneTable, are_row_numbers, gene_table, specificity
+from recipe.cello1.task.genes import expression, top_genes
 from recipe.cello1.task.text import is_usable
 
 FEATURE_TYPES = "feature_types"  # as 10x and scanpy call the column

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from recipe.cello1.formats.provenance import package_versions
-from recipe.cello1.task.genes import compile_patterns
+from recipe.cello1.task.gene_names import compile_patterns
 from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._context import ContextWriter

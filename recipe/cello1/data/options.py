@@ -8,7 +8,7 @@ from pathlib import Path
 from recipe.cello1.data.context_table import load_context_table
 from recipe.cello1.data.settings import Settings
 from recipe.cello1.data.split import MAX_TEST, SPLIT_MODES, DataPlan
-from recipe.cello1.task.genes import GENE_SETS, RANKS
+from recipe.cello1.task.gene_names import GENE_SETS, RANKS
 from recipe.cello1.task.prompt import LAYOUTS
 
 RECORDS = "cells"  # folder of the cell records

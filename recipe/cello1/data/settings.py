@@ -12,7 +12,7 @@ import numpy as np
 
 from recipe.cello1.data.context_table import ContextTable
 from recipe.cello1.data.expression.reader import GeneLists
-from recipe.cello1.task.genes import RANKS, compile_patterns
+from recipe.cello1.task.gene_names import RANKS, compile_patterns
 from recipe.cello1.task.prompt import VARIANTS, Variant
 
 

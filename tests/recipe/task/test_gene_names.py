@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 
-from recipe.cello1.task.genes import (
+from recipe.cello1.task.gene_names import (
     GENE_SETS,
     GeneNameError,
     are_row_numbers,

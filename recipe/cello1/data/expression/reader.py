@@ -11,7 +11,7 @@ from recipe.cello1.data.expression.matrix import Block, map_blocks, open_matrix
 from recipe.cello1.data.expression.selection import SPOILED, column_sums, top_symbols
 from recipe.cello1.data.expression.store import Store
 from recipe.cello1.formats.outside_links import BadFileError
-from recipe.cello1.task.genes import GeneNameError, gene_table, specificity
+from recipe.cello1.task.gene_names import GeneNameError, gene_table, specificity
 
 Progress = Callable[[int], None]
 
@@ -27,9 +27,9 @@ class GeneLists:
     # Which matrix is read
     layer: str | None = None
     use_raw: bool = False
-    # Patterns of symbols to leave out, see :func:`recipe.cello1.task.genes.compile_patterns`
+    # Patterns of symbols to leave out, see :func:`recipe.cello1.task.gene_names.compile_patterns`
     exclude_genes: tuple[str, ...] = ()
-    # One of :data:`recipe.cello1.task.genes.RANKS`
+    # One of :data:`recipe.cello1.task.gene_names.RANKS`
     rank_by: str = "expression"
 
 

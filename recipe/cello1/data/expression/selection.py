@@ -14,7 +14,7 @@ from recipe.cello1.data.expression.compiled import compiled
 from recipe.cello1.data.expression.matrix import Block, refuse_negative
 from recipe.cello1.data.expression.store import DAMAGED
 from recipe.cello1.formats.outside_links import BadFileError
-from recipe.cello1.task.genes import GeneTable
+from recipe.cello1.task.gene_names import GeneTable
 
 _UNORDERED, _NEGATIVE, _NOT_FINITE, _NO_COLUMN = 1, 2, 3, 4
 SPOILED = -1

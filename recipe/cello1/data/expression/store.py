@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from recipe.cello1.formats.outside_links import BadFileError, check_hdf5, refuse_outside_links
-from recipe.cello1.task.genes import are_row_numbers
+from recipe.cello1.task.gene_names import are_row_numbers
 from recipe.cello1.task.text import clean_value
 
 SUFFIXES = (".h5ad", ".zarr")

@@ -10,7 +10,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from recipe.cello1.data.expression.matrix import Block
 from recipe.cello1.data.expression.selection import SPOILED, column_sums, top_symbols
 from recipe.cello1.data.expression.store import BadFileError
-from recipe.cello1.task.genes import gene_table, top_genes
+from recipe.cello1.task.gene_names import gene_table
+from recipe.cello1.task.genes import top_genes
 
 DTYPES = ["float32", "float64"]  # matrix.py turns all others into these
 FEW = st.integers(0, 3)  # so that ties are the rule
