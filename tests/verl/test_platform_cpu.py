@@ -208,3 +208,40 @@ def test_the_log_probability_patch_is_still_needed():
             """
         )
     )
+
+
+@pytest.mark.parametrize("tag", ["", "run-a"])
+def test_a_run_that_chose_nothing_finds_nothing_replaced(tag):
+    result = run(
+        """
+        import verl.utils.torch_functional
+        from ray.runtime_context import RuntimeContext
+        from verl.plugin.platform.platform_manager import PlatformRegistry
+        from verl.utils import distributed
+
+        assert PlatformRegistry.get("cpu") is not None, "the plugin was loaded"
+        assert not hasattr(distributed.initialize_global_process_group_ray, "__wrapped__")
+        functions = verl.utils.torch_functional
+        assert functions.logprobs_from_logits_v2 is not functions.logprobs_from_logits_naive
+        print(hasattr(RuntimeContext.get_job_id, "ipc_tag"))
+        """,
+        VERL_PLATFORM="",
+        VERL_IPC_TAG=tag,
+    )
+    assert_ok(result)
+    assert result.stdout.split()[-1] == str(bool(tag))
+
+
+def test_sender_and_receiver_of_weights_have_a_socket_of_their_run():
+    """The path that both sides make from Ray's job id: the same within a run, another in the next."""
+    code = """
+        import ray
+        import verl
+        ray.is_initialized = lambda: True
+        ray._private.worker.global_worker.set_current_job_id(ray.JobID.from_int(1))
+        print(ray.get_runtime_context().get_job_id())
+        """
+    found = [run(code, VERL_IPC_TAG=tag) for tag in ("cello1-a", "cello1-b")]
+    for result in found:
+        assert_ok(result)
+    assert [result.stdout.split()[-1] for result in found] == ["01000000-cello1-a", "01000000-cello1-b"]

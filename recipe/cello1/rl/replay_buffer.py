@@ -1,8 +1,11 @@
-"""Log the reward's metrics for training steps.
+"""Log the reward's metrics for training steps, and stop a run that fails quietly.
 
 verl's V1 trainer aggregates what a reward manager returns beside the score for validation only. Its replay buffer is
 exchangeable (``trainer.v1.sampler.custom_sampler``) and returns, with every batch, metrics that the trainer logs: the
 buffers here add the means of partial accuracy, exact match and so on over the sampled responses.
+
+They also count what verl passes over: requests that failed, which it replaces with padding, and DAPO's groups without
+different rewards, for which it samples others without end.
 """
 
 from __future__ import annotations
@@ -27,10 +30,14 @@ def mean_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {f"{PREFIX}/{key}": sum(float(info[key]) for info in infos) / len(infos) for key in keys}
 
 
-class _RewardMetrics:
-    """Adds the reward's metrics to those that ``sample`` returns for the training partition."""
+class _Watched:
+    """Adds the reward's metrics to those that ``sample`` returns for the training partition, and sets bounds."""
+
+    limits: Mapping[str, Any] = {}
+    _failed = _alike = 0
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, float]]:
+        self._failed = self._alike = 0
         # mypy: of the buffer that this is mixed into
         batch, metrics = super().sample(  # type: ignore[misc]
             global_steps=global_steps, partition_id=partition_id, batch_size=batch_size
@@ -41,14 +48,47 @@ class _RewardMetrics:
         # A column of dicts comes back as tensordict's list of wrapped values.
         extras = [getattr(extra, "data", extra) for extra in fields["extra_fields"]]
         infos = [extra["reward_extra_info"] for extra in extras]
-        return batch, {**metrics, **mean_metrics(infos)}
+        failed = {"training/rollout/failed_requests": float(self._failed)}
+        return batch, {**metrics, **mean_metrics(infos), **failed}
+
+    def _select_prompt_uids(self, partition_id: str, sampleable_keys: set[str], batch_size: int) -> Any:
+        selected = super()._select_prompt_uids(partition_id, sampleable_keys, batch_size)  # type: ignore[misc]
+        lost = self.failure_keys[partition_id].intersection(selected[0])  # type: ignore[attr-defined]
+        n = self.limits.get("n_val" if partition_id == "val" else "n", 1)
+        there = sum(key.split("_")[0] in lost for key in selected[1])
+        self._count_failed(n * len(lost) - there, n * batch_size)
+        return selected
+
+    def _evict_terminal_groups(self, global_steps: int, partition_id: str, eviction_reasons: Any) -> Any:
+        n, batch = self.limits.get("n", 1), self.limits.get("train_batch_size", 1)
+        self._count_failed(n * len(eviction_reasons[2]), n * batch)
+        self._alike += len(eviction_reasons[1])
+        most = self.limits.get("max_num_gen_batches") or 0
+        if 0 < most * batch < self._alike:
+            msg = (
+                f"the responses to each of {self._alike} puzzles had one reward, more than algorithm.filter_groups."
+                f"max_num_gen_batches={most} batches of {batch} may in a step; the puzzles are too hard or too easy "
+                "for this model: give others, raise actor_rollout_ref.rollout.n, or leave +variant=dapo out"
+            )
+            raise RuntimeError(msg)
+        return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)  # type: ignore[misc]
+
+    def _count_failed(self, failed: int, total: int) -> None:
+        self._failed += failed
+        share = self.limits.get("max_failed_share", 0.1)
+        if failed and self._failed > share * total:
+            msg = (
+                f"{self._failed} of the {total} requests of a step failed, and cello1.max_failed_share={share} of them "
+                'may; the log has their errors after "Error in _run_prompt"'
+            )
+            raise RuntimeError(msg)
 
 
-class PuzzleReplayBuffer(_RewardMetrics, ReplayBuffer):
+class PuzzleReplayBuffer(_Watched, ReplayBuffer):
     """The buffer of the synchronous trainer."""
 
 
-class PuzzleReplayBufferAsync(_RewardMetrics, ReplayBufferAsync):
+class PuzzleReplayBufferAsync(_Watched, ReplayBufferAsync):
     """The buffer of the asynchronous trainers."""
 
 
@@ -58,15 +98,19 @@ def make_replay_buffer(
     """Build the buffer for a trainer mode; what verl calls as ``custom_sampler``."""
     given = dict(sampler_kwargs)
     filter_groups = given.pop("filter_groups", None) or {}
-    metric = filter_groups.get("metric") if filter_groups.get("enable") else None
+    dapo = bool(filter_groups.get("enable"))
+    metric = filter_groups.get("metric") if dapo else None
     refill = given.get("sync_refill_failed_groups", False)
     options = {"filter_groups_metric": metric, "sync_refill_failed_groups": refill}
     kwargs.setdefault("poll_interval", POLL_INTERVAL_S)
-    if trainer_mode != "sync":
-        return PuzzleReplayBufferAsync(trainer_mode=trainer_mode, sampler_kwargs=sampler_kwargs, **kwargs, **options)
-    # As verl: what is evicted is replaced one prompt at a time.
-    exact = metric is not None or refill
-    options["train_batch_size"] = given["train_batch_size"]
-    options["gen_batch_size"] = 1 if exact else given.get("gen_batch_size") or given["train_batch_size"]
-    options["max_inflight_gen_batches"] = filter_groups.get("max_inflight_gen_batches", 1) if metric is not None else 1
-    return PuzzleReplayBuffer(trainer_mode=trainer_mode, sampler_kwargs=sampler_kwargs, **kwargs, **options)
+    kind: Any = PuzzleReplayBufferAsync
+    if trainer_mode == "sync":
+        kind = PuzzleReplayBuffer
+        # As verl: what is evicted is replaced one prompt at a time.
+        one_by_one = metric is not None or refill
+        options["train_batch_size"] = given["train_batch_size"]
+        options["gen_batch_size"] = 1 if one_by_one else given.get("gen_batch_size") or given["train_batch_size"]
+        options["max_inflight_gen_batches"] = filter_groups.get("max_inflight_gen_batches", 1) if dapo else 1
+    buffer = kind(trainer_mode=trainer_mode, sampler_kwargs=sampler_kwargs, **kwargs, **options)
+    buffer.limits = {**given, "max_num_gen_batches": filter_groups.get("max_num_gen_batches")}
+    return buffer

@@ -14,7 +14,8 @@ SCENARIO = r"""
 import json, os, sys, time
 from pathlib import Path
 
-from recipe.cello1.engines.protocol import EngineError, Failure, Request, Sampling, start_engine
+from recipe.cello1.engines.protocol import EngineError, Failure, Request, Sampling
+from recipe.cello1.engines.start import start_engine
 from recipe.cello1.inference.predict import predict
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.task.prompt import messages
@@ -100,7 +101,8 @@ CONSTRAINED = r"""
 import json, sys
 from pathlib import Path
 
-from recipe.cello1.engines.protocol import Request, Sampling, start_engine
+from recipe.cello1.engines.protocol import Request, Sampling
+from recipe.cello1.engines.start import start_engine
 from recipe.cello1.inference.predict import predict
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.task.prompt import messages

@@ -3,8 +3,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
+from pathlib import Path
 
 import pytest
 
@@ -59,8 +61,39 @@ def test_reason_is_of_this_attempt_only(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("log", "reason"),
     [
-        ("", ""),
-        ("plain\nlast line\n", "last line"),
+        ("", "it said nothing"),
+        ("plain\nlast line\n", "no line of the log says why; the last one is: last line"),
+        (
+            "(EngineCore_DP0 pid=9) ERROR 11-28 17:00:00 [core.py:866] ValueError: To serve one request with the "
+            "model's max seq len (131072), 7.00 GiB are needed\n"
+            "(vLLMHttpServer pid=7) RuntimeError: Engine core initialization failed. See root cause above.\n"
+            "\x1b[36m(TaskRunner pid=1)\x1b[0m ray.exceptions.ActorDiedError: The actor died unexpectedly\n"
+            "ray.exceptions.RayTaskError(ActorDiedError): ray::TaskRunner.run()\nBrokenPipeError: [Errno 32]\n",
+            "ValueError: To serve one request with the model's max seq len (131072), 7.00 GiB are needed",
+        ),
+        (
+            "OSError: [Errno 28] No space left on device: '/out'\nTraceback:\nRuntimeError: in vain [repeated 3x "
+            "across cluster]\n",
+            "OSError: [Errno 28] No space left on device: '/out'",
+        ),
+        (
+            "ray.exceptions.OutOfMemoryError: 1 worker was killed\nKeyError: 'x'",
+            "ray.exceptions.OutOfMemoryError: 1 worker was killed",
+        ),
+        (
+            "RuntimeError: probability tensor contains either `inf`, `nan` or element < 0\nAssertionError: later\n",
+            "RuntimeError: probability tensor contains either `inf`, `nan` or element < 0",
+        ),
+        (
+            "(AgentLoopWorkerTQ pid=3) ERROR:x:Error in _run_prompt for uid=1\n(AgentLoopWorkerTQ pid=3) Traceback\n"
+            "(AgentLoopWorkerTQ pid=3) ray.exceptions.RayTaskError(ValueError): ray::compute\n"
+            "(AgentLoopWorkerTQ pid=3) ValueError: gold is empty\nValueError: another\n"
+            'RuntimeError: 3 requests failed; the log has their errors after "Error in _run_prompt"\n',
+            'RuntimeError: 3 requests failed; the log has their errors after "Error in _run_prompt": '
+            "ValueError: gold is empty",
+        ),
+        ("an info line about out of memory\nKeyError: 'x'\n", "KeyError: 'x'"),
+        ("ray.exceptions.ActorDiedError: The actor died\n", "ray.exceptions.ActorDiedError: The actor died"),
         ("ValueError: a: b\nand so on", "ValueError: a: b"),
         (
             "mismatched input '='\n\nSet the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace.\n",
@@ -75,6 +108,43 @@ def test_reason_is_of_this_attempt_only(tmp_path, capfd):
 )
 def test_reason(log, reason):
     assert failure_reason(log) == reason
+
+
+def test_a_run_has_a_folder_and_names_of_its_own_and_binds_loopback(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    code = """
+        import os, pathlib, tempfile
+        pathlib.Path(tempfile.gettempdir(), "left").touch()
+        names = ["TMPDIR", "RAY_TMPDIR", "VERL_IPC_TAG", "GLOO_SOCKET_IFNAME", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
+        print(*[os.environ[name] for name in names])
+        """
+    found = []
+    for attempt in range(2):
+        assert watch(python(code), tmp_path / f"log{attempt}", tmp_path / "m") == 0
+        found.append((tmp_path / f"log{attempt}").read_text().split())
+        folder, ray, tag, gloo, cluster = found[-1]
+        assert (ray, tag, gloo, cluster) == (folder, Path(folder).name, "eth7", "0")
+        assert not Path(folder).exists(), "it goes with the run"
+        assert len(f"{folder}/ray/session_2026-11-28_17-20-34_100123_1234567/sockets/plasma_store") <= 107
+    assert found[0][0] != found[1][0]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert watch(python("import os; print('VERL_IPC_TAG' in os.environ)"), tmp_path / "log", tmp_path / "m") == 0
+    assert (tmp_path / "log").read_text() == "False\n"
+
+
+def test_what_is_no_number_any_more_is_said_once(tmp_path, capfd):
+    code = """
+        import os
+        with open(os.environ["VERL_FILE_LOGGER_PATH"], "w") as file:
+            for step in (1, 2, 3):
+                file.write('{"step": %d, "data": {"actor/grad_norm": %s}}\\n' % (step, "0.5" if step < 2 else "NaN"))
+        """
+    assert watch(python(code), tmp_path / "log", tmp_path / "m") == 0
+    err = capfd.readouterr().err
+    assert err.count("warning: actor/grad_norm: NaN since step 2; lower the learning rate") == 1
 
 
 def test_death_by_signal_is_reported_as_a_shell_does(tmp_path):

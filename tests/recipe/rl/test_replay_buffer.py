@@ -73,3 +73,47 @@ def test_sample_adds_the_metrics_to_training_batches(monkeypatch, partition, log
     assert found is batch
     assert metrics["other"] == 1.0
     assert ("training/reward/partial_accuracy" in metrics) is logged
+    assert ("training/rollout/failed_requests" in metrics) is logged
+
+
+def group(buffer, uid, got, status):
+    """Enter a group of two responses, of which some are there."""
+    buffer.partitions["train"] |= {f"{uid}_{i}_0": {} for i in range(got)}
+    getattr(buffer, f"{status}_keys")["train"].add(uid)
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+def test_requests_that_failed_are_counted_and_end_the_run_beyond_a_share(mode):
+    buffer = build(mode, train_batch_size=10, n=2, max_failed_share=0.1)
+    for i in range(8):
+        group(buffer, f"a{i}", 2, "finished")
+    group(buffer, "b", 1, "failure")
+    group(buffer, "c", 1, "failure")
+    uids = {*buffer.finished_keys["train"], "b", "c"}
+    assert len(buffer._select_prompt_uids("train", uids, 10)[0]) == 10
+    assert buffer._failed == 2, "a tenth may"
+    buffer.limits["max_failed_share"] = 0.05
+    buffer._failed = 0
+    with pytest.raises(RuntimeError, match=r"2 of the 20 requests of a step failed, .* cello1.max_failed_share=0.05"):
+        buffer._select_prompt_uids("train", uids, 10)
+
+
+def test_failed_groups_that_are_replaced_count_too(monkeypatch):
+    monkeypatch.setattr(replay_buffer.tq, "kv_clear", lambda **_: None)
+    buffer = build("colocate_async", train_batch_size=10, n=2, max_failed_share=0.2)
+    buffer._evict_terminal_groups(1, "train", (set(), set(), {"a", "b"}, {}))
+    assert buffer._failed == 4
+    with pytest.raises(RuntimeError, match="6 of the 20 requests of a step failed"):
+        buffer._evict_terminal_groups(1, "train", (set(), set(), {"c"}, {}))
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+def test_groups_without_different_rewards_are_replaced_up_to_a_bound(mode, monkeypatch):
+    monkeypatch.setattr(replay_buffer.tq, "kv_clear", lambda **_: None)
+    filters = {"enable": True, "metric": "score", "max_num_gen_batches": 2}
+    buffer = build(mode, train_batch_size=4, filter_groups=filters)
+    buffer._evict_terminal_groups(1, "train", (set(), set("abcdefgh"), set(), {-1.0: 8}))
+    with pytest.raises(RuntimeError, match=r"each of 9 puzzles had one reward, .*max_num_gen_batches=2 batches of 4"):
+        buffer._evict_terminal_groups(1, "train", (set(), {"i"}, set(), {-1.0: 1}))
+    endless = build(mode, filter_groups={**filters, "max_num_gen_batches": 0})
+    endless._evict_terminal_groups(1, "train", (set(), set(map(str, range(99))), set(), {-1.0: 99}))

@@ -30,7 +30,7 @@ import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
-from ...utils import distributed_cpu
+from ...utils import ipc_tag
 
 
 def _resident_bytes() -> int:
@@ -174,4 +174,8 @@ class PlatformCPU(PlatformBase):
         return None
 
 
-distributed_cpu.apply()
+ipc_tag.apply()
+if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+    from ...utils import distributed_cpu
+
+    distributed_cpu.apply()
