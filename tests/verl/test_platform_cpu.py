@@ -238,10 +238,9 @@ def test_sender_and_receiver_of_weights_have_a_socket_of_their_run():
         import ray
         import verl
         ray.is_initialized = lambda: True
-        ray._private.worker.global_worker.set_current_job_id(ray.JobID.from_int(1))
         print(ray.get_runtime_context().get_job_id())
         """
     found = [run(code, VERL_IPC_TAG=tag) for tag in ("cello1-a", "cello1-b")]
     for result in found:
         assert_ok(result)
-    assert [result.stdout.split()[-1] for result in found] == ["01000000-cello1-a", "01000000-cello1-b"]
+    assert [result.stdout.split()[-1] for result in found] == ["ffffffff-cello1-a", "ffffffff-cello1-b"]

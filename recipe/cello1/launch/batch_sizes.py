@@ -31,11 +31,15 @@ def check_batches(config: DictConfig) -> None:
     if rest or not n_gpus:
         msg = f"{ulysses[1]}={per_sequence} does not divide the number of GPUs; choose a divisor"
         raise ValueError(msg)
+    parallel = _number(config, f"{_ROLLOUT}.tensor_model_parallel_size", 1)
+    if (n_gpus * per_sequence) % parallel:
+        msg = f"{_ROLLOUT}.tensor_model_parallel_size={parallel} does not divide the number of GPUs; choose a divisor"
+        raise ValueError(msg)
     n = _number(config, f"{_ROLLOUT}.n")
     mini = _number(config, f"{_ACTOR}.ppo_mini_batch_size") * n
     updates = [(f"{_ACTOR}.ppo_mini_batch_size", mini, f"{_ACTOR}.ppo_micro_batch_size_per_gpu")]
     multiple = math.lcm(n_gpus, mini)
-    if _get(config, "algorithm.adv_estimator") == "gae":
+    if get(config, "algorithm.adv_estimator") == "gae":
         critic = _number(config, "critic.ppo_mini_batch_size") * n
         updates.append(("critic.ppo_mini_batch_size", critic, "critic.fsdp.micro_batch_size_per_gpu"))
         multiple = math.lcm(multiple, critic)
@@ -49,8 +53,26 @@ def check_batches(config: DictConfig) -> None:
         _check_micro(config, sampled // n_gpus, f"{role}.log_prob_micro_batch_size_per_gpu")
 
 
+def check_lengths(config: DictConfig, context: int | None) -> None:
+    """Check that vLLM makes room for the longest prompt with the longest response, and that the model can take it."""
+    prompt, response = (_number(config, f"data.max_{part}_length") for part in ("prompt", "response"))
+    room = get(config, f"{_ROLLOUT}.max_model_len")
+    if room is not None and room < prompt + response:
+        msg = (
+            f"{_ROLLOUT}.max_model_len={room} is less than data.max_prompt_length={prompt} and "
+            f"data.max_response_length={response} together, and requests would fail; set it to {prompt + response}"
+        )
+        raise ValueError(msg)
+    if context is not None and context < (needed := room or prompt + response):
+        msg = (
+            f"the model takes {context} tokens and the run needs {needed} ({_ROLLOUT}.max_model_len; data."
+            "max_prompt_length and data.max_response_length together); lower them, or take another model"
+        )
+        raise ValueError(msg)
+
+
 def _check_micro(config: DictConfig, size: int, key: str) -> None:
-    if _get(config, f"{_ACTOR}.use_dynamic_bsz") or not _get(config, key):
+    if get(config, f"{_ACTOR}.use_dynamic_bsz") or not get(config, key):
         return
     if size % (micro := _number(config, key)):
         msg = (
@@ -61,7 +83,7 @@ def _check_micro(config: DictConfig, size: int, key: str) -> None:
 
 
 def _number(config: DictConfig, key: str, default: int | None = None) -> int:
-    value = _get(config, key)
+    value = get(config, key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         msg = f"{key} must be a positive whole number, got {value!r}"
@@ -69,7 +91,8 @@ def _number(config: DictConfig, key: str, default: int | None = None) -> int:
     return value
 
 
-def _get(config: DictConfig, key: str) -> Any:
+def get(config: DictConfig, key: str) -> Any:
+    """Look a setting up; ``None`` where there is none."""
     from omegaconf import OmegaConf
 
     return OmegaConf.select(config, key)

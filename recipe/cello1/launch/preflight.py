@@ -15,18 +15,35 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import socket
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import psutil
 
 from recipe.cello1.formats.atomic import sha256
+from recipe.cello1.formats.chat_template import prompt_ids, render_chat
 from recipe.cello1.formats.model_folder import is_hub_name, model_fingerprint
 from recipe.cello1.formats.provenance import check_same_run, write_run
 from recipe.cello1.formats.puzzle_files import load_puzzles
-from recipe.cello1.formats.rl_parquet import CHECKED, check_rl_parquet, mark_checked, n_rows, write_rl_parquet
-from recipe.cello1.launch.batch_sizes import check_batches, check_rows
+from recipe.cello1.formats.rl_parquet import (
+    CHECKED,
+    check_rl_parquet,
+    iter_parquet,
+    mark_checked,
+    n_rows,
+    write_rl_parquet,
+)
+from recipe.cello1.formats.rl_rows import row_question
+from recipe.cello1.launch.batch_sizes import check_batches, check_lengths, check_rows
+from recipe.cello1.launch.model_files import ModelFacts, read_model
+from recipe.cello1.launch.resources import ask_cluster, check_cpus, check_disk, check_memory
 from recipe.cello1.rl.export import TRACKER
+from recipe.cello1.task.prompt import chat, check_layout
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -65,10 +82,12 @@ FREE = (
     "trainer.validation_data_dir",
 )
 _WEIGHTS = ("*.safetensors", "*.bin")
+_N_RENDERED = 32  # prompts of each file
+_TIMEOUT_S = 5
 
 
-def check_model(model: str) -> None:
-    """Check that a model can be loaded from where it is said to be."""
+def check_model(model: str) -> Path | None:
+    """Check that a model can be loaded from where it is said to be; return its folder, if it is here already."""
     folder = Path(model)
     if folder.is_dir():
         missing = [name for name in ("config.json", "tokenizer_config.json") if not (folder / name).is_file()]
@@ -77,7 +96,7 @@ def check_model(model: str) -> None:
         if missing:
             msg = f"MODEL={model} is not a complete Hugging Face model: it has no {', '.join(missing)}"
             raise FileNotFoundError(msg)
-        return
+        return folder
     if not is_hub_name(model):
         msg = f"MODEL={model} does not exist; give a folder in Hugging Face format, or a Hub id such as owner/name"
         raise FileNotFoundError(msg)
@@ -85,8 +104,8 @@ def check_model(model: str) -> None:
     from huggingface_hub import file_exists, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
 
-    if isinstance(try_to_load_from_cache(model, "config.json"), str):
-        return
+    if isinstance(cached := try_to_load_from_cache(model, "config.json"), str):
+        return Path(cached).parent
     try:
         found = file_exists(model, "config.json")
         reason = "the Hub has no such model"
@@ -95,6 +114,47 @@ def check_model(model: str) -> None:
     if not found:
         msg = f"MODEL={model} is neither a folder nor in the local cache, and {reason}; correct the path or the id"
         raise FileNotFoundError(msg)
+    return None
+
+
+def check_prompts(model: str, file: Path, config: DictConfig) -> None:
+    """Render prompts of a data set as the model will get them, and check that some of them are short enough."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"MODEL={model}: its tokenizer cannot be loaded: {' '.join(str(error).split())}"
+        raise ValueError(msg) from None
+    lengths = []
+    for row in islice(iter_parquet(file), 0, None, n_rows(file) // _N_RENDERED + 1):
+        messages = row["prompt"]
+        if (layout := config.data.prompt_layout) is not None:
+            question, variant = row_question(row)
+            messages = chat(question, check_layout(layout), variant)
+        lengths.append(len(prompt_ids(tokenizer, render_chat(tokenizer, messages))))
+    if min(lengths) > (limit := config.data.max_prompt_length):
+        found = f"{min(lengths)} to {max(lengths)} tokens"
+        msg = f"{file}: the prompts have {found} and data.max_prompt_length={limit}; raise it"
+        raise ValueError(msg)
+
+
+def check_wandb(config: DictConfig) -> None:
+    """Check that Weights & Biases can be reached where the training is to log to it."""
+    if "wandb" not in config.trainer.logger or os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return
+    address = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai")
+    port = address.port or {"http": 80}.get(address.scheme, 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=_TIMEOUT_S).close()
+    except OSError as error:
+        msg = (
+            f"trainer.logger has wandb, and {address.hostname} cannot be reached ({error}); set WANDB_MODE=offline, or "
+            "unset WANDB_API_KEY"
+        )
+        raise ValueError(msg) from None
 
 
 def check_platform() -> None:
@@ -169,19 +229,29 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
         raise ValueError(msg) from None
 
 
-def check_gpus(config: DictConfig) -> None:
-    """Check that this machine has the GPUs that a training takes of it; those of a cluster are its own to count."""
-    if config.trainer.device != "cuda" or os.environ.get("RAY_ADDRESS"):
-        return
-    import torch
+def check_machine(config: DictConfig, facts: ModelFacts | None, output: Path) -> None:
+    """Check that there is what a training takes; a cluster is asked what it has."""
+    on_gpus = config.trainer.device == "cuda"
+    if os.environ.get("RAY_ADDRESS"):
+        check_cpus(config, ask_cluster())
+    elif on_gpus:
+        import torch
 
-    wanted, found = config.trainer.n_gpus_per_node, torch.cuda.device_count()
-    if found < wanted:
-        msg = (
-            f"trainer.n_gpus_per_node={wanted}, and this machine has {found} GPUs; choose another HARDWARE, or set "
-            "trainer.n_gpus_per_node"
-        )
-        raise ValueError(msg)
+        wanted, found = config.trainer.n_gpus_per_node, torch.cuda.device_count()
+        if found < wanted:
+            msg = (
+                f"trainer.n_gpus_per_node={wanted}, and this machine has {found} GPUs; choose another HARDWARE, or set "
+                "trainer.n_gpus_per_node"
+            )
+            raise ValueError(msg)
+        check_cpus(config)
+        if facts is not None:
+            size = torch.cuda.get_device_properties(0).total_memory
+            check_memory(config, facts.n_parameters, size, psutil.virtual_memory().total)
+    else:
+        check_cpus(config)
+    if facts is not None:
+        check_disk(config, facts.n_parameters, output)
 
 
 def run_identity(name: str, composed: DictConfig, model: str, train: str | Path, val: str | Path) -> dict[str, Any]:
@@ -224,14 +294,19 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     check_overrides(args.rest)
-    check_model(args.model)
+    folder = check_model(args.model)
+    facts = None if folder is None else read_model(folder)
     train = rl_data(args.train, "train", args.run / "data")
     val = rl_data(args.val, "val", args.run / "data")
     config = compose(args.config, args.rest)
     check_rows(config, n_rows(train))
     check_batches(config)
+    check_lengths(config, facts and facts.config.get("max_position_embeddings"))
+    for file in (train, val):
+        check_prompts(args.model, file, config)
     identity = run_identity(args.config, config, args.model, train, val)
     check_platform()
-    check_gpus(config)
+    check_wandb(config)
+    check_machine(config, facts, args.run)
     check_run(args.run, identity)
     print(train, val, os.environ.get(CHECKED, ""), sep="\n")

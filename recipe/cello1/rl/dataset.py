@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 
+from recipe.cello1.formats.chat_template import render_chat
 from recipe.cello1.formats.rl_parquet import check_rl_parquet
 from recipe.cello1.formats.rl_rows import row_question
 from recipe.cello1.rl.curriculum import augmented_row, pass_order
@@ -155,6 +156,7 @@ class PuzzleDataset(RLHFDataset):
         if layout is not None:
             check_layout(layout)
             dataframe = dataframe.map(lambda row, index: {"prompt": _relayout(row, index, layout)}, with_indices=True)
+        render_chat(self.tokenizer, dataframe[0][self.prompt_key])  # verl takes a template that fails for a long prompt
         kept = super().maybe_filter_out_long_prompts(dataframe)
         if len(kept) == 0:
             msg = (

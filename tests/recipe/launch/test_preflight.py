@@ -1,30 +1,38 @@
+import json
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.puzzle_files import write_puzzles
 from recipe.cello1.formats.rl_parquet import read_rl_parquet, write_rl_parquet
 from recipe.cello1.formats.rl_rows import rl_row
-from recipe.cello1.launch import preflight
+from recipe.cello1.launch import preflight, resources
+from recipe.cello1.launch.model_files import read_model
 from recipe.cello1.launch.preflight import FREE, check_model, compose, rl_data
 from recipe.cello1.task.prompt import messages
 from recipe.cello1.task.puzzle import Puzzle
 from tests.helpers.cli import command
-from tests.helpers.toy_model import toy_puzzles
+from tests.helpers.toy_model import build_toy_model, toy_puzzles
 
 main = command("preflight")
 
 
+@pytest.fixture(scope="session")
+def built(tmp_path_factory) -> Path:
+    pytest.importorskip("torch")
+    return build_toy_model(tmp_path_factory.mktemp("preflight"), context=8192)
+
+
 @pytest.fixture
-def model(tmp_path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
-        (folder / name).touch()
-    return folder
+def model(built, tmp_path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "model"))
 
 
 @pytest.fixture
@@ -32,6 +40,15 @@ def data(tmp_path) -> Path:
     path = tmp_path / "data.parquet"
     write_rl_parquet(path, toy_puzzles(64), "train")
     return path
+
+
+def change_tensor(file: Path, name: str, value: float) -> None:
+    """Fill a tensor with a number."""
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(file)
+    tensors[name] = np.full_like(tensors[name], value)
+    save_file(tensors, file, metadata={"format": "pt"})
 
 
 def arguments(model, train, val, out) -> list[str]:
@@ -92,7 +109,7 @@ class TestTheSameRun:
         write_rl_parquet(tmp_path / "other.parquet", toy_puzzles(65), "train")
         assert "sha256.train (" in start(train=tmp_path / "other.parquet")
         assert "sha256.val (" in start(val=tmp_path / "other.parquet")
-        (model / "model.safetensors").write_bytes(b"other weights")
+        change_tensor(model / "model.safetensors", "model.norm.weight", 0.5)
         assert "sha256.model (" in start()
 
     def test_what_only_logs_and_saves_may_change(self, start, data, tmp_path):
@@ -114,13 +131,24 @@ def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkey
     ("overrides", "said"),
     [
         (["data.train_batch_size=65"], "there are 64 puzzles to train on, and a step takes data.train_batch_size=65"),
-        (["trainer.nnodes=6"], "ppo_mini_batch_size x rollout.n = 320 responses cannot be shared by 6 GPUs"),
+        (
+            ["trainer.nnodes=6", "ray_kwargs.ray_init.num_cpus=999"],
+            "ppo_mini_batch_size x rollout.n = 320 responses cannot be shared by 6 GPUs",
+        ),
         (["actor_rollout_ref.rollout.n=3", "trainer.nnodes=64"], "=2 does not divide the 3 responses of each GPU"),
         (["trainer.nnodes=0"], "trainer.nnodes must be a positive whole number, got 0"),
         (["data.train_batch_size=abc"], "data.train_batch_size must be a positive whole number, got 'abc'"),
         (["actor_rollout_ref.actor.ulysses_sequence_parallel_size=3"], "=3 does not divide the number of GPUs"),
         (["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=7"], "=7 does not divide the 320 responses"),
         (["trainer.device=cuda"], "trainer.n_gpus_per_node=1, and this machine has 0 GPUs; choose another HARDWARE"),
+        (["actor_rollout_ref.rollout.tensor_model_parallel_size=3"], "=3 does not divide the number of GPUs"),
+        (["data.max_prompt_length=9"], "the prompts have "),
+        (["data.max_response_length=3001"], "and requests would fail; set it to 6073"),
+        (["actor_rollout_ref.rollout.max_model_len=8193"], "the model takes 8192 tokens and the run needs 8193"),
+        (
+            ["ray_kwargs.ray_init.num_cpus=8", "trainer.n_gpus_per_node=2"],
+            "claim 9 logical CPUs (1 storage units, 2, and 3 for each of 2 GPUs), and Ray has 8; set ray_kwargs.ray",
+        ),
     ],
 )
 def test_sizes_that_do_not_go_together(model, data, tmp_path, capsys, monkeypatch, overrides, said):
@@ -133,7 +161,7 @@ def test_sizes_that_do_not_go_together(model, data, tmp_path, capsys, monkeypatc
 
 def test_sizes_that_only_balanced_batches_allow(model, data, tmp_path):
     pytest.importorskip("verl")
-    sizes = ["actor_rollout_ref.rollout.n=3", "trainer.nnodes=64"]
+    sizes = ["actor_rollout_ref.rollout.n=3", "trainer.nnodes=64", "ray_kwargs.ray_init.num_cpus=195"]
     assert main([*arguments(model, data, data, tmp_path), *sizes, "+variant=balanced"]) == 0
 
 
@@ -255,3 +283,150 @@ def test_cpu_training_without_the_vllm_plugin(monkeypatch):
     monkeypatch.setattr("verl.plugin.platform.PlatformRegistry.get", lambda name: object())
     with pytest.raises(ValueError, match="lacks the vLLM plugin cello1_cpu"):
         preflight.check_platform()
+
+
+class TestModelFiles:
+    def refused(self, model, match):
+        with pytest.raises(ValueError, match=match):
+            read_model(model)
+
+    def test_a_whole_one(self, model):
+        from transformers import AutoModelForCausalLM
+
+        facts = read_model(model)
+        assert facts.n_parameters == AutoModelForCausalLM.from_pretrained(model).num_parameters()
+        assert facts.config["max_position_embeddings"] == 8192
+
+    @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+    def test_pointers_of_git_lfs(self, model, name):
+        (model / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 4\n")
+        self.refused(model, rf"{name} is a pointer of Git LFS; .* git lfs pull")
+
+    def test_a_cut_file(self, model):
+        file = model / "model.safetensors"
+        content = file.read_bytes()
+        file.write_bytes(content[:-10])
+        self.refused(model, rf"has {len(content) - 10:,} of {len(content):,} bytes; copy it again")
+        for begin in (content[:100], b"", b"PK\x03\x04 a zip"):
+            file.write_bytes(begin)
+            self.refused(model, "no safetensors file, or only the begin of one")
+
+    def test_missing_shards(self, model):
+        index = {"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        self.refused(model, r"lacks 1 of 2 files of weights, model-1\.safetensors first")
+
+    def test_more_tokens_than_embeddings(self, model):
+        content = json.loads((model / "tokenizer.json").read_text())
+        content["added_tokens"].append({**content["added_tokens"][0], "id": 5000, "content": "<new>"})
+        (model / "tokenizer.json").write_text(json.dumps(content))
+        self.refused(model, r"the tokenizer has 5001 tokens and the model \d+ embeddings; .*resize_token_embeddings")
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_no_numbers(self, model, value):
+        change_tensor(model / "model.safetensors", "model.layers.0.mlp.up_proj.weight", value)
+        self.refused(model, "up_proj.weight holds NaN or infinity")
+
+    def test_nan_in_bfloat16(self, model):
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        tensors = {name: tensor.bfloat16() for name, tensor in load_file(model / "model.safetensors").items()}
+        save_file(tensors, model / "model.safetensors")
+        read_model(model)
+        tensors["model.norm.weight"][3] = torch.nan
+        save_file(tensors, model / "model.safetensors")
+        self.refused(model, "model.norm.weight holds NaN")
+
+
+class TestPrompts:
+    def test_a_template_without_a_system_role(self, model, data, tmp_path, capsys):
+        pytest.importorskip("verl")
+        template = (model / "chat_template.jinja").read_text()
+        no_system = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        (model / "chat_template.jinja").write_text(no_system + template)
+        assert main(arguments(model, data, data, tmp_path)) == 1
+        assert "System role not supported; set prompt_layout=user" in capsys.readouterr().err
+        assert main([*arguments(model, data, data, tmp_path), "data.prompt_layout=user"]) == 0
+
+    def test_no_template_at_all(self, model, data, tmp_path, capsys):
+        pytest.importorskip("verl")
+        (model / "chat_template.jinja").unlink()
+        assert main(arguments(model, data, data, tmp_path)) == 1
+        assert "the model's tokenizer has no chat template" in capsys.readouterr().err
+
+
+class TestResources:
+    """The published sizes on machines of all kinds, by arithmetic alone."""
+
+    N = 7_615_616_512  # parameters of Qwen2.5-7B
+    GPU = 85_000_000_000  # what an 80 GB card says it has
+
+    @pytest.fixture(autouse=True)
+    def verl(self):
+        pytest.importorskip("verl")
+
+    def memory(self, name, *overrides, gpu=GPU, host=2 * 10**12):
+        resources.check_memory(compose(name, list(overrides)), self.N, gpu, host)
+
+    @pytest.mark.parametrize("name", ["cello1_grpo", "cello1_ppo"])
+    @pytest.mark.parametrize("hardware", ["8x80gb", "2x80gb", "1x80gb"])
+    def test_what_fits(self, name, hardware):
+        self.memory(name, f"hardware={hardware}")
+
+    def test_two_gpus_do_not_hold_the_published_setting(self):
+        with pytest.raises(
+            ValueError, match=r"hold 46 GB of weights .* beside 51 GB for vLLM .*, and has 85 GB; .*2x80gb"
+        ):
+            self.memory("cello1_grpo", "hardware=8x80gb", "trainer.n_gpus_per_node=2")
+        self.memory("cello1_grpo", "hardware=8x80gb", "trainer.n_gpus_per_node=4")
+
+    def test_memory_of_the_host(self):
+        self.memory("cello1_ppo", host=200 * 10**9)
+        with pytest.raises(ValueError, match=r"198 GB of offloaded .* of each node, which has 128 GB"):
+            self.memory("cello1_ppo", host=128 * 10**9)
+
+    def test_processors(self):
+        published = compose("cello1_grpo", ["ray_kwargs.ray_init.num_cpus=33"])
+        with pytest.raises(ValueError, match=r"claim 34 logical CPUs .* and Ray has 33; set ray_kwargs"):
+            resources.check_cpus(published)
+        two = compose("cello1_grpo", ["hardware=cpu", "trainer.nnodes=2"])
+        with pytest.raises(
+            ValueError, match=r"claim 9 logical CPUs .*the cluster of RAY_ADDRESS has 4; give `ray start`"
+        ):
+            resources.check_cpus(two, {"CPU": 4.0, "GPU": 2.0})
+        with pytest.raises(ValueError, match=r"= 2 GPUs, and the cluster of RAY_ADDRESS has 1; start the other nodes"):
+            resources.check_cpus(two, {"CPU": 9.0, "GPU": 1.0})
+        resources.check_cpus(two, {"CPU": 9.0, "GPU": 2.0})
+
+    def test_disk(self, tmp_path, monkeypatch, capsys):
+        free = SimpleNamespace(free=184 * 10**9)
+        monkeypatch.setattr(resources.shutil, "disk_usage", lambda path: free)
+        config = compose("cello1_grpo", [])
+        resources.check_disk(config, self.N, tmp_path / "not" / "yet")
+        assert capsys.readouterr().err == "note: a checkpoint has 91 GB, 2 are kept; 184 GB are free\n"
+        free.free = 100 * 10**9
+        with pytest.raises(
+            ValueError, match=r"has 91 GB, 183 GB are needed and .* has 100 GB free; choose another OUTPUT"
+        ):
+            resources.check_disk(config, self.N, tmp_path)
+        (tmp_path / "grpo" / "global_step_100").mkdir(parents=True)
+        resources.check_disk(config, self.N, tmp_path)
+
+
+def test_wandb_without_a_network(monkeypatch):
+    pytest.importorskip("verl")
+    config = compose("cello1_grpo", ["trainer.logger=[console,wandb]"])
+    for name in ("WANDB_MODE", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        with pytest.raises(ValueError, match=r"127\.0\.0\.1 cannot be reached .* set WANDB_MODE=offline"):
+            preflight.check_wandb(config)
+        listener.listen()
+        preflight.check_wandb(config)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    preflight.check_wandb(config)
+    monkeypatch.delenv("WANDB_MODE")
+    preflight.check_wandb(compose("cello1_grpo", []))
