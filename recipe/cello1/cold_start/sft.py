@@ -23,13 +23,14 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.cold_start.sft_data import load_examples, split_evaluation, training_row
-from recipe.cello1.formats.atomic import append_jsonl, read_items, sha256, write_items
+from recipe.cello1.formats.atomic import append_jsonl, held, read_items, sha256, write_items
 from recipe.cello1.formats.chat_template import end_of_turn
-from recipe.cello1.formats.model_folder import check_model_path, save_model
+from recipe.cello1.formats.model_folder import check_model_path, model_fingerprint, save_model
 from recipe.cello1.formats.provenance import check_same_run, write_run
 from recipe.cello1.task.prompt import check_layout
 from recipe.cello1.task.puzzle import Puzzle
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 CONFIG = Path(__file__).parents[1] / "config"
 _PATHS = ("model", "train", "output")
 # What may change between two starts of one run.
-_FREE = ("output",)
+_FREE = _PATHS  # what they lead to is hashed
 _FREE_TRAINER = (
     "report_to",
     "logging_steps",
@@ -50,6 +51,7 @@ _FREE_TRAINER = (
     "save_steps",
     "eval_steps",
 )
+_MAX_ALIASES = 20
 _CHECKPOINTS = "checkpoints"
 _STATE = "trainer_state.json"
 _SETTINGS = "settings.json"
@@ -91,6 +93,7 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
             known = ", ".join(sorted(file.stem for file in (CONFIG / "sft").glob("*.yaml")))
             msg = f"--config {name}: {path} does not exist; give a path, or one of {known}"
             raise FileNotFoundError(msg)
+        _check_yaml(path)
         merged = OmegaConf.merge(merged, OmegaConf.load(path))
     paths, others = {}, []
     for text in overrides:
@@ -110,6 +113,20 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
         raise ValueError(msg) from None
     _check_settings(settings, list(base.keys()))
     return settings
+
+
+def _check_yaml(path: Path) -> None:
+    """Refuse a file of many aliases: those of aliases make gigabytes of a few hundred bytes."""
+    import yaml
+
+    try:
+        n_aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text()))
+    except yaml.YAMLError as error:
+        msg = f"--config: {path} is not YAML: {' '.join(str(error).split())}"
+        raise ValueError(msg) from None
+    if n_aliases > _MAX_ALIASES:
+        msg = f"--config: {path} has {n_aliases} aliases, and {_MAX_ALIASES} may be; write the values out"
+        raise ValueError(msg)
 
 
 def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
@@ -175,7 +192,10 @@ def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what must not change between two starts of one run: settings, the data's hash, the number of processes."""
     fixed = {key: value for key, value in settings.items() if key not in _FREE}
     fixed["trainer"] = {key: value for key, value in settings["trainer"].items() if key not in _FREE_TRAINER}
-    fixed["train_sha256"] = sha256(settings["train"])
+    fixed["sha256"] = {
+        "model": model_fingerprint(settings["model"]) or settings["model"],
+        "train": sha256(settings["train"]),
+    }
     # With another number of processes an update would be over another number of puzzles.
     fixed["num_processes"] = int(os.environ.get("WORLD_SIZE", 1))
     return fixed
@@ -203,6 +223,13 @@ def train(settings: Mapping[str, Any]) -> Path:
     ValueError
         If data or settings are unusable, or the output folder belongs to a run with other settings.
     """
+    # One of its processes is enough to keep other runs out: they would remove each other's checkpoints.
+    alone = held(settings["output"], "output") if int(os.environ.get("RANK", 0)) == 0 else nullcontext()
+    with alone:
+        return _train(settings)
+
+
+def _train(settings: Mapping[str, Any]) -> Path:
     output = Path(settings["output"])
     target = output / "model"
     if not Path(settings["train"]).is_file():

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ pytest.importorskip("omegaconf")
 
 from recipe.cello1.cold_start import sft, sft_data
 from recipe.cello1.cold_start.tiny_model import build_model, build_tokenizer
-from recipe.cello1.formats.atomic import read_items, write_items
+from recipe.cello1.formats.atomic import held, read_items, write_items
 from recipe.cello1.formats.model_folder import save_model
 from recipe.cello1.formats.puzzle_files import write_puzzles
 from recipe.cello1.formats.rl_parquet import write_rl_parquet
@@ -138,6 +139,17 @@ class TestSettings:
     def test_unusable_settings(self, overrides, message):
         with pytest.raises(ValueError, match=message):
             sft.load_settings(overrides)
+
+    def test_yaml_that_grows(self, tmp_path):
+        levels = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+        levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+        (tmp_path / "bomb.yaml").write_text("\n".join(levels))
+        assert (tmp_path / "bomb.yaml").stat().st_size < 600
+        with pytest.raises(ValueError, match=r"bomb\.yaml has 72 aliases, and 20 may be"):
+            sft.load_settings([], [str(tmp_path / "bomb.yaml")])
+        (tmp_path / "bad.yaml").write_text("a: [1")
+        with pytest.raises(ValueError, match=r"bad\.yaml is not YAML"):
+            sft.load_settings([], [str(tmp_path / "bad.yaml")])
 
     def test_unknown_file(self):
         with pytest.raises(FileNotFoundError, match="one of embedded"):
@@ -289,6 +301,10 @@ class TestErrors:
     def test_missing_data(self, model, tmp_path, capsys):
         assert "x.json does not exist" in self.run(capsys, *arguments(model, tmp_path / "x.json", tmp_path / "o"))
 
+    def test_another_run_in_the_same_output(self, model, data, tmp_path, capsys):
+        with held(tmp_path / "o", "output"):
+            assert "output: another run is writing to " in self.run(capsys, *arguments(model, data, tmp_path / "o"))
+
     def test_missing_model(self, data, tmp_path, capsys):
         assert "does not exist" in self.run(capsys, *arguments(tmp_path / "none", data, tmp_path / "o"))
         (tmp_path / "empty").mkdir()
@@ -435,6 +451,16 @@ class TestTraining:
         assert torch.equal(weights(tmp_path / "killed" / "model"), weights(tmp_path / "whole" / "model"))
         steps = [line["step"] for line in read_items(tmp_path / "killed" / "log.jsonl") if "loss" in line]
         assert steps == list(range(1, 13))
+
+    def test_a_folder_that_was_renamed_goes_on(self, model, data, tmp_path):
+        """The hashes decide, not the paths."""
+        for name in ("old", "new"):
+            copies = [shutil.copytree(model, tmp_path / name / "base"), shutil.copy(data, tmp_path / name / "sft.json")]
+            if name == "new":
+                shutil.move(tmp_path / "old" / "o", tmp_path / name / "o")
+            assert main(arguments(*copies, tmp_path / name / "o", "max_steps=1")) == 0
+        other = arguments(*copies, tmp_path / "new" / "o", "max_steps=1", "seed=9")
+        assert main(other) == 1
 
     def test_it_learns_what_it_is_shown(self, model, data, tmp_path):
         more = ["max_steps=40", "trainer.learning_rate=1e-2", "trainer.logging_steps=1"]
