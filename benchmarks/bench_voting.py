@@ -70,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, EngineError) as error:
         print(f"bench_voting: {error}", file=sys.stderr)
         return 2
+    if not result.rules:
+        print("bench_voting: no puzzle has several answers to combine; raise --samples", file=sys.stderr)
+        return 2
     atomic_write(args.out / "voting.json", dumps(plain(result), 2) + "\n")
     print(f"\n{len(puzzles)} puzzles, {args.samples} samples at temperature {args.temperature:g}\n")
     print(rules_markdown(result))

@@ -24,7 +24,7 @@ from recipe.cello1.evaluation.html_page import to_html
 from recipe.cello1.evaluation.intervals import share
 from recipe.cello1.evaluation.open_ended import by_judge, by_ontology
 from recipe.cello1.evaluation.report import render, to_markdown
-from recipe.cello1.evaluation.results import Comparison, Evaluation, Measured, Metrics, Pair, plain
+from recipe.cello1.evaluation.results import Evaluation, Measured, Metrics, Pair, plain
 from recipe.cello1.evaluation.scores import (
     SLICES,
     Reference,
@@ -32,14 +32,16 @@ from recipe.cello1.evaluation.scores import (
     Scores,
     baseline_scores,
     chance,
+    compare,
     difference,
-    read_references,
+    reference,
     score_predictions,
     summarise,
 )
 from recipe.cello1.evaluation.voting_rules import compare_rules
 from recipe.cello1.formats.atomic import atomic_write, dumps
 from recipe.cello1.formats.predictions import iter_predictions
+from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.inference.vote import add_weighted
 from recipe.cello1.task.answer import Reason
 from recipe.cello1.task.ontology import CellOntology, load_ontology
@@ -161,40 +163,6 @@ def _pairs(answers: Sequence[Scored]) -> Counter[tuple[str, str]]:
     return pairs
 
 
-def compare(
-    first: Iterable[Mapping[str, Any]],
-    second: Iterable[Mapping[str, Any]],
-    puzzles: Sequence[Puzzle | Reference] | None = None,
-    *,
-    other: str = "",
-    seed: int = 0,
-) -> Comparison:
-    """Compare two runs on the puzzles that both have answered.
-
-    Parameters
-    ----------
-    first, second
-        Prediction records of the runs.
-    puzzles
-        As for :func:`evaluate`.
-    other
-        Name of the first run.
-    seed
-        Seed of the bootstrap.
-
-    Returns
-    -------
-    How much higher the second is, see ``results.Comparison``. Lengths are in words where not both say how many tokens.
-
-    Raises
-    ------
-    ValueError
-        If the runs have no puzzle in common, their gold differs, or a record cannot be scored.
-    """
-    runs = [score_predictions(records, puzzles) for records in (first, second)]
-    return difference(*runs, other=other, seed=seed)
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser(description="Score predictions, with intervals and slices.")
@@ -225,7 +193,9 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     baseline = read_baseline(args.baseline)
-    puzzles = read_references(args.data, args.variant, baseline) if args.data else None
+    puzzles: list[Any] | None = None
+    if args.data:
+        puzzles = load_puzzles(args.data, args.variant, keep=lambda puzzle: reference(puzzle, baseline)).puzzles
     with ExitStack() as stack:
         judge = None
         if args.judge:

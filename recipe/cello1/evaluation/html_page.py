@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from recipe.cello1.evaluation.report import details, interval, label, notes, number, tables
 from recipe.cello1.evaluation.results import Evaluation
@@ -17,24 +17,6 @@ _HEADLINES = ("partial_accuracy", "exact_match", "strict_accuracy", "legal")
 _MOST_TYPES = 40  # types in the confusion picture
 
 
-class _Plot(NamedTuple):
-    title: str
-    svg: Any
-
-
-class _Headline(NamedTuple):
-    label: str
-    value: str
-    note: str
-
-
-class _Confusion(NamedTuple):
-    title: str
-    columns: list[str]
-    # Gold type, count of each column, and cells of that type
-    rows: list[tuple[str, list[int], int]]
-
-
 def to_html(result: Evaluation) -> str:
     """Write an evaluation as one HTML page."""
     shown = {label(name): result.measured.metrics[name] for name in _HEADLINES}
@@ -42,7 +24,10 @@ def to_html(result: Evaluation) -> str:
     return render_page(
         Path(__file__).with_name("evaluation.html.j2"),
         title="Evaluation",
-        headlines=[_Headline(name, number("", found.mean), interval("", found)) for name, found in shown.items()],
+        headlines=[
+            {"label": name, "value": number("", found.mean), "note": interval("", found)}
+            for name, found in shown.items()
+        ],
         run=[f"{key}: {value}" for key, value in result.run.items()],
         notes=notes(result),
         tables=tables(result),
@@ -53,7 +38,7 @@ def to_html(result: Evaluation) -> str:
     )
 
 
-def _draw(title: str, below: str, paint: Callable[[Any], None]) -> _Plot:
+def _draw(title: str, below: str, paint: Callable[[Any], None]) -> dict[str, Any]:
     """Draw a small plot as SVG in the colours of the page; nothing in its texts is taken for markup."""
     from markupsafe import Markup
     from matplotlib import rc_context
@@ -69,10 +54,10 @@ def _draw(title: str, below: str, paint: Callable[[Any], None]) -> _Plot:
         without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=without)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", file.getvalue()[file.getvalue().index("<svg") :])
-    return _Plot(title, Markup(svg.replace("#000000", "currentColor")))
+    return {"title": title, "svg": Markup(svg.replace("#000000", "currentColor"))}
 
 
-def _accuracy_by_n(result: Evaluation) -> _Plot | None:
+def _accuracy_by_n(result: Evaluation) -> dict[str, Any]:
     groups = {int(n): metrics["partial_accuracy"] for n, metrics in result.measured.slices["n_cells"].items()}
 
     def paint(axes: Any) -> None:
@@ -86,14 +71,14 @@ def _accuracy_by_n(result: Evaluation) -> _Plot | None:
     return _draw("Partial accuracy by number of cells", "cells (dashed: chance)", paint)
 
 
-def _lengths(result: Evaluation) -> _Plot:
+def _lengths(result: Evaluation) -> dict[str, Any]:
     def paint(axes: Any) -> None:
         axes.stairs(result.lengths["counts"], result.lengths["edges"], fill=True, color="C0", alpha=0.5)
 
     return _draw("Length of the answers", result.length_unit, paint)
 
 
-def _reliability(result: Evaluation) -> _Plot | None:
+def _reliability(result: Evaluation) -> dict[str, Any] | None:
     if not (found := result.calibration):
         return None
 
@@ -107,7 +92,7 @@ def _reliability(result: Evaluation) -> _Plot | None:
     return _draw(f"Accuracy against confidence of the consensus (ECE {found['ece']:.3f})", "confidence", paint)
 
 
-def _confusion(result: Evaluation) -> _Confusion:
+def _confusion(result: Evaluation) -> dict[str, Any]:
     names = list(result.measured.types)
     title = "Confusion (rows: gold, columns: answered, cells)"
     if len(names) > _MOST_TYPES:
@@ -121,4 +106,4 @@ def _confusion(result: Evaluation) -> _Confusion:
     columns = names + others[: _MOST_TYPES - len(names) + 1]
     counts = {(pair.gold, pair.predicted): pair.count for pair in result.confusion}
     rows = [(gold, [counts.get((gold, c), 0) for c in columns], result.measured.types[gold].n) for gold in names]
-    return _Confusion(title, columns, rows if len(names) > 1 else [])
+    return {"title": title, "columns": columns, "rows": rows if len(names) > 1 else []}

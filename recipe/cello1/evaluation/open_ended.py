@@ -84,7 +84,6 @@ def _shares(rows: Sequence[Sequence[str | None]], names: Sequence[str], seed: in
 
 VERDICTS = tuple(str(relation) for relation in Relation if relation is not Relation.UNKNOWN)
 
-
 SYSTEM = """You compare names of cell types. You are given the right name of a cell and the name that was answered.
 Reply with one word:
 equivalent - both names mean the same cell type
@@ -93,10 +92,8 @@ narrower - the answered type is a subtype of the right one
 lineage - neither includes the other, but both are close relatives of the same lineage
 different - anything else"""
 
-
 # Reasoning models think before the word.
 SAMPLING = Sampling(max_tokens=4096)
-
 
 Pair = tuple[str, str]  # answered, gold
 

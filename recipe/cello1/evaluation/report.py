@@ -237,9 +237,6 @@ def to_markdown(result: Evaluation) -> str:
 
 def rules_markdown(result: Evaluation) -> str:
     """Write only the table of the rules that combine several answers, and the notes, as Markdown."""
-    if not result.rules:
-        msg = "no puzzle has several answers, so that there is nothing to combine; predict with --samples"
-        raise ValueError(msg)
     return "\n\n".join([markdown(rule_table(result)), _bullets(notes(result))])
 
 

@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import re
 import sys
-from bisect import insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from recipe.cello1.evaluation.baseline import BASELINES, NaiveBayes
+from recipe.cello1.evaluation.baseline import NaiveBayes
 from recipe.cello1.evaluation.intervals import Estimate, estimate, mcnemar, paired_difference
 from recipe.cello1.evaluation.results import Comparison, Example
 from recipe.cello1.formats.items import GOLD_KEYS, USER_KEYS
 from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction
-from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.task.answer import ANSWER_OPEN, parse_answer, split_types
-from recipe.cello1.task.prompt import Variant, find_variant, parse_user
+from recipe.cello1.task.prompt import find_variant, parse_user
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.scoring import METRICS, Score, gold_types, score_parsed, score_types
 
@@ -55,12 +52,12 @@ class Reference:
     # Answers of the baselines
     baselines: Mapping[str, tuple[str, ...]]
 
-    @classmethod
-    def of(cls, puzzle: Puzzle, baseline: NaiveBayes | None = None) -> Reference:
-        """Keep what is needed of a puzzle."""
-        slices = (puzzle.n_cells, *(puzzle.meta.get(key) for key in SLICES[1:]))
-        solved = baseline.answers(puzzle.cells, puzzle.candidates) if baseline else {}
-        return cls(_interned(puzzle.answer or ()), _interned(puzzle.candidates) or None, slices, solved)
+
+def reference(puzzle: Puzzle, baseline: NaiveBayes | None = None) -> Reference:
+    """Keep what is needed of a puzzle."""
+    slices = (puzzle.n_cells, *(puzzle.meta.get(key) for key in SLICES[1:]))
+    solved = baseline.answers(puzzle.cells, puzzle.candidates) if baseline else {}
+    return Reference(_interned(puzzle.answer or ()), _interned(puzzle.candidates) or None, slices, solved)
 
 
 def _interned(types: Iterable[str]) -> tuple[str, ...]:
@@ -90,12 +87,12 @@ class Scores:
     # By index and sample
     answers: tuple[Scored, ...]
     # For each error of the machinery how many records have it
-    errors: Mapping[str, int]
+    errors: Mapping[str, int] = field(default_factory=dict)
     # Items of the data set for which there is no record
-    missing: tuple[int, ...]
+    missing: tuple[int, ...] = ()
     # Settings that all records share
-    run: Mapping[str, Any]
-    examples: Sequence[Example]
+    run: Mapping[str, Any] = field(default_factory=dict)
+    examples: Sequence[Example] = ()
 
     @property
     def length_unit(self) -> str:
@@ -123,12 +120,6 @@ class Scores:
         return np.array(list(self.values(unit).values())), np.array(n_cells, dtype=float)
 
 
-def read_references(path: Path, variant: Variant | None = None, baseline: NaiveBayes | None = None) -> list[Reference]:
-    """Read a data set, of which only what the answers are judged by is kept."""
-    found: list[Any] = load_puzzles(path, variant, keep=lambda puzzle: Reference.of(puzzle, baseline)).puzzles
-    return found
-
-
 def score_predictions(
     records: Iterable[Mapping[str, Any]],
     puzzles: Sequence[Puzzle | Reference] | None = None,
@@ -140,7 +131,7 @@ def score_predictions(
     known: dict[int, Reference] = {}
     seen: set[tuple[int, int]] = set()
     run: dict[str, Any] | None = None
-    examples: dict[str, list[tuple[int, int, Example]]] = {kind: [] for kind in _EXAMPLES}
+    examples: dict[str, list[Example]] = {kind: [] for kind in _EXAMPLES}
     for record in records:
         index, sample = record.get("index"), record.get("sample", 0)
         where = f"prediction {index}" + (f", sample {sample}" if sample else "")
@@ -177,22 +168,19 @@ def score_predictions(
         run = own if run is None else {key: value for key, value in run.items() if own.get(key) == value}
     answers.sort(key=lambda answer: (answer.index, answer.sample))
     missing = tuple(i for i in range(len(puzzles or ())) if i not in known)
-    shown = [entry[2] for kind in examples.values() for entry in kind]
+    shown = [example for found in examples.values() for example in found]
     return Scores(tuple(answers), dict(errors.most_common()), missing, run or {}, shown)
 
 
-def _add_example(found: dict[str, list[Any]], answer: Scored, record: Mapping[str, Any]) -> None:
+def _add_example(found: dict[str, list[Example]], answer: Scored, record: Mapping[str, Any]) -> None:
     """Keep the first answers of each kind."""
     score = answer.score
     kind = "illegal" if score.reason else "right" if score.exact_match else "wrong"
-    key = (answer.index, answer.sample)
-    if len(found[kind]) == _EXAMPLES[kind] and key > found[kind][-1][:2]:
-        return
-    question = next((record[name] for name in USER_KEYS if isinstance(record.get(name), str)), "")
-    shown = (question[:_SHOWN], record["prediction"][:_SHOWN])
-    example = Example(kind, *key, str(score.reason), score.partial_accuracy, answer.puzzle.answer, score.items, *shown)
-    insort(found[kind], (*key, example))
-    del found[kind][_EXAMPLES[kind] :]
+    if len(found[kind]) < _EXAMPLES[kind]:
+        question = next((record[name] for name in USER_KEYS if isinstance(record.get(name), str)), "")
+        shown = (question[:_SHOWN], record["prediction"][:_SHOWN])
+        read = (str(score.reason), score.partial_accuracy, answer.puzzle.answer, score.items)
+        found[kind].append(Example(kind, answer.index, answer.sample, *read, *shown))
 
 
 def _reference(
@@ -211,7 +199,7 @@ def _reference(
             msg = f"{where} is not in the data set, which has {len(puzzles)} items; give the data it was made from"
             raise ValueError(msg)
         puzzle = puzzles[index]
-        known = puzzle if isinstance(puzzle, Reference) else Reference.of(puzzle, baseline)
+        known = puzzle if isinstance(puzzle, Reference) else reference(puzzle, baseline)
         if not known.answer:
             msg = f"{where}: item {index} of the data set has no gold under 'assistant_msg' or 'answer'"
             raise ValueError(msg)
@@ -230,14 +218,19 @@ def _reference(
     except ValueError as error:
         msg = f"{where}: {error}"
         raise ValueError(msg) from None
-    question = _question(record)
-    candidates = _interned(question.candidates) if question else ()
-    if baseline and not candidates:
+    text = next((record[key] for key in USER_KEYS if isinstance(record.get(key), str)), "")
+    try:
+        variant = find_variant(text)
+        question = parse_user(text, variant) if variant else None
+    except ValueError:  # it is in no format we know
+        question = None
+    slices = (len(answer), *(record.get(key) for key in SLICES[1:]))
+    if question and question.candidates:
+        return replace(reference(question, baseline), answer=answer, slices=slices)
+    if baseline:
         msg = f"{where} repeats no question with candidates, which the baseline needs; give the data set"
         raise ValueError(msg)
-    solved = baseline.answers(question.cells, candidates) if baseline and question else {}
-    slices = (len(answer), *(record.get(key) for key in SLICES[1:]))
-    return Reference(answer, candidates or None, slices, solved)
+    return Reference(answer, None, slices, {})
 
 
 @lru_cache(maxsize=4096)  # once for all answers to a puzzle
@@ -246,34 +239,15 @@ def _read_gold(text: str) -> tuple[str, ...]:
     return parsed.items if parsed and parsed.ok else split_types(text)
 
 
-def _question(record: Mapping[str, Any]) -> Puzzle | None:
-    """Read the question that a record repeats; ``None`` if it is in no format we know."""
-    text = next((record[key] for key in USER_KEYS if isinstance(record.get(key), str)), None)
-    if text is None:
-        return None
-    try:
-        return parse_user(text, variant) if (variant := find_variant(text)) else None
-    except ValueError:
-        return None
-
-
 def baseline_scores(scores: Scores) -> dict[str, Scores]:
     """Score what the baselines answer to the same puzzles."""
-    puzzles = {index: group[0].puzzle for index, group in scores.groups().items()}
-    return {
-        name: Scores(
-            tuple(
-                Scored(index, 0, score_types(p.baselines[name], p.answer, candidates=p.candidates), p, 0, 0)
-                for index, p in puzzles.items()
-            ),
-            {},
-            (),
-            {},
-            (),
-        )
-        for name in BASELINES
-        if all(puzzle.baselines for puzzle in puzzles.values())
-    }
+    found: dict[str, list[Scored]] = {}
+    for index, group in scores.groups().items():
+        puzzle = group[0].puzzle
+        for name, types in puzzle.baselines.items():
+            score = score_types(types, puzzle.answer, candidates=puzzle.candidates)
+            found.setdefault(name, []).append(Scored(index, 0, score, puzzle, 0, 0))
+    return {name: Scores(tuple(answers)) for name, answers in found.items()}
 
 
 def chance(answers: Sequence[Scored]) -> float | None:
@@ -295,6 +269,18 @@ def summarise(values: np.ndarray, n_cells: np.ndarray, *, seed: int = 0) -> dict
     return {
         name: estimate(values[:, j], seed=seed, weights=weights_of(name, n_cells)) for j, name in enumerate(MEASURED)
     }
+
+
+def compare(
+    first: Iterable[Mapping[str, Any]],
+    second: Iterable[Mapping[str, Any]],
+    puzzles: Sequence[Puzzle | Reference] | None = None,
+    *,
+    other: str = "",
+    seed: int = 0,
+) -> Comparison:
+    """Compare the predictions of a second run with those of a first."""
+    return difference(*(score_predictions(run, puzzles) for run in (first, second)), other=other, seed=seed)
 
 
 def difference(first: Scores, second: Scores, *, other: str = "", seed: int = 0) -> Comparison:

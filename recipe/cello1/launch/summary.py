@@ -23,7 +23,7 @@ from recipe.cello1.evaluation.baseline import read_baseline
 from recipe.cello1.evaluation.evaluate import evaluate
 from recipe.cello1.evaluation.report import LABELS, label, markdown, metric_table, print_table, terminal
 from recipe.cello1.evaluation.results import plain
-from recipe.cello1.evaluation.scores import Reference, baseline_scores, chance, difference, score_predictions, summarise
+from recipe.cello1.evaluation.scores import baseline_scores, chance, difference, reference, score_predictions, summarise
 from recipe.cello1.formats.atomic import atomic_write, dumps, replacing
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.model_folder import model_fingerprint
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
     data = load_puzzles(args.data)
     data = replace(data, puzzles=data.puzzles[: args.limit])
     baseline = read_baseline(args.baseline)
-    puzzles = [Reference.of(puzzle, baseline) for puzzle in data.puzzles]
+    puzzles = [reference(puzzle, baseline) for puzzle in data.puzzles]
     args.out.mkdir(parents=True, exist_ok=True)
     scores = {}
     for name, model in args.stages:

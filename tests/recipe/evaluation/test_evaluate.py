@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from recipe.cello1.evaluation.baseline import NaiveBayes, puzzle_cells
-from recipe.cello1.evaluation.evaluate import NO_ANSWER, compare, evaluate
-from recipe.cello1.evaluation.scores import score_predictions
+from recipe.cello1.evaluation.evaluate import NO_ANSWER, evaluate
+from recipe.cello1.evaluation.scores import compare, score_predictions
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.predictions import error_record, prediction_record
