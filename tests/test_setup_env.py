@@ -19,9 +19,10 @@ SCRIPT = Path("recipe/cello1/launch/setup_env.sh")
 def tree(tmp_path) -> Path:
     """A copy of what the script needs of the repository."""
     tree = tmp_path / "tree"
-    (tree / "recipe" / "cello1").mkdir(parents=True)
+    (tree / "recipe" / "cello1" / "launch").mkdir(parents=True)
     for name in ("setup.py", SCRIPT, "recipe/cello1/launch/environment.py", "recipe/cello1/REQUIRED_VERL.txt"):
         shutil.copy(ROOT / name, tree / name)
+    shutil.copytree(ROOT / "requirements", tree / "requirements")
     return tree
 
 
@@ -48,6 +49,7 @@ def bash(command: str, tree: Path, **variables: str) -> subprocess.CompletedProc
 def put_in_place(tree: Path, env_dir: Path, name: str) -> None:
     """Leave the stamp of a finished set, as the script would."""
     made_from = [tree / file for file in ("setup.py", SCRIPT, "recipe/cello1/launch/environment.py")]
+    made_from += sorted((tree / "requirements").glob("*.txt"))
     command = [env_dir / "bin" / "python", "-I", "-S", made_from[2], "fingerprint", *made_from]
     stamp = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     (env_dir / f".cello1-{name}").write_text(stamp)
@@ -80,14 +82,15 @@ def test_sourced_it_leaves_options_traps_and_names_alone(tree, env_dir):
 
 
 @pytest.mark.integration
-def test_a_change_of_the_requirements_asks_for_a_new_set_up(tree, env_dir):
+@pytest.mark.parametrize("changed", ["setup.py", "requirements/cpu.txt"])
+def test_a_change_of_the_requirements_asks_for_a_new_set_up(tree, env_dir, changed):
     put_in_place(tree, env_dir, "cpu")
-    with (tree / "setup.py").open("a") as file:
+    with (tree / changed).open("a") as file:
         file.write("# changed\n")
     offline = {"PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
     done = bash(f"bash {SCRIPT} train", tree, VIRTUAL_ENV=str(env_dir), **offline)
     assert done.returncode == 1
-    assert "installing the sets: cpu" in done.stderr
+    assert "the sets cpu go into" in done.stderr and "installing uv" in done.stderr
     assert env_dir.is_dir(), "an environment that the script did not make is not removed"
 
 
@@ -171,7 +174,68 @@ def test_copied_alone_it_takes_the_environment_that_has_verl(tree, env_dir):
     for name in environment.TRAIN_PACKAGES:
         (site / name).mkdir()
         (site / name / "__init__.py").touch()
-    environment.name_vllm(site, "0.27.1")
+    environment.name_vllm(str(site), "0.27.1")
     done = bash(f"source {SCRIPT} train; echo $PYTHON; echo $PYTHONPATH", tree, VIRTUAL_ENV=str(env_dir))
     assert done.stdout.split() == [f"{env_dir}/bin/python", str(tree)]
     assert "verl from a source tree is in use" in done.stderr
+
+
+def fake_nvidia_smi(folder: Path, n_gpus: int) -> str:
+    """Put an `nvidia-smi` that writes line by line first on PATH; its reader must not leave before the last."""
+    folder.mkdir()
+    script = folder / "nvidia-smi"
+    code = f"for i in range({n_gpus}):\n    print(f'GPU {{i}}: NVIDIA H100', flush=True)\n    time.sleep(0.002)"
+    script.write_text(f"#!{sys.executable} -S\nimport time\n{code}\n")
+    script.chmod(0o755)
+    return f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.mark.parametrize(("n_gpus", "device"), [(0, "cpu"), (1, "gpu"), (2, "gpu"), (8, "gpu")])
+def test_every_gpu_that_is_listed_counts(tree, env_dir, tmp_path, n_gpus, device):
+    put_in_place(tree, env_dir, device)
+    path = fake_nvidia_smi(tmp_path / "bin", n_gpus)
+    for _ in range(5):
+        done = bash(f"source {SCRIPT} train && echo $CELLO1_DEVICE", tree, **found(env_dir, path, ""))
+        assert (done.stdout.strip(), done.stderr) == (device, "")
+
+
+def test_a_gpu_that_will_not_be_used_is_named(tree, env_dir, tmp_path):
+    put_in_place(tree, env_dir, "cpu")
+    path = fake_nvidia_smi(tmp_path / "bin", 8)
+    done = bash(f"source {SCRIPT} train && echo $CELLO1_DEVICE", tree, **found(env_dir, path, "cpu"))
+    assert done.stdout.strip() == "cpu"
+    assert done.stderr == "set-up: nvidia-smi lists a GPU, but CELLO1_DEVICE=cpu: it will not be used\n"
+
+
+def found(env_dir: Path, path: str, device: str) -> dict[str, str]:
+    """Variables of a machine with an environment in place; `device` is what the user asks for."""
+    return {"VIRTUAL_ENV": str(env_dir), "PATH": path, "CELLO1_DEVICE": device}
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (
+            "error: Failed to download `torch==2.13.0+cpu`\n  cause: No space left on device (os error 28)",
+            "disk is full",
+        ),
+        ("error: Request failed after 3 retries\n  cause: Failed to fetch: http://x/simple/zarr/", "cannot be reached"),
+        ("error: Failed to download `rich==1`\n  cause: Hash mismatch for `rich==1`", "not the one that was tested"),
+        (
+            "error: No solution found\n  cause: Because there is no version of torch{os == 'x'}==2",
+            "no build of torch for",
+        ),
+        ("error: No solution found\n  cause: Because torchdata was not found in the index", "lacks a package"),
+        ("error: something else", "the sets cpu could not be installed"),
+    ],
+)
+def test_a_failed_installation_is_told_by_its_cause(tree, env_dir, tmp_path, log, message):
+    """uv is a stand-in that writes what uv writes in such a case, and pip one that has nothing to do."""
+    site = next((env_dir / "lib").glob("python3*")) / "site-packages"
+    (site / "pip.py").write_text("")
+    (site / "uv.py").write_text(f"import sys\nsys.exit({log!r})\n")
+    done = bash(f"bash {SCRIPT} train", tree, VIRTUAL_ENV=str(env_dir))
+    assert done.returncode == 1
+    assert message in done.stderr and log.splitlines()[-1].strip()[:40] in done.stderr
+    assert ("adding http" in done.stderr) == ("torch for" in message), "only for the package with an index of its own"
+    assert not (env_dir / ".cello1-cpu").exists()

