@@ -101,7 +101,7 @@ def item_to_puzzle(
         raise ValueError(msg)
     meta = {key: value for key, value in item.items() if key not in ITEM_KEYS and not _is_nan(value)}
     if spoiled := [key for key, value in meta.items() if _not_finite(value, where)]:
-        msg = f"{where}, key {spoiled[0]!r}: holds NaN or an infinite number, which JSON has not; remove it"
+        msg = f"{where}, key {shown(spoiled[0])}: holds NaN or an infinite number, which JSON does not allow; remove it"
         raise ValueError(msg)
     answer = None
     if require_gold or any(key in item for key in GOLD_KEYS):
@@ -179,7 +179,7 @@ def _one_key(item: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
             msg = f"{where}, key '{key}': must be a str, got {type(item[key]).__name__}"
             raise ValueError(msg)
     if len(present) > 1 and not _agree(item[keys[0]], item[keys[1]]):
-        msg = f"{where}: the keys '{keys[0]}' and '{keys[1]}' differ; keep the one that is right"
+        msg = f"{where}: the keys '{keys[0]}' and '{keys[1]}' differ; remove the wrong one"
         raise ValueError(msg)
     return present[0]
 

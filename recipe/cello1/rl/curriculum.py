@@ -67,8 +67,8 @@ def augmented_row(row: Mapping[str, Any], *, seed: int, index: int, copy: int) -
     layout = next((layout for layout in LAYOUTS if chat(question, layout, variant) == asked), None)
     if layout is None:
         msg = (
-            f"row {index}, column 'prompt': is not what extra_info['question'] gives in any layout, so it cannot be "
-            "asked in another order; set data.prompt_layout, which writes it anew, or data.augmented_epochs to null"
+            f"row {index}, column 'prompt': does not match extra_info['question'] in any layout, so its cells "
+            "cannot be reordered; set data.prompt_layout to rewrite the prompts, or data.augmented_epochs to null"
         )
         raise ValueError(msg)
     if copy == 0:

@@ -17,7 +17,7 @@ def find_world_size(actor: str | Path) -> int:
     """Learn from the names of its files of how many ranks a checkpoint is."""
     found = {re.sub(r".*world_size_(\d+)_rank.*", r"\1", path.name) for path in Path(actor).glob(_SHARDS)}
     if len(found) != 1 or not (size := next(iter(found))).isdigit():
-        msg = f"{actor} must hold the shards of one world size ({_SHARDS}), it holds those of {sorted(found) or 'none'}"
+        msg = f"{actor} must hold {_SHARDS} of one world size, found {sorted(found) or 'none'}; give one checkpoint"
         raise ValueError(msg)
     return int(size)
 

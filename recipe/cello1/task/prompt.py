@@ -12,7 +12,7 @@ candidates given or open-ended. The single-cell ones are those of the PraMamba f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -148,7 +148,7 @@ def instructions(variant: Variant = "batch") -> frozenset[str]:
     -------
     Those of all layouts. Single-cell files have that of ``single_open`` also where they list candidates.
     """
-    names = (variant, "single_open") if variant == "single" else (variant,)
+    names: tuple[Variant, ...] = (variant, "single_open") if variant == "single" else (variant,)
     return frozenset(instruction(name, layout) for name in names for layout in LAYOUTS)
 
 
@@ -262,7 +262,7 @@ def _cell_label(task: _Task, number: int) -> str:
 
 
 def parse_user(
-    text: str, variant: Variant = "batch", answer: Sequence[str] | None = None, meta: Mapping[str, Any] = _NO_META
+    text: str, variant: Variant = "batch", answer: tuple[str, ...] | None = None, meta: Mapping[str, Any] = _NO_META
 ) -> Puzzle:
     """Read a user message back into a puzzle. The inverse of :func:`render_user`: rendering gives the same bytes.
 
