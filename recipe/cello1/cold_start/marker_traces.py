@@ -30,28 +30,9 @@ Evidence = Mapping[str, Mapping[str, float]]
 
 
 def marker_evidence(cells: Sequence[Sequence[str]], labels: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Measure how much each gene speaks for each type.
-
-    The score of a gene for a type is the share of the type's cells that list the gene, minus the mean of the same share
-    over the other types: 1 for a gene that all cells of this type list and no others, negative for a gene that is
-    commoner elsewhere. Every type weighs the same, however many cells it has.
-
-    Parameters
-    ----------
-    cells
-        Top-expressed genes of each *training* cell. Lists somewhat longer than those of the puzzles are of use.
-    labels
-        Type of each cell.
-
-    Returns
-    -------
-    For each type (sorted) the score in [-1, 1] of every gene that some cell lists.
-
-    Raises
-    ------
-    ValueError
-        If the lengths differ or there are fewer than two types.
-    """
+    """Measure how much each gene speaks for each type."""
+    # The share of the type's cells that list the gene, minus the mean of that share over the other types: 1 for a gene
+    # that all cells of this type list and no others. Every type weighs the same, however many cells it has.
     if len(cells) != len(labels):
         msg = f"labels has {len(labels)} entries for {len(cells)} cells; give one for each cell"
         raise ValueError(msg)
@@ -72,45 +53,12 @@ def marker_evidence(cells: Sequence[Sequence[str]], labels: Sequence[str]) -> di
 
 
 def best_markers(genes: Sequence[str], evidence: Mapping[str, float], n_genes: int) -> tuple[str, ...]:
-    """Choose the genes of a cell that speak most for one type.
-
-    Parameters
-    ----------
-    genes
-        Genes of the cell.
-    evidence
-        Score of each gene for the type; a gene without a score counts as 0.
-    n_genes
-        How many to choose at most.
-
-    Returns
-    -------
-    The genes, best first; equal scores in the order of the cell.
-    """
+    """Choose the genes of a cell that speak most for one type."""
     return tuple(sorted(genes, key=lambda gene: -evidence.get(gene, 0.0))[:n_genes])
 
 
 def write_trace(puzzle: Puzzle, evidence: Evidence, n_genes: int = 3) -> str:
-    """Write the reasoning for a puzzle with a known answer.
-
-    Parameters
-    ----------
-    puzzle
-        The puzzle.
-    evidence
-        What :func:`marker_evidence` returned.
-    n_genes
-        Genes to cite for each cell.
-
-    Returns
-    -------
-    The text that goes between the think tags, starting and ending with a line break.
-
-    Raises
-    ------
-    ValueError
-        If the puzzle has no answer, names a type without evidence, or ``n_genes`` is not positive.
-    """
+    """Write the reasoning for a puzzle with a known answer."""
     if n_genes < 1:
         msg = f"n_genes must be at least 1, got {n_genes}"
         raise ValueError(msg)
@@ -131,17 +79,7 @@ def write_trace(puzzle: Puzzle, evidence: Evidence, n_genes: int = 3) -> str:
 
 
 def add_traces(puzzles: Iterable[Puzzle], evidence: Evidence, n_genes: int = 3) -> list[Puzzle]:
-    """Add the reasoning to puzzles, as ``meta["reasoning"]``.
-
-    Parameters
-    ----------
-    puzzles, evidence, n_genes
-        As for :func:`write_trace`.
-
-    Returns
-    -------
-    New puzzles.
-    """
+    """Add the reasoning to puzzles, as ``meta["reasoning"]``."""
     return [
         replace(puzzle, meta={**puzzle.meta, REASONING_KEY: write_trace(puzzle, evidence, n_genes)})
         for puzzle in puzzles
@@ -151,30 +89,7 @@ def add_traces(puzzles: Iterable[Puzzle], evidence: Evidence, n_genes: int = 3) 
 def read_cells(
     paths: Iterable[str | Path], n_top: int, *, type_column: str, gene_column: str, use_raw: bool = False
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Read the top genes and the types of labelled cells.
-
-    Parameters
-    ----------
-    paths
-        h5ad files or zarr stores.
-    n_top
-        Genes to list for each cell.
-    type_column
-        Column of ``obs`` with the types; cells without one are left out.
-    gene_column
-        Column of ``var`` with the gene symbols, or ``index``.
-    use_raw
-        Whether to read ``raw`` instead of ``X``.
-
-    Returns
-    -------
-    Genes and type of each cell.
-
-    Raises
-    ------
-    ValueError
-        If a file cannot be used, or has no such column.
-    """
+    """Read the top genes and the types of labelled cells."""
     from recipe.cello1.data.expression.reader import CellReader, GeneLists
     from recipe.cello1.data.expression.store import Store
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 
 from recipe.cello1.data.context_table import load_context_table
@@ -166,40 +167,24 @@ def settings_of(args: argparse.Namespace) -> Settings:
     if single and args.sizes not in (None, (1,)):
         msg = f"--sizes {','.join(map(str, args.sizes))} does not go with --task single, which has one cell a puzzle"
         raise ValueError(msg)
-    return Settings(
-        seed=args.seed,
-        variant=args.task + ("_open" if args.candidates == "open" else ""),
-        sizes=(1,) if single else args.sizes or Settings().sizes,
-        per_size=args.per_size if args.per_size is not None else 0 if single else Settings().per_size,
-        max_cells=args.max_cells,
-        n_top=args.top_genes,
-        min_genes=args.min_genes,
-        suspension=args.suspension,
-        keep_duplicates=args.keep_duplicates,
-        type_column=args.type_column,
-        donor_column=args.donor_column,
-        batch_column=args.batch_column,
-        gene_column=args.gene_column,
-        layer=args.layer,
-        use_raw=args.use_raw,
-        exclude_genes=tuple(args.exclude_genes),
-        exclude_types=tuple(args.exclude_types),
-        rank_by=args.rank_by,
-        context=load_context_table(args.context_table),
-    )
+    given = {item.name: getattr(args, item.name) for item in fields(Settings) if hasattr(args, item.name)}
+    default = Settings()
+    own = {
+        "variant": args.task + ("_open" if args.candidates == "open" else ""),
+        "sizes": (1,) if single else args.sizes or default.sizes,
+        "per_size": args.per_size if args.per_size is not None else 0 if single else default.per_size,
+        "n_top": args.top_genes,
+        "exclude_genes": tuple(args.exclude_genes),
+        "exclude_types": tuple(args.exclude_types),
+        "context": load_context_table(args.context_table),
+    }
+    return Settings(**{**given, **own})
 
 
 def plan_of(args: argparse.Namespace, split: str) -> DataPlan:
     """Return how the data set is put together."""
-    return DataPlan(
-        split=split,
-        max_test=args.max_test,
-        min_per_size=args.min_test_per_size,
-        val_size=args.val_size,
-        drop_overlap=args.drop_overlap,
-        layout=args.layout,
-        raw=args.raw,
-    )
+    given = {name: getattr(args, name) for name in ("max_test", "val_size", "drop_overlap", "layout", "raw")}
+    return DataPlan(split=split, min_per_size=args.min_test_per_size, **given)
 
 
 def check(args: argparse.Namespace) -> None:

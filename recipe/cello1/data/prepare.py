@@ -12,8 +12,12 @@ The same seed gives the same bytes, whatever the number of workers. Started agai
 it was stopped. Exit code 1: something could not be used (it is listed, with a remedy; --skip-bad makes it 0), or
 train and test share something and --fail-on-leak is given.
 
+Values are taken for counts or log-normalised expression; scaled or CLR values without a sign cannot be told from these.
+A file with the content of another, cells that another data set has (is_primary_data), pooled donors and names that are
+no gene symbols are left out, with a note; the tissue of a cell culture, which names its type, stays out of the context.
+
 ``python -m recipe.cello1 prepare --from-hub ncbi/CellPuzzles --out DIR`` does it for a published data set, and
-``prepare_data train.json test.json --out DIR`` for local files in that form (JSON, JSONL, parquet).
+``prepare train.json test.json --out DIR`` for local files in that form (JSON, JSONL, parquet).
 
 ``python -m recipe.cello1 prepare audit TRAIN TEST`` says what any two files share.
 """

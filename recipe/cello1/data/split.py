@@ -189,9 +189,12 @@ def decide_sides(
     else:
         side = np.full(len(flat), "train", dtype=object)
     if plan.split not in ("given", "none"):
-        found, notes = _hold_out(flat, plan.split, settings.rng("split"), plan.max_test, plan.min_per_size)
-        side[found.test], side[found.left_out] = "test", LEFT_OUT
-        notes += _notes_on(found, "test")
+        rows, notes = _of_known_donors(flat, plan.split)
+        own = [flat[row] for row in rows.tolist()]
+        found, more = _hold_out(own, plan.split, settings.rng("split"), plan.max_test, plan.min_per_size)
+        side[np.setdiff1d(np.arange(len(flat)), rows)] = LEFT_OUT
+        side[rows[found.test]], side[rows[found.left_out]] = "test", LEFT_OUT
+        notes += more + _notes_on(found, "test")
     if plan.drop_overlap:
         notes += _drop_overlap(flat, side)
     if plan.val_size:
@@ -250,6 +253,17 @@ def _hold_out(
                 f"every {mode} is linked to every other by donors that both have: donors may be in train and in test"
             )
     return split_puzzles(strata, keys, rng=rng, max_test=max_test, min_per_stratum=least), notes
+
+
+def _of_known_donors(puzzles: Sequence[Fingerprint], mode: str) -> tuple[np.ndarray, list[str]]:
+    """Leave out the puzzles that name no donor where, for their context, they may be of any, and so link all others."""
+    named = np.array([puzzle.donor is not None for puzzle in puzzles])
+    mixed = mode == "donor" and named.any() and not named.all()
+    if not mixed or len(np.unique(group_puzzles(_keys(puzzles, mode)))) > 1:
+        return np.arange(len(puzzles)), []
+    count = int((~named).sum())
+    note = f"{count:,} puzzles name no donor and may be of any: they are in {LEFT_OUT}.json, and must not be trained on"
+    return np.flatnonzero(named), [note]
 
 
 def _donors(puzzles: Sequence[Fingerprint]) -> list[np.ndarray]:

@@ -400,3 +400,18 @@ def test_pooled_cells_are_left_out_with_a_note(tmp_path):
     found = manifest(tmp_path / "out")
     assert found["inputs"][0]["notes"] == ["40 of 300 cells left out: donor_id is pooled, which is no donor"]
     assert not any("pooled" in part["by_donor"] for part in found["splits"].values())
+
+
+def test_puzzles_that_may_be_of_any_donor_are_left_out(made, tmp_path):
+    items = json.loads((made / "train" / "train_data.json").read_bytes())
+    context = items[0]["user_msg"].split("\n")[0]
+    for number, item in enumerate(items):
+        item["user_msg"] = context + item["user_msg"][item["user_msg"].index("\n") :]
+        if number % 3 == 0:
+            item["donor_id"] = float("nan") if number % 2 else "unknown"
+    (tmp_path / "a.json").write_text(json.dumps(items))
+    assert run(tmp_path / "a.json", "--out", tmp_path / "out", "--fail-on-leak") == 0
+    found = manifest(tmp_path / "out")
+    assert found["notes"][0].startswith("18 puzzles name no donor and may be of any")
+    assert found["splits"]["left_out"]["by_donor"]["not given"] == 18
+    assert found["splits"]["train"]["puzzles"] >= 20
