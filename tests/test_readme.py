@@ -13,6 +13,7 @@ The two main commands are run in earnest elsewhere: ``run_grpo.sh`` by tests/rec
 import ast
 import functools
 import importlib
+import json
 import os
 import re
 import runpy
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from importlib.metadata import distribution
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,7 +53,9 @@ BLOCKS = [block for readme in READMES for block in blocks(readme)]
 INLINE = [pytest.param(command, id=f"{readme}: {command}") for readme in READMES for command in inline_commands(readme)]
 SCRIPTS = "".join(path.read_text(encoding="utf-8") for path in sorted(RECIPE.rglob("*.sh")))
 READ_BY_SCRIPTS = set(re.findall(r"\$\{?([A-Z][A-Z0-9_]+)", SCRIPTS))
-KNOWN = shell.commands()
+# Those of the plugin as setup.py names them, whatever was installed before.
+POINTS = [point.split(" = ") for point in setup_arguments()["entry_points"]["cello1.commands"]]
+KNOWN = shell.commands() | {name: module for name, module in POINTS}
 TYPES = {gene: name for name, gene in MARKERS.items()} | {f"GENE{N_GENES - 1 - i}": f"type {i}" for i in range(N_TYPES)}
 
 # Writes its arguments down; prints what `preflight` does (the files to train on), makes the folder that `export` does.
@@ -182,11 +186,23 @@ def run_command(name: str, argv: list[str], place: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if "--from-hub" in argv:
             patch.setattr("datasets.load_dataset", hub(place))
-        if "URL" not in argv:
+        if "--base-url" not in argv:
             assert cli.command(name)(argv) == 0
             return
-        with Server(lambda body, n: solve(body["messages"]), models=("NAME",)) as server:
-            assert cli.command(name)([server.url if word == "URL" else word for word in argv]) == 0
+        url, model = (argv[argv.index(option) + 1] for option in ("--base-url", "--model"))
+        with Server(reply, models=(model,)) as server:
+            assert cli.command(name)([server.url if word == url else word for word in argv]) == 0
+
+
+def reply(body, n) -> str:
+    """Answer as a server does: free text, or JSON if that is asked for."""
+    text = solve(body["messages"])
+    if "response_format" not in body:
+        return text
+    fields = body["response_format"]["json_schema"]["schema"]["properties"]
+    types = text.split("<answer>")[1].removesuffix("</answer>").split(" | ")
+    first, *cells = fields
+    return json.dumps({first: "By its marker.", **dict(zip(cells, types, strict=True))})
 
 
 def python(line: Command, place: Path, run: bool) -> None:
@@ -331,6 +347,18 @@ def install_verl(command: Command, place: Path, run: bool) -> None:
     assert command.words[1:] == ("--recipe", required_verl()["RECIPE_FOLDER"])
 
 
+def hf(command: Command, place: Path, run: bool) -> None:
+    """The client of the hub that comes with the training sets has this name and this command."""
+    scripts = distribution("huggingface_hub").entry_points.select(group="console_scripts", name="hf")
+    (script,) = {point.value for point in scripts}
+    assert script.startswith("huggingface_hub.cli") and command.words[1] == "download"
+
+
+def another_server(command: Command, place: Path, run: bool) -> None:
+    """Not installed here: only the commands whose options are known to us."""
+    assert command.words[:2] in {("ollama", "pull"), ("llama-server", "-m")}
+
+
 def sphinx_build(command: Command, place: Path, run: bool) -> None:
     source = command.words[command.words.index("-W") + 1]
     assert (ROOT / source / "conf.py").is_file()
@@ -344,6 +372,9 @@ CHECKS: dict[str, Callable[[Command, Path, bool], None]] = {
     "vllm": vllm,
     "ray": ray,
     "pip": pip,
+    "hf": hf,
+    "ollama": another_server,
+    "llama-server": another_server,
     "./install_verl.sh": install_verl,
     "sphinx-build": sphinx_build,
 }

@@ -72,7 +72,10 @@ class VllmEngine(LocalEngine):
                 from vllm import LLM
                 from vllm.platforms import current_platform
             except ImportError as error:
-                msg = f"vLLM cannot be imported ({error}); use an environment made by recipe/cello1/launch/setup_env.sh"
+                msg = (
+                    f"vLLM cannot be imported ({error}); use an environment made by recipe/cello1/launch/setup_env.sh, "
+                    "or a server (Ollama, llama.cpp, a cloud provider): engine 'openai' with its base_url"
+                )
                 raise EngineError(msg) from error
             on_cpu = current_platform.is_cpu()
             if on_cpu:
