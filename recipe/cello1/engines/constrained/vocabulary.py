@@ -21,6 +21,7 @@ _TAGS = tuple(tag.encode() for tag in TAGS)
 _BEGINNINGS = frozenset(tag[:end] for tag in _TAGS for end in range(1, len(tag)))
 
 _REMEMBERED = 1 << 17  # spellings
+_HEAD = 3  # bytes
 LONGEST = 32  # bytes; longer tokens do not count when looking for the shortest spelling
 
 
@@ -34,9 +35,14 @@ class Vocabulary:
         for token_id, token in enumerate(self.tokens):
             if token is not None and token_id != eos:
                 table.setdefault(token, []).append(token_id)
-        self.table = table
+        # Tuples, which the garbage collector need not walk through in the middle of an answer.
+        self.table = {key: tuple(ids) for key, ids in table.items()}
         self.keys = sorted(table)
-        self.ids = [table[key] for key in self.keys]
+        # How long the tokens with the same first bytes are at most, so that spelling looks no further.
+        self._reach: dict[bytes, int] = {}
+        for key in self.keys:
+            self._reach[key[:_HEAD]] = min(LONGEST, max(len(key), self._reach.get(key[:_HEAD], 0)))
+        self.ids = [self.table[key] for key in self.keys]
         self.silent = [i for i, token in enumerate(self.tokens) if token is None or i == eos]
         # Tokens after which a tag may be under way; all others cannot matter to free text.
         self.openers = frozenset(i for key, ids in table.items() if b"<" in key for i in ids)
@@ -85,13 +91,14 @@ class Vocabulary:
         first = b""
         for start in range(len(text) - 1, -1, -1):
             best = len(text) + 1
-            for end in range(start + 1, min(start + LONGEST, len(text)) + 1):
+            reach = self._reach.get(text[start : start + _HEAD], _HEAD)
+            for end in range(start + 1, min(start + reach, len(text)) + 1):
                 if cost[end] < best and text[start:end] in table:
                     best, first = cost[end], text[start:end]
             cost[start] = best + 1
             self._spellings[text[start:]] = cost[start], table[first][0]
 
-    def starting_with(self, start: bytes) -> list[tuple[bytes, list[int]]]:
+    def starting_with(self, start: bytes) -> list[tuple[bytes, tuple[int, ...]]]:
         """Find the tokens that begin with some bytes."""
         low = bisect_left(self.keys, start)
         high = run_end(self.keys, start, low, len(self.keys))
