@@ -16,6 +16,7 @@ import h5py
 from anndata import AnnData
 
 from recipe.cello1.formats.atomic import replacing
+from recipe.cello1.formats.outside_links import BadFileError, refuse_outside_links
 
 H5AD, ZARR = ".h5ad", ".zarr"
 
@@ -137,7 +138,11 @@ def read_object(path: Path) -> AnnData:
     """Read an h5ad file or a zarr store."""
     check_input(path)
     try:
+        refuse_outside_links(path)
         return ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
+    except BadFileError as error:
+        msg = f"input: {path}: {error}"
+        raise ValueError(msg) from None
     except Exception as error:
         msg = f"input: {path} cannot be read as an AnnData object ({type(error).__name__}: {one_line(error)})"
         raise ValueError(msg) from error

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import anndata as ad
+import h5py
 import pytest
 
 from recipe.cello1.__main__ import main
@@ -306,3 +307,51 @@ def test_recorded_answers_are_made_by_the_example(tmp_path):
     module = runpy.run_path(str(ROOT / "examples" / "record_demo.py"))
     assert module["main"](["--out", str(tmp_path / "a.json")]) == 0
     assert (tmp_path / "a.json").read_text() == demo.ANSWERS.read_text()
+
+
+# ------------------------------------------------------------------------------------------------ files of strangers
+
+
+def external_link(path, secret):
+    with h5py.File(path, "r+") as file:
+        del file["obs/truth"]
+        file["obs/truth"] = h5py.ExternalLink(str(secret), "/x")
+    return "obs/truth"
+
+
+def external_storage(path, secret):
+    with h5py.File(path, "r+") as file:
+        del file["X"]
+        file.create_dataset("X", (80, 45), "u1", external=[(str(secret), 0, 3600)])
+    return "X"
+
+
+def virtual(path, secret):
+    with h5py.File(path, "r+") as file:
+        del file["X"]
+        layout = h5py.VirtualLayout((80, 45), "u1")
+        layout[:] = h5py.VirtualSource(str(secret), "x", (80, 45))
+        file.create_virtual_dataset("X", layout)
+    return "X"
+
+
+@pytest.mark.parametrize("spoil", [external_link, external_storage, virtual])
+def test_a_file_that_takes_its_values_from_others_is_refused(spoil, file, tmp_path, capsys):
+    (tmp_path / "id_rsa").write_bytes(b"secret" * 1000)
+    name = spoil(file, tmp_path / "id_rsa")
+    with Server(solved) as server:
+        assert asking(server, file, "-o", tmp_path / "out.h5ad") == 1
+        assert not server.bodies
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"input: {file}: its {name} " in line
+
+
+def test_a_store_with_links_that_leave_it_is_refused(tmp_path, capsys):
+    toy().write_zarr(tmp_path / "in.zarr")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "in.zarr" / "obs" / "more").symlink_to(tmp_path / "elsewhere")
+    with Server(solved) as server:
+        assert asking(server, tmp_path / "in.zarr", "-o", tmp_path / "out.h5ad") == 1
+        assert not server.bodies
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"input: {tmp_path}/in.zarr: its " in line and "more" in line
