@@ -24,6 +24,7 @@ from recipe.cello1.formats.model_folder import check_model_path, save_folder
 from recipe.cello1.rl.model_card import model_card
 from recipe.cello1.rl.run_metrics import read_metrics
 
+_SHARDS = "model_world_size_*.pt"
 STEP_PREFIX = "global_step_"
 FSDP_CONFIG = "fsdp_config.json"  # which the published code did not write yet
 TRACKER = "latest_checkpointed_iteration.txt"  # written by verl once a checkpoint is complete
@@ -34,22 +35,7 @@ MAX_DIFFERENCE = 0.003
 
 
 def latest_step(run: str | Path) -> int:
-    """Find the last complete checkpoint.
-
-    Parameters
-    ----------
-    run
-        ``trainer.default_local_dir`` of the run.
-
-    Returns
-    -------
-    Its step.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the run has none.
-    """
+    """Find the step of the last complete checkpoint."""
     tracker = Path(run) / TRACKER
     if not tracker.is_file():
         msg = f"{run} has no {TRACKER}: no checkpoint was completed there; train first, or correct the path"
@@ -58,27 +44,10 @@ def latest_step(run: str | Path) -> int:
 
 
 def find_actor(run: str | Path, step: int | None = None) -> tuple[Path, int]:
-    """Find the folder with the weights of a checkpoint.
-
-    Parameters
-    ----------
-    run
-        ``trainer.default_local_dir`` of a run, or ``global_step_N`` or ``global_step_N/actor`` below it.
-    step
-        Step to export, by default the last one.
-
-    Returns
-    -------
-    The ``actor`` folder and its step.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such checkpoint.
-    """
+    """Find the folder with the weights of a checkpoint and its step, by default the last; a checkpoint may be named."""
     run = Path(run)
     for folder in (run, run / "actor"):
-        if (folder / FSDP_CONFIG).is_file() or any(folder.glob("model_world_size_*.pt")):
+        if (folder / FSDP_CONFIG).is_file() or any(folder.glob(_SHARDS)):
             name = folder.resolve().parent.name
             return folder, int(name[len(STEP_PREFIX) :]) if name.startswith(STEP_PREFIX) else 0
     step = latest_step(run) if step is None else step
@@ -100,36 +69,7 @@ def export(
     config: str | Path | None = None,
     metrics: str | Path | None = None,
 ) -> Path:
-    """Merge the sharded weights of a checkpoint.
-
-    Parameters
-    ----------
-    run
-        ``trainer.default_local_dir`` of the run, or one checkpoint below it.
-    out
-        Folder of the model; must not exist. Appears whole or not at all.
-    step
-        Step to export, by default the last one.
-    base
-        Model that was trained (folder or Hub id), for a checkpoint without configuration, as the published code wrote.
-    keep_adapter
-        Whether LoRA adapters stay beside the base model, in ``lora_adapter``, instead of going into its weights.
-    config, metrics
-        The run's composed configuration (YAML) and metrics folder, for the model card.
-
-    Returns
-    -------
-    ``out``
-
-    Raises
-    ------
-    FileExistsError
-        If ``out`` exists.
-    FileNotFoundError
-        If there is no such checkpoint, or it has no configuration and there is no ``base``.
-    RuntimeError
-        If the merger fails, with its last line, or the model does not compute what the sharded weights do.
-    """
+    """Merge the sharded weights of a checkpoint; ``base`` is what was trained, where a checkpoint does not say."""
     out = Path(out)
     if out.exists():
         msg = f"out: {out} exists; remove it or choose another folder"
@@ -137,8 +77,11 @@ def export(
     actor, step = find_actor(run, step)
     if base is not None:
         check_model_path(base)
-    elif any(actor.iterdir()) and not (actor / FSDP_CONFIG).is_file():
-        msg = f"{actor} has no {FSDP_CONFIG}, like those of the published code; give as base what was trained"
+    elif any(actor.glob(_SHARDS)) and not (actor / FSDP_CONFIG).is_file():
+        msg = (
+            f"{actor} has no {FSDP_CONFIG} (checkpoints of the published code have none); set base to the model that "
+            "was trained"
+        )
         raise FileNotFoundError(msg)
 
     def write(folder: Path) -> None:
@@ -161,7 +104,7 @@ def _complete(actor: Path, base: str, folder: Path) -> Path:
 
     from recipe.cello1.rl.sharded import find_world_size
 
-    for file in actor.glob("model_world_size_*.pt"):
+    for file in actor.glob(_SHARDS):
         (folder / file.name).symlink_to(file.resolve())
     (folder / FSDP_CONFIG).write_text(json.dumps({"FSDP_version": 1, "world_size": find_world_size(actor)}))
     for kind in (AutoConfig, AutoTokenizer):

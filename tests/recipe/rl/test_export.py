@@ -188,7 +188,7 @@ def test_checkpoint_of_the_published_code(published, tmp_path):
 
 def test_what_a_published_checkpoint_needs(published, tmp_path, capsys):
     actor, _ = published
-    with pytest.raises(FileNotFoundError, match="has no fsdp_config.json.*give as base what was trained"):
+    with pytest.raises(FileNotFoundError, match="has no fsdp_config.json .*; set base to the model that was trained"):
         export(actor, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="model: /nowhere does not exist"):
         export(actor, tmp_path / "out", base="/nowhere")
