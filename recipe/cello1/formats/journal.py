@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from recipe.cello1.formats.atomic import append_jsonl, atomic_write, dumps, held, read_json, read_lines, replacing
-from recipe.cello1.formats.predictions import item_files
 
 Record = Mapping[str, Any]
 # Checks a record that is there (the text says where it stands), and returns its key, or None if it is to be made again.
@@ -95,3 +94,12 @@ class FolderJournal:
 
     def tidy(self, *, order: bool = False) -> None:
         """Do nothing: the names are the order."""
+
+
+def item_files(folder: Path) -> list[tuple[int, Path]]:
+    """List the files of the published layout with their indices, in order."""
+    files = [file for file in folder.iterdir() if file.suffix == ".json"]
+    if strange := sorted(file.name for file in files if not file.stem.isdecimal()):
+        msg = f"{folder}: {strange[0]!r} is not named after an item (<index>.json); move it elsewhere"
+        raise ValueError(msg)
+    return sorted((int(file.stem), file) for file in files)

@@ -15,6 +15,7 @@ import numpy as np
 
 from recipe.cello1.formats.atomic import iter_items, read_json
 from recipe.cello1.formats.items import read_gold
+from recipe.cello1.formats.journal import item_files
 from recipe.cello1.task.answer import join_types
 from recipe.cello1.task.prompt import Layout, check_layout
 from recipe.cello1.task.voting import logprob_weights
@@ -212,30 +213,6 @@ def iter_predictions(path: str | Path) -> Iterator[dict[str, Any]]:
     if empty:
         msg = f"{path} holds no predictions"
         raise ValueError(msg)
-
-
-def item_files(folder: Path) -> list[tuple[int, Path]]:
-    """List the files of the published layout.
-
-    Parameters
-    ----------
-    folder
-        Where they are.
-
-    Returns
-    -------
-    Index and file of each item, in order.
-
-    Raises
-    ------
-    ValueError
-        If a ``.json`` file there is not named after an item.
-    """
-    files = [file for file in folder.iterdir() if file.suffix == ".json"]
-    if strange := sorted(file.name for file in files if not file.stem.isdecimal()):
-        msg = f"{folder}: {strange[0]!r} is not named after an item (<index>.json); move it elsewhere"
-        raise ValueError(msg)
-    return sorted((int(file.stem), file) for file in files)
 
 
 def has_logprobs(records: Iterable[Mapping[str, Any]]) -> bool:

@@ -54,8 +54,9 @@ SCENARIO = r"""
 import json, sys, time
 from pathlib import Path
 
-from recipe.cello1.engines.protocol import EngineError, Failure, Request, Sampling, start_engines
-from recipe.cello1.inference.predict import main, predict
+from recipe.cello1.__main__ import main
+from recipe.cello1.engines.protocol import EngineError, Failure, Request, Sampling
+from recipe.cello1.engines.start import start_engines
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.task.prompt import messages
 
@@ -64,7 +65,7 @@ def scenario():
     folder = Path(sys.argv[1])
     puzzles = load_puzzles(folder / "data.json").puzzles
     found = {}
-    flags = ["--model", str(folder / "model"), "--data", str(folder / "data.json"), "--max-tokens", "8"]
+    flags = ["predict", "--model", str(folder / "model"), "--data", str(folder / "data.json"), "--max-tokens", "8"]
     found["rc"] = [
         main([*flags, "--out", str(folder / "one.jsonl")]),
         main([*flags, "--out", str(folder / "two.jsonl"), "--num-engines", "2"]),

@@ -20,8 +20,9 @@ import os, sys, time
 
 import numpy as np
 
-from recipe.cello1 import predict as command
+from recipe.cello1.__main__ import main
 from recipe.cello1.engines.protocol import Completion, EngineBase
+from recipe.cello1.inference import predict as command
 
 
 class Slow(EngineBase):
@@ -38,7 +39,7 @@ class Slow(EngineBase):
 
 command.start_engines = lambda *args, **options: Slow()
 folder = sys.argv[1]
-raise SystemExit(command.main(["--model", "m", "--data", f"{folder}/data.json", "--out", sys.argv[3]]))
+raise SystemExit(main(["predict", "--model", "m", "--data", f"{folder}/data.json", "--out", sys.argv[3]]))
 """
 
 
