@@ -52,7 +52,7 @@ _STREAMS = ("split", "sft", "train", "test")  # each has random numbers of its o
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class EmbeddedSizes:
     """What decides the bytes of the files."""
 
     # Seed of split, puzzles and weights
@@ -112,7 +112,7 @@ def lose_genes(
     return tuple(genes[i] for i in kept[:n_top].tolist())
 
 
-def build(out: str | Path, settings: Settings) -> dict[str, Any]:
+def build(out: str | Path, settings: EmbeddedSizes) -> dict[str, Any]:
     """Build all files."""
     import scanpy as sc
 
@@ -193,7 +193,7 @@ def build(out: str | Path, settings: Settings) -> dict[str, Any]:
     return manifest
 
 
-def _plain(settings: Settings) -> dict[str, Any]:
+def _plain(settings: EmbeddedSizes) -> dict[str, Any]:
     """Return the settings as JSON has them (tuples become lists)."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(settings).items()}
 
@@ -221,7 +221,7 @@ def _hashes(out: Path) -> dict[str, str]:
     return {name: sha256(out / name) for name in names}
 
 
-def is_built(out: str | Path, settings: Settings) -> bool:
+def is_built(out: str | Path, settings: EmbeddedSizes) -> bool:
     """Say whether a folder already holds what these settings give."""
     out = Path(out)
     if not (out / MANIFEST).is_file():
@@ -241,7 +241,7 @@ def is_built(out: str | Path, settings: Settings) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
-    default = Settings(seed=1)
+    default = EmbeddedSizes(seed=1)
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", required=True, type=Path, help="folder for the files")
     parser.add_argument("--seed", type=int, default=default.seed, help="seed of split, puzzles and weights")
@@ -255,7 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     counts = {name: getattr(args, name) for name in SMOKE if getattr(args, name) is not None}
-    settings = Settings(seed=args.seed, layout=args.layout, **{**(SMOKE if args.smoke else {}), **counts})
+    settings = EmbeddedSizes(seed=args.seed, layout=args.layout, **{**(SMOKE if args.smoke else {}), **counts})
     if settings.seed < 0 or min(settings.n_sft, settings.n_train, settings.n_test) < 1:
         msg = "--seed must not be negative and the numbers of puzzles must be positive"
         raise ValueError(msg)

@@ -154,18 +154,8 @@ def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
 # ---------------------------------------------------------------------------------------------------------- resume
 
 
-def latest_checkpoint(folder: str | Path) -> Path | None:
-    """Find the latest checkpoint to go on from, and remove later ones, which a kill left incomplete.
-
-    Parameters
-    ----------
-    folder
-        Folder with ``checkpoint-N`` folders.
-
-    Returns
-    -------
-    The checkpoint; ``None`` if there is none.
-    """
+def _latest_checkpoint(folder: str | Path) -> Path | None:
+    """Find the latest checkpoint to go on from, and remove later ones, which a kill left incomplete."""
     found = []
     for path in Path(folder).glob("checkpoint-*"):
         number = path.name.removeprefix("checkpoint-")
@@ -249,11 +239,11 @@ def _train(settings: Mapping[str, Any]) -> Path:
         settings["variant"],
         require_reasoning=settings["require_reasoning"],
     )
-    trainer = make_trainer(settings, puzzles)
+    trainer = _make_trainer(settings, puzzles)
     write_run(output / _SETTINGS, fixed)
     # The first process clears away what a kill left, before the others look.
     with trainer.accelerator.main_process_first():
-        checkpoint = latest_checkpoint(output / _CHECKPOINTS)
+        checkpoint = _latest_checkpoint(output / _CHECKPOINTS)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trainer.accelerator.wait_for_everyone()
     # Where the weights are sharded, all processes have to take part in gathering them; the first one gets them.
@@ -285,25 +275,8 @@ def _unsharded(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Any:
     return model
 
 
-def make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
-    """Build the TRL trainer for puzzles.
-
-    Parameters
-    ----------
-    settings
-        What :func:`load_settings` returned.
-    puzzles
-        Puzzles with answers.
-
-    Returns
-    -------
-    A ``trl.SFTTrainer``, ready to train.
-
-    Raises
-    ------
-    ValueError
-        If an item is too long, or ``trainer`` holds an unknown setting.
-    """
+def _make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
+    """Build the TRL trainer for puzzles."""
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed

@@ -62,20 +62,8 @@ class Overlong:
     buffer: int
     factor: float = 1.0
 
-    def term(self, n_tokens: int, max_tokens: int) -> float:
-        """Compute the term.
-
-        Parameters
-        ----------
-        n_tokens
-            Tokens of the response.
-        max_tokens
-            Most tokens a response may have.
-
-        Returns
-        -------
-        ``-factor`` to 0.
-        """
+    def _term(self, n_tokens: int, max_tokens: int) -> float:
+        """Compute the term."""
         room = (max_tokens - self.buffer - n_tokens) / self.buffer
         return self.factor * min(0.0, max(-1.0, room))
 
@@ -95,20 +83,8 @@ class Reasoning:
     min_words: int
     share: float = 0.5
 
-    def term(self, score: float, text: str) -> float:
-        """Compute the term.
-
-        Parameters
-        ----------
-        score
-            Score of the response.
-        text
-            The response.
-
-        Returns
-        -------
-        ``-share * score`` to 0; 0 for an answer that is not paid.
-        """
+    def _term(self, score: float, text: str) -> float:
+        """Compute the term."""
         if score <= 0:
             return 0.0
         words = len(set(parse_answer(text).reasoning.split()))
@@ -127,22 +103,8 @@ class Candidates:
 
     credit: float
 
-    def term(self, score: Score, candidates: frozenset[str], n_cells: int) -> float:
-        """Compute the term.
-
-        Parameters
-        ----------
-        score
-            Verdict on the response.
-        candidates
-            Candidate types in lower case.
-        n_cells
-            Cells of the puzzle.
-
-        Returns
-        -------
-        0 to ``credit``.
-        """
+    def _term(self, score: Score, candidates: frozenset[str], n_cells: int) -> float:
+        """Compute the term."""
         if not score.items:
             return 0.0
         named = len(candidates.intersection(map(str.lower, score.items)))
@@ -198,11 +160,11 @@ class Shaping:
         """
         found: dict[str, float] = {}
         if self.overlong is not None:
-            found[f"{PREFIX}overlong"] = self.overlong.term(n_tokens, self.max_tokens)
+            found[f"{PREFIX}overlong"] = self.overlong._term(n_tokens, self.max_tokens)
         if self.reasoning is not None:
-            found[f"{PREFIX}reasoning"] = self.reasoning.term(score.score, text)
+            found[f"{PREFIX}reasoning"] = self.reasoning._term(score.score, text)
         if self.candidates is not None:
-            found[f"{PREFIX}candidates"] = self.candidates.term(score, *question_candidates(question, variant))
+            found[f"{PREFIX}candidates"] = self.candidates._term(score, *question_candidates(question, variant))
         return found
 
 

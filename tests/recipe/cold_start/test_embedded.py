@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipe.cello1.cold_start.embedded import Settings, lose_genes, recombine, split_cells
+from recipe.cello1.cold_start.embedded import EmbeddedSizes, lose_genes, recombine, split_cells
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.formats.rl_parquet import read_rl_parquet
 from recipe.cello1.task.answer import format_answer
@@ -219,5 +219,5 @@ def test_lost_genes_leave_the_order_and_the_length():
 
 
 def test_default_sizes_are_those_of_the_recipe():
-    settings = Settings(seed=1)
+    settings = EmbeddedSizes(seed=1)
     assert (settings.sizes, settings.n_top) == ((3, 4, 5), 12)

@@ -115,7 +115,7 @@ class TestSettings:
     @pytest.mark.parametrize("name", sorted(path.stem for path in (sft.CONFIG / "sft").glob("*.yaml")))
     def test_every_shipped_file_is_understood(self, name, model, data, tmp_path):
         settings = sft.load_settings(arguments(model, data, tmp_path)[:3], [name])
-        trainer = sft.make_trainer(settings, PUZZLES)
+        trainer = sft._make_trainer(settings, PUZZLES)
         assert trainer.args.max_steps == settings["max_steps"]
         assert trainer.args.completion_only_loss is True
 
@@ -160,7 +160,7 @@ class TestMasks:
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_the_response_and_the_end_of_turn_are_trained_and_nothing_else(self, layout, model, data, tmp_path):
         settings = sft.load_settings(arguments(model, data, tmp_path, f"prompt_layout={layout}", "max_length=1024"))
-        trainer = sft.make_trainer(settings, PUZZLES)
+        trainer = sft._make_trainer(settings, PUZZLES)
         tokenizer = trainer.processing_class
         seen = 0
         for batch in trainer.get_train_dataloader():
@@ -228,7 +228,7 @@ class TestProcesses:
             folder.mkdir()
             state = {"global_step": step, "max_steps": 4, "epoch": epoch * step / 4}
             (folder / "trainer_state.json").write_text(json.dumps(state))
-        assert sft.latest_checkpoint(tmp_path).name == kept
+        assert sft._latest_checkpoint(tmp_path).name == kept
 
 
 class TestData:
@@ -262,22 +262,22 @@ class TestData:
             sft_data.split_evaluation(1, 0.5, 1)
 
     def test_too_long_items_are_refused_or_left_out_but_never_cut(self, model, data, tmp_path, capsys):
-        lengths = [len(ids) for ids in sft.make_trainer(
+        lengths = [len(ids) for ids in sft._make_trainer(
             sft.load_settings(arguments(model, data, tmp_path)), PUZZLES).train_dataset["input_ids"]]  # fmt: skip
         limit = sorted(lengths)[len(lengths) // 2]
         with pytest.raises(ValueError, match=f"longer than max_length={limit} tokens.*overlong=drop"):
-            sft.make_trainer(sft.load_settings(arguments(model, data, tmp_path, f"max_length={limit}")), PUZZLES)
+            sft._make_trainer(sft.load_settings(arguments(model, data, tmp_path, f"max_length={limit}")), PUZZLES)
         settings = sft.load_settings(arguments(model, data, tmp_path, f"max_length={limit}", "overlong=drop"))
-        kept = [len(ids) for ids in sft.make_trainer(settings, PUZZLES).train_dataset["input_ids"]]
+        kept = [len(ids) for ids in sft._make_trainer(settings, PUZZLES).train_dataset["input_ids"]]
         assert kept == [length for length in lengths if length <= limit]
         assert "left out" in capsys.readouterr().err
         with pytest.raises(ValueError, match="none is left"):
-            sft.make_trainer({**settings, "max_length": 5}, PUZZLES)
+            sft._make_trainer({**settings, "max_length": 5}, PUZZLES)
 
 
 class TestCheckpoints:
     def test_the_latest_whole_one_is_found_and_broken_ones_are_removed(self, tmp_path):
-        assert sft.latest_checkpoint(tmp_path / "none") is None
+        assert sft._latest_checkpoint(tmp_path / "none") is None
         for step in (2, 10):
             (tmp_path / f"checkpoint-{step}").mkdir()
             (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
@@ -285,7 +285,7 @@ class TestCheckpoints:
         (tmp_path / "checkpoint-14").mkdir()
         (tmp_path / "checkpoint-14" / "trainer_state.json").write_text('{"global_st')
         (tmp_path / "checkpoint-best").mkdir()
-        assert sft.latest_checkpoint(tmp_path).name == "checkpoint-10"
+        assert sft._latest_checkpoint(tmp_path).name == "checkpoint-10"
         left = sorted(path.name for path in tmp_path.iterdir())
         assert left == ["checkpoint-10", "checkpoint-2", "checkpoint-best"]
 
@@ -373,7 +373,7 @@ class TestTraining:
 
         save_model(tmp_path / "base", load(model).to(torch.bfloat16), tokenizer)
         run = arguments(tmp_path / "base", data, tmp_path / "o", "dtype=null", "max_steps=2")
-        parameters = sft.make_trainer(sft.load_settings(run), PUZZLES).model.parameters()
+        parameters = sft._make_trainer(sft.load_settings(run), PUZZLES).model.parameters()
         assert {parameter.dtype for parameter in parameters} == {torch.float32}
         assert main(run) == 0
         assert AutoConfig.from_pretrained(tmp_path / "o" / "model").dtype == torch.bfloat16
@@ -419,7 +419,7 @@ class TestTraining:
     def test_a_key_sends_the_log_to_wandb(self, model, data, tmp_path, monkeypatch, key, to):
         monkeypatch.setenv("WANDB_API_KEY", key)
         settings = sft.load_settings(arguments(model, data, tmp_path))
-        assert sft.make_trainer(settings, PUZZLES).args.report_to == to
+        assert sft._make_trainer(settings, PUZZLES).args.report_to == to
 
     def test_killed_at_any_point_it_goes_on_and_ends_where_it_would_have(self, model, data, tmp_path):
         import torch

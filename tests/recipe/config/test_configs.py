@@ -10,7 +10,7 @@ pytest.importorskip("hydra")
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from recipe.cello1.cold_start.embedded import Settings  # noqa: E402
+from recipe.cello1.cold_start.embedded import EmbeddedSizes  # noqa: E402
 from recipe.cello1.launch.summary import WINDOW  # noqa: E402
 from tests.helpers.toy_model import build_toy_model  # noqa: E402
 
@@ -201,7 +201,7 @@ def test_published_settings(name):
 def test_the_last_steps_of_the_embedded_default_see_the_puzzles_of_the_first():
     """Rewards of puzzles differ more than training changes them: what is compared must be of the same puzzles."""
     config = composed("cello1_grpo", "hardware=cpu", "+scale=embedded")
-    steps_of_a_pass, rest = divmod(Settings(seed=1).n_train, config.data.train_batch_size)
+    steps_of_a_pass, rest = divmod(EmbeddedSizes(seed=1).n_train, config.data.train_batch_size)
     assert rest == 0 and not config.data.shuffle
     assert config.trainer.total_training_steps - steps_of_a_pass == WINDOW
 

@@ -22,14 +22,14 @@ ALL = {
     ("n_tokens", "expected"), [(0, 0.0), (80, 0.0), (85, -0.25), (90, -0.5), (100, -1.0), (1000, -1.0)]
 )
 def test_overlong_penalty_is_that_of_dapo(n_tokens, expected):
-    assert Overlong(20).term(n_tokens, 100) == pytest.approx(expected)
-    assert Overlong(20, 0.3).term(n_tokens, 100) == pytest.approx(0.3 * expected)
+    assert Overlong(20)._term(n_tokens, 100) == pytest.approx(expected)
+    assert Overlong(20, 0.3)._term(n_tokens, 100) == pytest.approx(0.3 * expected)
 
 
 @given(st.integers(1, 500), st.integers(0, 3000), st.integers(0, 3000))
 def test_longer_is_never_better(buffer, n, more):
     term = Overlong(buffer)
-    assert -1 <= term.term(n + more, 1000) <= term.term(n, 1000) <= 0
+    assert -1 <= term._term(n + more, 1000) <= term._term(n, 1000) <= 0
 
 
 @pytest.mark.parametrize(
@@ -38,13 +38,13 @@ def test_longer_is_never_better(buffer, n, more):
 )
 def test_collapsed_reasoning_loses_a_share_of_its_pay(reasoning, expected):
     text = format_answer(TYPES, reasoning)
-    assert Reasoning(4, 0.5).term(1.0, text) == pytest.approx(expected)
-    assert Reasoning(4, 0.5).term(0.25, text) == pytest.approx(expected / 4)
+    assert Reasoning(4, 0.5)._term(1.0, text) == pytest.approx(expected)
+    assert Reasoning(4, 0.5)._term(0.25, text) == pytest.approx(expected / 4)
 
 
 @pytest.mark.parametrize("score", [0.0, -1.0])
 def test_unpaid_answers_lose_nothing_for_their_reasoning(score):
-    assert Reasoning(4, 1.0).term(score, format_answer(TYPES)) == 0.0
+    assert Reasoning(4, 1.0)._term(score, format_answer(TYPES)) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_unpaid_answers_lose_nothing_for_their_reasoning(score):
 )
 def test_credit_for_keeping_to_the_candidates(answer, share):
     score = score_answer(f"<think>x</think>\n<answer>{answer}</answer>", TYPES)
-    found = Candidates(0.2).term(score, *question_candidates(QUESTION))
+    found = Candidates(0.2)._term(score, *question_candidates(QUESTION))
     assert found == pytest.approx(0.2 * share)
 
 
