@@ -145,6 +145,16 @@ def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
     if settings["overlong"] not in ("error", "drop"):
         msg = f"overlong must be error or drop, got {settings['overlong']!r}"
         raise ValueError(msg)
+    if settings["optimizer"] not in ("adamw", "muon"):
+        msg = f"optimizer must be adamw or muon, got {settings['optimizer']!r}"
+        raise ValueError(msg)
+    if settings["optimizer"] == "muon":
+        if settings["adam_lr"] is None or not settings["adam_lr"] > 0:
+            msg = f"adam_lr must be positive with optimizer=muon, got {settings['adam_lr']!r}"
+            raise ValueError(msg)
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+            msg = "optimizer=muon needs whole matrices, and FSDP shards them; use optimizer=adamw"
+            raise ValueError(msg)
     for key in ("max_length", "seed"):
         if isinstance(settings[key], bool) or not isinstance(settings[key], int) or settings[key] < 0:
             msg = f"{key} must be a number that is not negative, got {settings[key]!r}"
@@ -306,10 +316,21 @@ def _make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any
         train_dataset=train_data,
         eval_dataset=None if config.eval_strategy == "no" else eval_data,
         peft_config=_lora(settings["lora"]),
+        optimizer_cls_and_kwargs=_optimizer(settings, config),
         callbacks=[_progress(Path(settings["output"]))],
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _optimizer(settings: Mapping[str, Any], config: Any) -> Any:
+    """Return the optimizer and its options as the trainer takes them, or ``None`` for its own."""
+    if settings["optimizer"] == "adamw":
+        return None
+    from recipe.cello1.cold_start.muon import MuonAdamW
+
+    own = {"lr": config.learning_rate, "adam_lr": settings["adam_lr"], "weight_decay": config.weight_decay}
+    return lambda: MuonAdamW, {**own, "betas": (config.adam_beta1, config.adam_beta2)}
 
 
 def _config(settings: Mapping[str, Any], own: Mapping[str, Any]) -> Any:

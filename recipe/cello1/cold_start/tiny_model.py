@@ -1,7 +1,7 @@
 """A tokenizer and a small Qwen2 model made from nothing, for runs without a download (the embedded default).
 
 Tokens are what training costs, so each gene, each cell type and each fixed part of the format is one token: a puzzle of
-four cells takes about 110 tokens with its answer. Any other text is spelled by a byte-level BPE.
+four cells takes about 130 tokens with its answer. Any other text is spelled by a byte-level BPE.
 
 The one-token words are *added* tokens, not BPE entries behind a pre-tokenizer of our own: for ``model_type: qwen2``
 transformers 5 always builds ``Qwen2Tokenizer``, with Qwen's pre-tokenizer, whatever ``tokenizer.json`` says, so that a
@@ -19,6 +19,7 @@ from recipe.cello1.formats.items import REASONING_KEY
 from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, THINK_CLOSE, THINK_OPEN
 from recipe.cello1.task.prompt import VARIANTS, Layout, instruction, render_user
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.trace import FIXED
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
@@ -97,6 +98,7 @@ def _vocabulary(puzzles: Sequence[Puzzle], layout: Layout, min_count: int) -> tu
         f"\n{THINK_CLOSE}\n{ANSWER_OPEN}",
         ANSWER_CLOSE,
         _ARROW,
+        *FIXED,
         SEPARATOR,
         *_ROLES,
     ]

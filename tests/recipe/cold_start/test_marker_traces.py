@@ -1,8 +1,17 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.cello1.cold_start.marker_traces import add_traces, best_markers, marker_evidence, write_trace
+from recipe.cello1.cold_start.marker_traces import (
+    add_traces,
+    best_markers,
+    marker_answer,
+    marker_evidence,
+    teach,
+    write_trace,
+)
 from recipe.cello1.formats.items import item_to_puzzle, puzzle_to_item
 from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
 from recipe.cello1.task.answer import format_answer, parse_answer
@@ -51,7 +60,7 @@ def test_markers_of_equal_worth_keep_the_order_of_the_cell():
 
 def test_trace_cites_the_best_genes_of_each_cell():
     trace = write_trace(PUZZLE, marker_evidence(CELLS, LABELS), n_genes=2)
-    assert trace == "\nCell 1: GNLY, NKG7 -> NK\nCell 2: LYZ, CD74 (Mono) -> Mono\n"
+    assert trace == "\nCell 1: (Mono / NK) GNLY, NKG7 -> NK\nCell 2: (Mono) LYZ, CD74 -> Mono\n"
 
 
 def test_every_cited_gene_is_one_of_the_cell():
@@ -59,8 +68,8 @@ def test_every_cited_gene_is_one_of_the_cell():
     for line, genes, name in zip(
         traced.meta["reasoning"].strip().split("\n"), PUZZLE.cells, PUZZLE.answer, strict=True
     ):
-        cited, _, said = line.partition(": ")[2].partition(" -> ")
-        assert set(cited.partition(" (")[0].split(", ")) <= set(genes)
+        cited, _, said = line.partition(") ")[2].partition(" -> ")
+        assert set(cited.split(", ")) <= set(genes)
         assert said == name
 
 
@@ -72,6 +81,23 @@ def test_a_traced_puzzle_is_solved_by_its_own_trace_and_survives_the_file_format
     assert puzzle_to_item(traced)["assistant_msg"] == text
     assert item_to_puzzle(puzzle_to_item(traced)).meta["reasoning"] == traced.meta["reasoning"]
     assert "reasoning" not in PUZZLE.meta
+
+
+def test_the_teacher_finds_matchings_by_markers_alone():
+    evidence = marker_evidence(CELLS, LABELS)
+    assert marker_answer(Puzzle(PUZZLE.cells, PUZZLE.candidates), evidence) == PUZZLE.answer
+    # Both look like a B cell; the one that has less of it gives way.
+    close = Puzzle((("CD74", "LYZ"), ("CD74", "MS4A1")), ("B", "Mono"))
+    assert marker_answer(close, evidence) == ("Mono", "B")
+
+
+def test_only_what_the_teacher_gets_right_is_kept():
+    evidence = marker_evidence(CELLS, LABELS)
+    wrong = Puzzle(PUZZLE.cells, PUZZLE.candidates, PUZZLE.answer[::-1])
+    unknown = Puzzle((("LYZ",), ("CD74",)), ("B", "mast"), ("mast", "B"))
+    (kept,) = teach([wrong, PUZZLE, unknown, Puzzle(PUZZLE.cells, PUZZLE.candidates)], lambda puzzle: evidence)
+    assert kept.answer == PUZZLE.answer
+    assert kept.meta == {"reasoning": write_trace(PUZZLE, evidence)}
 
 
 def test_unusable_input():
@@ -103,13 +129,38 @@ class TestCommand:
     def test_traces_cite_the_markers_of_the_cells(self, files, tmp_path, capsys):
         assert main([*files, "--n-genes", "1"]) == 0
         (puzzle,) = load_puzzles(tmp_path / "sft.json").puzzles
-        assert puzzle.meta["reasoning"] == "\nCell 1: GENE119 -> type 0\nCell 2: GENE118 (type 1) -> type 1\n"
-        assert "1 puzzles with traces, evidence for 3 types" in capsys.readouterr().err
+        assert puzzle.meta["reasoning"] == (
+            "\nCell 1: (type 0 / type 1) GENE119 -> type 0\nCell 2: (type 1) GENE118 -> type 1\n"
+        )
+        assert "1 of 1 puzzles with traces, from 3 types" in capsys.readouterr().err
+
+    def test_a_teacher_without_the_answer_learns_from_other_donors(self, files, tmp_path, capsys):
+        import anndata as ad
+
+        cells = ad.read_h5ad(tmp_path / "cells.h5ad")
+        cells.obs["donor_id"] = ["here" if i % 2 else "there" for i in range(cells.n_obs)]
+        # The other donor's cells are labelled the other way round, so that its teacher is wrong.
+        swapped = {"type 0": "type 1", "type 1": "type 0"}
+        types = cells.obs["cell_type"].astype(str)
+        cells.obs["cell_type"] = types.where(cells.obs["donor_id"] == "here", types.replace(swapped)).astype("category")
+        cells.write_h5ad(tmp_path / "cells.h5ad")
+        (puzzle,) = load_puzzles(tmp_path / "puzzles.json").puzzles
+        puzzles = [replace(puzzle, meta={"donor_id": donor}) for donor in ("here", "there")]
+        write_puzzles(tmp_path / "puzzles.json", puzzles)
+        teacher = ["--teacher", "markers", "--donor-column", "donor_id"]
+        assert main([*files, *teacher]) == 0
+        assert [kept.meta["donor_id"] for kept in load_puzzles(tmp_path / "sft.json").puzzles] == ["there"]
+        assert "1 of 2 puzzles with traces" in capsys.readouterr().err
+        write_puzzles(tmp_path / "puzzles.json", puzzles[:1])
+        assert main([*files, *teacher]) == 1
+        assert "the teacher gets no puzzle right" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("more", "message"),
         [
             (["--type-column", "no_such"], "no_such"),
+            (["--donor-column", "donor_id"], "--donor-column needs --teacher markers"),
+            (["--donor-column", "no_such", "--teacher", "markers"], "donor_column"),
             (["--type-column", "tissue"], "at least one other type"),
             (["--type-column", "donor_id"], "no evidence for the types"),
             (["--data", "missing.json"], "missing.json"),

@@ -132,6 +132,8 @@ class TestSettings:
             (["model=m", "train=t", "output=o", "prompt_layout=both"], "layout must be one of"),
             (["model=m", "train=t", "output=o", "eval_fraction=1"], "less than 1, got 1"),
             (["model=m", "train=t", "output=o", "overlong=cut"], "error or drop"),
+            (["model=m", "train=t", "output=o", "optimizer=sgd"], "optimizer must be adamw or muon, got 'sgd'"),
+            (["model=m", "train=t", "output=o", "optimizer=muon"], "adam_lr must be positive with optimizer=muon"),
             (["model=m", "train=t", "output=o", "max_length=long"], "max_length must be a number"),
             (["model=m", "train=t", "output=o", "seed"], "not of the form key=value"),
         ],
@@ -150,6 +152,11 @@ class TestSettings:
         (tmp_path / "bad.yaml").write_text("a: [1")
         with pytest.raises(ValueError, match=r"bad\.yaml is not YAML"):
             sft.load_settings([], [str(tmp_path / "bad.yaml")])
+
+    def test_muon_refuses_to_be_sharded(self, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(ValueError, match="FSDP shards them"):
+            sft.load_settings(["model=m", "train=t", "output=o"], ["embedded"])
 
     def test_unknown_file(self):
         with pytest.raises(FileNotFoundError, match="one of embedded"):
@@ -421,10 +428,17 @@ class TestTraining:
         settings = sft.load_settings(arguments(model, data, tmp_path))
         assert sft._make_trainer(settings, PUZZLES).args.report_to == to
 
-    def test_killed_at_any_point_it_goes_on_and_ends_where_it_would_have(self, model, data, tmp_path):
+    @pytest.mark.parametrize("optimizer", [[], ["optimizer=muon", "adam_lr=1e-3"]], ids=["adamw", "muon"])
+    def test_killed_at_any_point_it_goes_on_and_ends_where_it_would_have(self, model, data, tmp_path, optimizer):
         import torch
 
-        more = ["max_steps=12", "trainer.save_steps=2", "trainer.learning_rate=1e-3", "trainer.logging_steps=1"]
+        more = [
+            *optimizer,
+            "max_steps=12",
+            "trainer.save_steps=2",
+            "trainer.learning_rate=1e-3",
+            "trainer.logging_steps=1",
+        ]
         command = [
             sys.executable,
             "-m",

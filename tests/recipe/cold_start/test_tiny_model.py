@@ -11,20 +11,21 @@ from recipe.cello1.task.answer import format_answer  # noqa: E402
 from recipe.cello1.task.prompt import LAYOUTS, messages  # noqa: E402
 from recipe.cello1.task.puzzle import Puzzle  # noqa: E402
 
+BOTH = "(CD19+ B / CD56+ NK)"
 PUZZLES = [
     Puzzle(
         (("HLA-DRA", "CD74", "RARE1"), ("GNLY", "NKG7", "CD74")),
         ("CD19+ B", "CD56+ NK"),
         ("CD19+ B", "CD56+ NK"),
         "The cell is from blood.",
-        {"reasoning": "\nCell 1: CD74, HLA-DRA -> CD19+ B\nCell 2: GNLY, NKG7 -> CD56+ NK\n"},
+        {"reasoning": f"\nCell 1: {BOTH} CD74, HLA-DRA -> CD19+ B\nCell 2: (CD56+ NK) GNLY, NKG7 -> CD56+ NK\n"},
     ),
     Puzzle(
         (("GNLY", "CD74", "NKG7"), ("CD74", "HLA-DRA", "GNLY")),
         ("CD19+ B", "CD56+ NK"),
         ("CD56+ NK", "CD19+ B"),
         "The cell is from blood.",
-        {"reasoning": "\nCell 1: GNLY, NKG7 -> CD56+ NK\nCell 2: CD74, HLA-DRA -> CD19+ B\n"},
+        {"reasoning": f"\nCell 1: {BOTH} GNLY, NKG7 -> CD56+ NK\nCell 2: (CD19+ B) CD74, HLA-DRA -> CD19+ B\n"},
     ),
 ]
 
@@ -50,8 +51,8 @@ def pieces(tokenizer, text):
 def test_genes_types_and_the_format_are_one_token_each(tokenizer):
     text = format_answer(PUZZLES[0].answer, PUZZLES[0].meta["reasoning"])
     assert pieces(tokenizer, text) == [
-        *["<think>", "\nCell 1:", " CD74,", " HLA-DRA", " -> ", "CD19+ B"],
-        *["\nCell 2:", " GNLY,", " NKG7", " -> ", "CD56+ NK"],
+        *["<think>", "\nCell 1:", " (", "CD19+ B", " / ", "CD56+ NK", ")", " CD74,", " HLA-DRA", " -> ", "CD19+ B"],
+        *["\nCell 2:", " (", "CD56+ NK", ")", " GNLY,", " NKG7", " -> ", "CD56+ NK"],
         *["\n</think>\n<answer>", "CD19+ B", " | ", "CD56+ NK", "</answer>"],
     ]
 
