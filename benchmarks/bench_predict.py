@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from recipe.cello1.cold_start.tiny_model import build_model, build_tokenizer
 from recipe.cello1.engines.constrained import Cursor, Vocabulary, mask_logits, matching_for
-from recipe.cello1.engines.protocol import Engine, Sampling
+from recipe.cello1.engines.protocol import Decoding, Engine, Sampling
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.formats.predictions import read_predictions
 from recipe.cello1.formats.puzzle_files import load_puzzles
@@ -146,14 +146,14 @@ def ours(
     name: str, engine: Engine, start: float, puzzles: Sequence[Puzzle], out: Path, max_tokens: int, watch: Watch | None
 ) -> Answered:
     """Answer with ``predict``, constrained if there is a watch for it."""
-    constrain = watch is not None
+    decode: Decoding = "free" if watch is None else "constrained"
     sampling = Sampling(max_tokens=max_tokens)
-    first = out / f"first-{constrain}.jsonl"
-    predict(engine, puzzles[:1], first, sampling=sampling, constrain=constrain, progress=False)
-    target = out / f"all-{constrain}.jsonl"
+    first = out / f"first-{decode}.jsonl"
+    predict(engine, puzzles[:1], first, sampling=sampling, decode=decode, progress=False)
+    target = out / f"all-{decode}.jsonl"
     if watch is not None:
         watch.seconds = 0.0
-    run, done = timed(lambda: predict(engine, puzzles, target, sampling=sampling, constrain=constrain))
+    run, done = timed(lambda: predict(engine, puzzles, target, sampling=sampling, decode=decode))
     if done.failed:
         raise RuntimeError(f"{done.failed} puzzles failed: {dict(done.errors)}")
     records = read_predictions(target)

@@ -96,6 +96,8 @@ def _vocabulary(puzzles: Sequence[Puzzle], layout: Layout, min_count: int) -> tu
         f"\n\n{VARIANTS['batch'].question}\n",
         THINK_OPEN,
         f"\n{THINK_CLOSE}\n{ANSWER_OPEN}",
+        THINK_CLOSE,  # this and the next: reasoning that is closed in time is closed in two tokens
+        f"\n{ANSWER_OPEN}",
         ANSWER_CLOSE,
         _ARROW,
         *FIXED,

@@ -29,6 +29,16 @@ class Asked:
         """How many requests have no answer."""
         return self.errors.total()
 
+    def note(self, result: object, bar: tqdm | None = None) -> None:
+        """Count a result."""
+        if isinstance(result, Failure):
+            self.errors[result.error] += 1
+        else:
+            self.answered += 1
+        if bar is not None:
+            bar.set_postfix(failed=self.failed, refresh=False)
+            bar.update()
+
 
 def ask(
     engine: Engine,
@@ -54,13 +64,7 @@ def ask(
     def take(position: int, result: Completion | Failure) -> None:
         seen[position] = 1
         keep(keys[position], result)
-        if isinstance(result, Failure):
-            asked.errors[result.error] += 1
-        else:
-            asked.answered += 1
-        if bar is not None:
-            bar.set_postfix(failed=asked.failed, refresh=False)
-            bar.update()
+        asked.note(result, bar)
 
     if keys:
         for position, result in engine.generate(requests(), sampling):
@@ -83,6 +87,7 @@ def request_key(engine: Engine, request: Request, sampling: Sampling) -> str:
         "seed": request.seed,
         "candidates": list(request.candidates),
         "n_answers": request.n_answers,
+        **({"prefix": request.prefix} if request.prefix else {}),
         "messages": [dict(message) for message in request.messages],
     }
     return digest(what, 40)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from recipe.cello1.engines.constrained import Vocabulary, matching_for, tokens_needed
-from recipe.cello1.engines.protocol import EngineBase, Failure, Request, Sampling
-from recipe.cello1.formats.chat_template import ResponseReader, opened_by, prompt_ids, render_chat
+from recipe.cello1.engines.protocol import Choice, EngineBase, Failure, Request, Sampling
+from recipe.cello1.engines.token_tree import Context, TokenTree, token_tree
+from recipe.cello1.formats.chat_template import ResponseReader, opened_by, prompt_ids, render_chat, with_prefix
 from recipe.cello1.formats.model_folder import check_model_path, model_fingerprint
 
 _DIGITS = 12  # of a fingerprint, which every prediction holds
+_SCORED_TOGETHER = 64  # choices
 
 
 class Prompt(NamedTuple):
@@ -28,6 +34,8 @@ class Prompt(NamedTuple):
 
 class LocalEngine(EngineBase):
     """The common part of the engines that load a model here."""
+
+    can_score = True
 
     def __init__(self, model: str, lora: str | None) -> None:
         check_model_path(model)
@@ -46,17 +54,50 @@ class LocalEngine(EngineBase):
 
     def _prompt(self, request: Request, sampling: Sampling) -> Prompt | Failure:
         """Read a request, or say why it cannot be answered."""
+        if request.prefix and request.n_answers:
+            return Failure("a constrained answer cannot begin with a prefix; leave out one of them")
         try:
             text = render_chat(self._tokenizer, request.messages)
         except ValueError as error:
             return Failure(str(error))
-        ids = prompt_ids(self._tokenizer, text)
+        ids = prompt_ids(self._tokenizer, with_prefix(text, request.prefix))
         if len(ids) >= self._max_len:
             return Failure(f"the prompt is too long: the engine takes {self._max_len} tokens, the answer's included")
         room = min(sampling.max_tokens, self._max_len - len(ids))
         if fault := constraint_fault(self._vocabulary, request, room):
             return Failure(fault)
-        return Prompt(ids, opened_by(text), room)
+        return Prompt(ids, "" if request.prefix else opened_by(text), room)
+
+    def score(self, choices: Iterable[Choice]) -> Iterator[tuple[int, np.ndarray | Failure]]:
+        """Compare texts, as :meth:`recipe.cello1.engines.protocol.Engine.score` says; not once it is closed."""
+        waiting = enumerate(choices)
+        while batch := list(islice(waiting, _SCORED_TOGETHER)):
+            trees = [(i, self._tree(choice)) for i, choice in batch]
+            contexts = [context for _, tree in trees if isinstance(tree, TokenTree) for context in tree.contexts]
+            found = iter(self._next_logprobs(contexts))
+            for position, tree in trees:
+                if isinstance(tree, Failure):
+                    yield position, tree
+                    continue
+                values = [next(found) for _ in tree.contexts]
+                failure = next((value for value in values if isinstance(value, Failure)), None)
+                yield position, failure or tree.total(values)
+
+    def _tree(self, choice: Choice) -> TokenTree | Failure:
+        """Find what must be computed for a choice, or say why it cannot be."""
+        try:
+            text = with_prefix(render_chat(self._tokenizer, choice.messages), choice.prefix)
+            texts = [prompt_ids(self._tokenizer, text + option) for option in choice.options]
+            tree = token_tree(texts)
+        except ValueError as error:
+            return Failure(str(error))
+        if max(map(len, texts)) > self._max_len:
+            return Failure(f"the prompt is too long: the engine takes {self._max_len} tokens, the options' included")
+        return tree
+
+    def _next_logprobs(self, contexts: Sequence[Context]) -> Sequence[np.ndarray | Failure]:
+        """Return the log-probabilities of the tokens behind each context."""
+        raise NotImplementedError
 
 
 def lora_rank(lora: str) -> int:

@@ -193,6 +193,8 @@ class OpenAIEngine(EngineBase):
             "top_p": sampling.top_p,
             limit: sampling.max_tokens,
         }
+        if sampling.stop:
+            body["stop"] = [sampling.stop]
         if request.seed is not None:
             body["seed"] = request.seed
         if sampling.logprobs:
@@ -306,6 +308,8 @@ class _Run:
 
     async def _ask(self, client: Any, request: Request) -> Completion | Failure:
         engine, openai = self.engine, self.engine._openai
+        if request.prefix:
+            return Failure("a server lets no answer begin with a prefix; use the engine vllm or transformers")
         tries = 0
         while not self._hopeless:
             await self._pause()

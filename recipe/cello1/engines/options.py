@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
-from recipe.cello1.engines.protocol import Sampling
+from recipe.cello1.engines.protocol import DECODINGS, Sampling
 from recipe.cello1.engines.start import ENGINES
 from recipe.cello1.task.prompt import LAYOUTS, VARIANTS
 
@@ -29,7 +29,11 @@ _ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
         ("--timeout", float, "seconds to wait for one answer (default 1200)"),
         ("--retries", int, "how often to try again (default 6)"),
         ("--longest-wait", float, "most seconds to wait when the server asks for it (default 600)"),
-        ("--server", str, "vllm, other or auto: decides how --constrain is asked for (default auto: asks the server)"),
+        (
+            "--server",
+            str,
+            "vllm, other or auto: how to ask for --decode constrained (default auto: asks the server)",
+        ),
         ("--think-opened", bool, "the server's chat template ends with <think>, which its answers then lack"),
     ),
     "transformers": (_MAX_LEN, _DTYPE, _LORA, ("--batch-size", int, "answers made together (default 16)")),
@@ -55,8 +59,18 @@ def add_asking(parser: argparse.ArgumentParser, *, samples: int = 1, temperature
     group = add_sampling(parser, temperature=temperature)
     group.add_argument("--samples", type=int, default=samples, help="answers for each puzzle (default %(default)s)")
     group.add_argument("--logprobs", action="store_true", help="record the log-probability of each answer")
-    group.add_argument("--constrain", action="store_true", help="only legal one-to-one matchings can be answered")
-    group.add_argument("--reasoning-budget", type=int, help="with --constrain: most tokens of reasoning")
+    group.add_argument(
+        "--decode",
+        choices=DECODINGS,
+        help="free: as the model answers | constrained (default, on a server only if asked for): only legal one-to-one "
+        "matchings can be answered | matrix: each cell's probabilities are read out and matched; --samples pieces of "
+        "evidence for each cell",
+    )
+    for name, decoding in (("--constrain", "constrained"), ("--free", "free")):
+        group.add_argument(
+            name, dest="decode", action="store_const", const=decoding, help=f"the same as --decode {decoding}"
+        )
+    group.add_argument("--reasoning-budget", type=int, help="with --decode constrained: most tokens of reasoning")
 
 
 def add_engines(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +85,7 @@ def add_server(parser: argparse.ArgumentParser) -> None:
     """Add the options of a model on a server, which answers freely."""
     parser.add_argument("--model", required=True, help="name of the model on the server")
     _add_flags(parser, "openai", without=("--server",))  # it only decides how answers are constrained
-    parser.set_defaults(engine="openai", constrain=False, logprobs=False, reasoning_budget=None)
+    parser.set_defaults(engine="openai", decode="free", logprobs=False, reasoning_budget=None)
 
 
 def _add_flags(parser: argparse.ArgumentParser, *engines: str, without: Sequence[str] = ()) -> None:
@@ -87,16 +101,21 @@ def _add_flags(parser: argparse.ArgumentParser, *engines: str, without: Sequence
 
 def sampling_of(args: argparse.Namespace) -> Sampling:
     """Collect the options of sampling."""
-    if args.reasoning_budget is not None and not args.constrain:
-        msg = "--reasoning-budget needs --constrain"
+    if args.reasoning_budget is not None and not _to_constrain(args):
+        msg = "--reasoning-budget needs --decode constrained"
         raise ValueError(msg)
     return Sampling(args.temperature, args.top_p, args.max_tokens, args.logprobs, args.reasoning_budget)
+
+
+def _to_constrain(args: argparse.Namespace) -> bool:
+    """Whether the engine must be able to; a server tells too late that it cannot."""
+    return args.decode == "constrained" or (args.decode is None and args.engine != "openai")
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """Collect the options of the engine."""
     own = {flag for flag, *_ in _ENGINE_FLAGS[args.engine]}
-    options: dict[str, Any] = {"constrained": True} if args.constrain else {}
+    options: dict[str, Any] = {"constrained": True} if _to_constrain(args) else {}
     for flag in dict.fromkeys(flag for flags in _ENGINE_FLAGS.values() for flag, *_ in flags):
         name = flag[2:].replace("-", "_")
         if (value := getattr(args, name, None)) is not None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
 import numpy as np
 
 Message = Mapping[str, str]
 
-
+# How puzzles are answered: as the model answers, held to legal answers, or read out cell by cell.
+Decoding = Literal["free", "constrained", "matrix"]
+DECODINGS = get_args(Decoding)
 # How a request tells a vLLM server or engine to constrain its answer (SamplingParams.extra_args, vllm_xargs).
 CANDIDATES_ARG = "cello1_candidates"
 N_ANSWERS_ARG = "cello1_n_answers"
@@ -44,6 +46,8 @@ class Sampling:
         Whether to return the log-probability of each completion.
     reasoning_budget
         Most tokens of reasoning, for constrained requests; ``None``: as many as leave room for the answer.
+    stop
+        Text before which a completion ends, as if the model had ended its turn there; empty for none.
     """
 
     temperature: float = 0.0
@@ -51,6 +55,7 @@ class Sampling:
     max_tokens: int = 2048
     logprobs: bool = False
     reasoning_budget: int | None = None
+    stop: str = ""
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -71,9 +76,9 @@ class Sampling:
 
         Returns
         -------
-        The attributes.
+        The attributes, without an empty ``stop``.
         """
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "stop" or value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +96,35 @@ class Request:
         :mod:`recipe.cello1.engines.constrained`.
     n_answers
         Types the answer must name; 0 leaves it unconstrained.
+    prefix
+        What the assistant's turn begins with: the completion goes on from there, and its text does not repeat it. Not
+        together with a constraint.
     """
 
     messages: Sequence[Message]
     seed: int | None = None
     candidates: tuple[str, ...] = ()
     n_answers: int = 0
+    prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Texts of which one may come next.
+
+    Attributes
+    ----------
+    messages
+        Chat messages with ``role`` and ``content``.
+    prefix
+        What the assistant has written so far.
+    options
+        The texts to compare, all different.
+    """
+
+    messages: Sequence[Message]
+    prefix: str
+    options: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +180,15 @@ class Engine(Protocol):
     constraint
         What the engine can hold an answer to: ``"exact"`` (a legal matching), ``"candidates"`` (format, number and
         names, but a type may come twice) or nothing (empty).
+    can_score
+        Whether the engine has :meth:`score`.
     """
 
     name: str
     model: str
     fingerprint: str
     constraint: str
+    can_score: bool
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests, each exactly once, in any order.
@@ -175,6 +206,21 @@ class Engine(Protocol):
         """
         ...
 
+    def score(self, choices: Iterable[Choice]) -> Iterator[tuple[int, np.ndarray | Failure]]:
+        """Say how likely each option is to come next, each choice exactly once, in any order.
+
+        Parameters
+        ----------
+        choices
+            What to compare.
+
+        Yields
+        ------
+        Position of the choice, and the natural-log probability of each option's text, float64, up to a number that is
+        the same for all of them (that of the tokens they all begin with); or why there is none.
+        """
+        ...
+
     def close(self) -> None:
         """Free what the engine holds. Closing twice is allowed."""
         ...
@@ -182,6 +228,13 @@ class Engine(Protocol):
 
 class EngineBase(Engine):
     """An engine for ``with``, which closes it."""
+
+    can_score = False
+
+    def score(self, choices: Iterable[Choice]) -> Iterator[tuple[int, np.ndarray | Failure]]:
+        """Refuse; an engine that can has a method of its own, as for :class:`Engine`."""
+        msg = f"the engine {self.name!r} gives no probabilities of texts; use vllm or transformers"
+        raise EngineError(msg)
 
     def close(self) -> None:
         """Free what the engine holds."""

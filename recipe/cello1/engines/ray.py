@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
 from typing import Any
 
-from recipe.cello1.engines.protocol import Completion, EngineBase, EngineError, Failure, Request, Sampling
+import numpy as np
+
+from recipe.cello1.engines.protocol import Choice, Completion, EngineBase, EngineError, Failure, Request, Sampling
 from recipe.cello1.formats.provenance import worker_variables
 
 _LEAST_SHARE = 8
 _LARGEST_SHARE = 1024
 
-Result = tuple[int, Completion | Failure]
+Result = tuple[int, Completion | np.ndarray | Failure]
 
 
 class _Worker:
@@ -28,13 +30,13 @@ class _Worker:
     def __init__(self, start: Callable[[], EngineBase]) -> None:
         self._engine = start()
 
-    def facts(self) -> tuple[str, str]:
-        """Return fingerprint and constraint of the engine; the first call also waits for its start."""
-        return self._engine.fingerprint, self._engine.constraint
+    def facts(self) -> tuple[str, str, bool]:
+        """Return what engines of this kind have in common; the first call also waits for its start."""
+        return self._engine.fingerprint, self._engine.constraint, self._engine.can_score
 
-    def run(self, requests: list[Request], sampling: Sampling) -> Iterator[Result]:
-        """Answer some requests."""
-        yield from self._engine.generate(requests, sampling)
+    def run(self, method: str, *arguments: Any) -> Iterator[Result]:
+        """Let the engine do a share."""
+        yield from getattr(self._engine, method)(*arguments)
 
 
 class RayEngines(EngineBase):
@@ -54,7 +56,7 @@ class RayEngines(EngineBase):
         if not ray.is_initialized():
             self._start_ray()
         try:
-            self.fingerprint, self.constraint = self._start(start, number, _gpus(engine, options))
+            self.fingerprint, self.constraint, self.can_score = self._start(start, number, _gpus(engine, options))
         except BaseException:
             self.close()
             raise
@@ -73,7 +75,7 @@ class RayEngines(EngineBase):
                 self._started_ray = True
                 return
 
-    def _start(self, start: Callable[[], EngineBase], number: int, gpus: int) -> tuple[str, str]:
+    def _start(self, start: Callable[[], EngineBase], number: int, gpus: int) -> tuple[str, str, bool]:
         ray = self._ray
         total = ray.cluster_resources()
         needed = gpus if total.get("GPU", 0) else 0
@@ -93,15 +95,22 @@ class RayEngines(EngineBase):
             raise EngineError(msg) from None
         return facts[0]
 
-    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Result]:
+    def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Any]:
         """Answer requests, as :meth:`recipe.cello1.engines.protocol.Engine.generate` says; not once it is closed."""
+        return self._share("generate", requests, sampling)
+
+    def score(self, choices: Iterable[Choice]) -> Iterator[Any]:
+        """Compare texts, as :meth:`recipe.cello1.engines.protocol.Engine.score` says; not once it is closed."""
+        return self._share("score", choices) if self.can_score else super().score(choices)
+
+    def _share(self, method: str, items: Iterable[Any], *arguments: Any) -> Iterator[Result]:
         if not self._actors:
             msg = "the engines are closed; start others"
             raise EngineError(msg)
-        work = _Work(list(requests), len(self._actors))
+        work = _Work(list(items), len(self._actors))
         results: SimpleQueue[Result | None] = SimpleQueue()
         threads = [
-            threading.Thread(target=self._serve, args=(actor, work, sampling, results), daemon=True)
+            threading.Thread(target=self._serve, args=(actor, work, results, method, *arguments), daemon=True)
             for actor in self._actors
         ]
         for thread in threads:
@@ -120,13 +129,16 @@ class RayEngines(EngineBase):
         finally:
             work.stop()
 
-    def _serve(self, actor: Any, work: _Work, sampling: Sampling, results: SimpleQueue[Result | None]) -> None:
+    def _serve(
+        self, actor: Any, work: _Work, results: SimpleQueue[Result | None], method: str, *arguments: Any
+    ) -> None:
         """Feed one engine until nothing is left."""
         try:
             while share := work.take():
                 waiting = [position for position, _ in share]
                 try:
-                    stream = actor.run.options(num_returns="streaming").remote([r for _, r in share], sampling)
+                    own = [item for _, item in share]
+                    stream = actor.run.options(num_returns="streaming").remote(method, own, *arguments)
                     for reference in stream:
                         offset, result = self._ray.get(reference)
                         position = share[offset][0]
@@ -157,27 +169,27 @@ class RayEngines(EngineBase):
 class _Work:
     """What is left to do, handed out in shares."""
 
-    def __init__(self, requests: list[Request], engines: int) -> None:
-        self._requests = requests
+    def __init__(self, items: list[Any], engines: int) -> None:
+        self._items = items
         self._engines = engines
         self._next = 0
         self._lock = threading.Lock()
         self.stopped = False
 
-    def take(self) -> list[tuple[int, Request]]:
+    def take(self) -> list[tuple[int, Any]]:
         """Return the next share; empty if there is none."""
         with self._lock:
-            left = len(self._requests) - self._next
+            left = len(self._items) - self._next
             if self.stopped or not left:
                 return []
             size = min(left, _LARGEST_SHARE, max(_LEAST_SHARE, -(-left // (2 * self._engines))))
             start = self._next
             self._next += size
-            return [(position, self._requests[position]) for position in range(start, start + size)]
+            return [(position, self._items[position]) for position in range(start, start + size)]
 
     def rest(self) -> range:
         """Return what nobody has taken."""
-        return range(self._next, len(self._requests))
+        return range(self._next, len(self._items))
 
     def stop(self) -> None:
         """Hand out nothing more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy as np
 from recipe.cello1.engines.constrained import Cursor, mask_logits, matching_for
 from recipe.cello1.engines.local import LocalEngine, cpu_dtype
 from recipe.cello1.engines.protocol import Completion, EngineError, Failure, Request, Sampling
+from recipe.cello1.engines.token_tree import Context
 from recipe.cello1.task.answer import THINK_OPEN
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class TransformersEngine(LocalEngine):
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         max_len = max_model_len or getattr(self._model.config, "max_position_embeddings", None) or 2**31
         self._set_tokenizer(tokenizer, max_len, constrained)
+        self._pad = next(iter(self._ends)) if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests, as :meth:`recipe.cello1.engines.protocol.Engine.generate` says; not once it is closed."""
@@ -127,25 +129,52 @@ class TransformersEngine(LocalEngine):
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
-        pad = self._tokenizer.pad_token_id
-        pad = next(iter(self._ends)) if pad is None else pad
-        width = max(len(row.ids) for row in rows)
-        device = self._model.device
-        ids = torch.tensor([[pad] * (width - len(row.ids)) + row.ids for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=device)
+        ids, mask = self._padded([row.ids for row in rows])
         config = GenerationConfig(
             max_new_tokens=max(row.room for row in rows),
             do_sample=False,  # the processor below has drawn the token already
             eos_token_id=sorted(self._ends),
-            pad_token_id=pad,
+            pad_token_id=self._pad,
         )
         with torch.inference_mode():
             self._model.generate(
                 ids,
                 attention_mask=mask,
                 generation_config=config,
-                logits_processor=LogitsProcessorList([_Sampler(rows, sampling, self._ends, pad)]),
+                logits_processor=LogitsProcessorList([_Sampler(rows, sampling, self._ends, self._read)]),
             )
+
+    def _padded(self, rows: Sequence[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and mask, padded on the left."""
+        import torch
+
+        width, device = max(map(len, rows)), self._model.device
+        ids = torch.tensor([[self._pad] * (width - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        return ids, mask
+
+    def _next_logprobs(self, contexts: Sequence[Context]) -> Sequence[np.ndarray | Failure]:
+        """Return the log-probabilities of the tokens behind each context."""
+        if self._model is None:
+            msg = "the engine is closed; start another"
+            raise EngineError(msg)
+        import torch
+
+        found: dict[int, np.ndarray | Failure] = {}
+        # Contexts of like length together: less is padded.
+        order = sorted(range(len(contexts)), key=lambda i: len(contexts[i][0]))
+        for start in range(0, len(order), self.batch_size):
+            part = order[start : start + self.batch_size]
+            ids, mask = self._padded([contexts[i][0] for i in part])
+            try:
+                with torch.inference_mode():
+                    logits = self._model(ids, attention_mask=mask, logits_to_keep=1).logits[:, -1]
+            except (RuntimeError, MemoryError) as error:
+                found |= dict.fromkeys(part, Failure(f"{type(error).__name__}: {' '.join(str(error).split())}"))
+                continue
+            logprobs = logits.float().log_softmax(-1).cpu().numpy().astype(np.float64)
+            found |= {i: row[contexts[i][1]] for i, row in zip(part, logprobs, strict=True)}
+        return [found[i] for i in range(len(contexts))]
 
     def _completion(self, row: _Row) -> Completion:
         ended = bool(row.output) and row.output[-1] in self._ends
@@ -155,8 +184,8 @@ class TransformersEngine(LocalEngine):
         else:
             text = self._read(ids, row.opened)
         return Completion(
-            text=text,
-            finish_reason="stop" if ended else "length",
+            text=text.partition(row.stop)[0] if row.stop else text,
+            finish_reason="stop" if ended or row.stop else "length",
             tokens=len(row.output),
             prompt_tokens=len(row.ids),
             logprob=row.logprob,
@@ -187,6 +216,8 @@ class _Row:
     output: list[int] = field(default_factory=list)
     logprob: float | None = None
     state: Any = None
+    # The text that has ended it
+    stop: str = ""
 
     def __post_init__(self) -> None:
         self.state = self.rng.bit_generator.state
@@ -201,11 +232,13 @@ class _Row:
 class _Sampler:
     """Chooses each row's next token: constraint, temperature, top-p, and a draw from the row's own generator."""
 
-    def __init__(self, rows: Sequence[_Row], sampling: Sampling, ends: frozenset[int], pad: int) -> None:
+    def __init__(
+        self, rows: Sequence[_Row], sampling: Sampling, ends: frozenset[int], read: Callable[[list[int]], str]
+    ) -> None:
         self.rows = rows
         self.sampling = sampling
         self.ends = ends
-        self.pad = pad
+        self.read = read
         self.open = dict(enumerate(rows))
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -231,7 +264,9 @@ class _Sampler:
                 row.logprob = (row.logprob or 0.0) + float(raw[i, token])
             if row.cursor is not None:
                 row.cursor.advance(token)
-            if token in self.ends or len(row.output) >= row.room:
+            if (stop := self.sampling.stop) and stop in self.read(row.output[-len(stop.encode()) :]):
+                row.stop = stop  # a token is a byte at least, so that its end shows whether it is there
+            if token in self.ends or row.stop or len(row.output) >= row.room:
                 del self.open[i]
         result = torch.full_like(scores, float("-inf"))
         result[torch.arange(len(chosen)), chosen] = 0

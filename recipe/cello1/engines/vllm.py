@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+import numpy as np
 
 from recipe.cello1.engines.local import LocalEngine, cpu_dtype, lora_rank
 from recipe.cello1.engines.protocol import (
@@ -18,6 +20,7 @@ from recipe.cello1.engines.protocol import (
     Sampling,
     constraint_args,
 )
+from recipe.cello1.engines.token_tree import Context
 
 # For the start only, and only where the user has not set them.
 _QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
@@ -31,8 +34,9 @@ _ON_CPU = {
 # What vLLM on CPU sets for workers of its own: preloaded libraries, and what others take for a distributed run.
 _LEAKS = ("LD_PRELOAD", "LOCAL_WORLD_SIZE")
 
-# By vLLM's id: position of the request, what the template put before the completion, whether it is constrained.
-_InWork = tuple[int, str, bool]
+# By vLLM's id: position of the request, what the template put before the completion, whether it is constrained, where
+# it stops.
+_InWork = tuple[int, str, bool, str]
 
 
 class VllmEngine(LocalEngine):
@@ -139,8 +143,8 @@ class VllmEngine(LocalEngine):
                     in_work.clear()
                 for output in outputs:
                     if output.finished:
-                        position, opened, constrained = in_work.pop(output.request_id)
-                        yield position, self._completion(output, opened, constrained)
+                        position, *how = in_work.pop(output.request_id)
+                        yield position, self._completion(output, *how)
         finally:
             if in_work:  # the caller has had enough
                 engine.abort_request(list(in_work))
@@ -161,7 +165,8 @@ class VllmEngine(LocalEngine):
             max_tokens=sampling.max_tokens,
             seed=request.seed,
             logprobs=0 if sampling.logprobs else None,
-            detokenize=False,
+            stop=[sampling.stop] if sampling.stop else None,
+            detokenize=bool(sampling.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args=constraint_args(request, sampling) or None,
         )
@@ -170,10 +175,10 @@ class VllmEngine(LocalEngine):
             self._llm.llm_engine.add_request(name, {"prompt_token_ids": prompt.ids}, params, lora_request=self._lora)
         except ValueError as error:  # a request vLLM refuses
             return Failure(f"{type(error).__name__}: {error}")
-        in_work[name] = (position, prompt.opened, request.n_answers > 0)
+        in_work[name] = (position, prompt.opened, request.n_answers > 0, sampling.stop)
         return None
 
-    def _completion(self, output: Any, opened: str, constrained: bool) -> Completion:
+    def _completion(self, output: Any, opened: str, constrained: bool, stop: str) -> Completion:
         best = output.outputs[0]
         # vLLM decodes while it goes and drops bytes that make no character; the constraint has counted them.
         if constrained and self._vocabulary:
@@ -181,12 +186,53 @@ class VllmEngine(LocalEngine):
         else:
             text = self._read(best.token_ids, opened)
         return Completion(
-            text=text,
+            text=text.partition(stop)[0] if stop else text,
             finish_reason=best.finish_reason or "stop",
             tokens=len(best.token_ids),
             prompt_tokens=len(output.prompt_token_ids),
             logprob=best.cumulative_logprob,
         )
+
+    def _next_logprobs(self, contexts: Sequence[Context]) -> Sequence[np.ndarray | Failure]:
+        """Return the log-probabilities of the tokens behind each context: those of a completion of one token."""
+        if self._llm is None:
+            msg = "the engine is closed; start another"
+            raise EngineError(msg)
+        from vllm import SamplingParams
+        from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind
+
+        engine = self._llm.llm_engine
+        found: list[np.ndarray | Failure] = [Failure("vLLM gave no probabilities")] * len(contexts)
+        in_work: dict[str, int] = {}
+        for i, (ids, tokens) in enumerate(contexts):
+            if self._broken or len(tokens) > MAX_LOGPROB_TOKEN_IDS:
+                found[i] = Failure(self._broken or f"vLLM compares {MAX_LOGPROB_TOKEN_IDS} tokens at most")
+                continue
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=1,
+                logprob_token_ids=tokens,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            try:
+                engine.add_request(f"score-{i}", {"prompt_token_ids": ids}, params, lora_request=self._lora)
+            except ValueError as error:  # a request vLLM refuses
+                found[i] = Failure(f"{type(error).__name__}: {error}")
+                continue
+            in_work[f"score-{i}"] = i
+        while in_work:
+            try:
+                outputs = engine.step()
+            except Exception as error:  # as in generate
+                self._broken = f"vLLM stopped: {type(error).__name__}: {error}"
+                return [Failure(self._broken)] * len(contexts)
+            for output in outputs:
+                if output.finished:
+                    i = in_work.pop(output.request_id)
+                    logprobs = output.outputs[0].logprobs[0]
+                    found[i] = np.array([logprobs[token].logprob for token in contexts[i][1]], dtype=np.float64)
+        return found
 
     def close(self) -> None:
         """Stop vLLM and free its memory, so that another model can be started."""

@@ -71,6 +71,12 @@ def opened_by(text: str) -> str:
     return text[text.rfind(THINK_OPEN) :] if text.rstrip().endswith(THINK_OPEN) else ""
 
 
+def with_prefix(text: str, prefix: str) -> str:
+    """Let the response to a prompt begin with a text, of which the template may have opened the start already."""
+    opened = opened_by(text)
+    return (text.removesuffix(opened) if prefix.startswith(opened.rstrip()) else text) + prefix
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Give all special tokens, also those that only the list of added tokens marks as such."""
     added = getattr(tokenizer, "added_tokens_decoder", {})

@@ -23,15 +23,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from recipe.cello1.engines.asking import ask
+from recipe.cello1.engines.asking import Asked, ask
 from recipe.cello1.engines.options import add_asking, add_engines, engine_options, sampling_of
-from recipe.cello1.engines.protocol import Completion, Engine, Failure, Request, Sampling, sample_seed
+from recipe.cello1.engines.protocol import Completion, Decoding, Engine, Failure, Request, Sampling, sample_seed
 from recipe.cello1.engines.start import start_engines
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.journal import FolderJournal, Journal
 from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction, error_record, prediction_record
 from recipe.cello1.formats.provenance import check_same
 from recipe.cello1.formats.puzzle_files import load_puzzles
+from recipe.cello1.inference.matrix import Reading, evidence_sampling, read_matrix
 from recipe.cello1.task.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.task.puzzle import Puzzle
 
@@ -71,7 +72,7 @@ def predict(
     seed: int = 0,
     layout: Layout = "system",
     variant: Variant = "batch",
-    constrain: bool = False,
+    decode: Decoding = "free",
     shard: tuple[int, int] = (0, 1),
     progress: bool = True,
 ) -> Progress:
@@ -88,15 +89,17 @@ def predict(
     sampling
         How to sample; the default is greedy.
     samples
-        Answers for each puzzle.
+        Answers for each puzzle; with ``decode="matrix"`` pieces of evidence for each cell of it.
     seed
         Seed of the run; each completion has its own, made of this, its item and its number.
     layout
         Prompt layout.
     variant
         Task variant.
-    constrain
-        Whether each answer must be a legal one-to-one matching; the engine must be started for that.
+    decode
+        ``"free"``: as the model answers. ``"constrained"``: each answer is a legal one-to-one matching; the engine must
+        be started for that. ``"matrix"``: the probability of each candidate is read out for each cell, and the best
+        one-to-one matching is the answer; see :mod:`recipe.cello1.inference.matrix`.
     shard
         ``(i, n)``: answer only the items j with j mod n = i. The others of the n may run elsewhere, each with an
         ``.jsonl`` of its own, or all with the same folder.
@@ -110,9 +113,9 @@ def predict(
     Raises
     ------
     ValueError
-        If there are no puzzles, ``samples`` is not positive, several greedy samples are asked for, puzzles to constrain
-        have no candidates, an item has keys of the record, ``out`` holds predictions of another model, data set or
-        setting, or another run is writing to it.
+        If there are no puzzles, ``samples`` is not positive, several greedy samples are asked for, the engine or the
+        puzzles lack what ``decode`` needs, an item has keys of the record, ``out`` holds predictions of another model,
+        data set or setting, or another run is writing to it.
     """
     sampling = sampling or Sampling()
     if not puzzles:
@@ -128,29 +131,29 @@ def predict(
     if not 0 <= part < parts:
         msg = f"shard must be (i, n) with 0 <= i < n, got {shard}"
         raise ValueError(msg)
+    _check_decoding(engine, puzzles, decode, sampling)
+    how = {"decode": decode, "seed": seed, "constraint": engine.constraint if decode == "constrained" else ""}
+    pieces = 1
+    if decode == "matrix":
+        sampling, pieces, samples = evidence_sampling(sampling), samples, 1
+        how["pieces"] = pieces
     journal_type = _journal_type(Path(out), samples)
-    if constrain and not all(puzzle.candidates for puzzle in puzzles):
-        msg = "constrain needs candidates, and some puzzles have none; answer those without it"
-        raise ValueError(msg)
-    if constrain and not engine.constraint:
-        msg = f"constrain: the engine {engine.name!r} was not started for constrained answers (constrained=True)"
-        raise ValueError(msg)
     run = {
         "engine": engine.name,
         "model": engine.model,
         "fingerprint": engine.fingerprint,
-        "sampling": sampling.as_dict() | {"seed": seed, "constraint": engine.constraint if constrain else ""},
+        "sampling": sampling.as_dict() | how,
         "prompt_layout": check_layout(layout),
     }
     nothing = Completion("", "", 0, 0, 0.0 if sampling.logprobs else None)
 
-    def record(key: tuple[int, int], result: Completion | Failure) -> dict[str, Any]:
+    def record(key: tuple[int, int], result: Completion | Reading | Failure) -> dict[str, Any]:
         return _record(result, puzzle_to_item(puzzles[key[0]], variant), *key, run)
 
     def request(key: tuple[int, int]) -> Request:
         own_seed = sample_seed(seed, *key) if sampling.temperature > 0 else None
         puzzle = puzzles[key[0]]
-        legal = (puzzle.candidates, puzzle.n_cells) if constrain else ()
+        legal = (puzzle.candidates, puzzle.n_cells) if decode == "constrained" else ()
         return Request(messages(puzzle, layout, variant), own_seed, *legal)
 
     # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
@@ -165,11 +168,40 @@ def predict(
         with tqdm(
             total=len(mine), initial=kept, desc="predict", unit="item", disable=not progress, dynamic_ncols=True
         ) as bar:
-            asked = ask(
-                engine, todo, request, lambda key, result: journal.add(key, record(key, result)), sampling, bar=bar
-            )
+            if decode == "matrix":
+                asked = Asked()
+                own = [(index, puzzles[index]) for index, _ in todo]
+                options = {"samples": pieces, "seed": seed, "layout": layout, "variant": variant}
+                for index, result in read_matrix(engine, own, sampling, **options):
+                    journal.add((index, 0), record((index, 0), result))
+                    asked.note(result, bar)
+            else:
+                asked = ask(
+                    engine, todo, request, lambda key, result: journal.add(key, record(key, result)), sampling, bar=bar
+                )
         journal.tidy(order=True)
     return Progress(len(mine), kept, asked.answered, asked.failed, asked.errors)
+
+
+def _check_decoding(engine: Engine, puzzles: Sequence[Puzzle], decode: Decoding, sampling: Sampling) -> None:
+    """Refuse a way of decoding for which the engine or the puzzles lack something."""
+    if decode == "free":
+        return
+    short = next((i for i, puzzle in enumerate(puzzles) if len(puzzle.candidates) < puzzle.n_cells), None)
+    if short is not None:
+        msg = f"decode={decode!r} needs a candidate for each cell, and puzzle {short} has fewer; use decode='free'"
+        raise ValueError(msg)
+    if decode == "constrained" and not engine.constraint:
+        msg = f"decode: the engine {engine.name!r} was not started for constrained answers (constrained=True)"
+        raise ValueError(msg)
+    if decode == "matrix" and not engine.can_score:
+        msg = (
+            f"decode='matrix' needs probabilities, and {engine.name!r} gives none; use the engine vllm or transformers"
+        )
+        raise ValueError(msg)
+    if decode == "matrix" and sampling.logprobs:
+        msg = "logprobs are of sampled answers; decode='matrix' gives probabilities of its own"
+        raise ValueError(msg)
 
 
 def _journal_type(out: Path, samples: int) -> type[Journal] | type[FolderJournal]:
@@ -207,12 +239,14 @@ def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, run: 
     common = {"index": index, "sample": sample, **run}
     if isinstance(result, Failure):
         return error_record(item, result.error, **common)
-    if result.logprob is not None:
+    if isinstance(result, Reading):
+        common |= result.facts()
+    elif result.logprob is not None:
         common["logprob"] = result.logprob
     return prediction_record(
         item,
         result.text,
-        finish_reason=result.finish_reason,
+        finish_reason="stop" if isinstance(result, Reading) else result.finish_reason,
         tokens=result.tokens,
         prompt_tokens=result.prompt_tokens,
         **common,
@@ -248,18 +282,20 @@ def run(args: argparse.Namespace) -> str | None:
     data = load_puzzles(args.data, args.variant, args.prompt_layout)
     out = args.out or args.folder / args.model.replace("/", "_")
     with start_engines(args.engine, args.model, args.num_engines, **options) as engine:
+        puzzles = data.puzzles[: args.limit]
+        legal = engine.constraint and all(puzzle.candidates for puzzle in puzzles)
         if engine.constraint == "candidates":
             print("note: this server can be held to the candidates, but may name a type twice", file=sys.stderr)
         done = predict(
             engine,
-            data.puzzles[: args.limit],
+            puzzles,
             out,
             sampling=sampling,
             samples=args.samples,
             seed=args.seed,
             layout=data.layout,
             variant=data.variant,
-            constrain=args.constrain,
+            decode=args.decode or ("constrained" if legal else "free"),
             shard=(args.i, args.n),
         )
     print(f"{done.kept + done.answered} of {done.total} answers: {out}")

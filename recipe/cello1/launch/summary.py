@@ -63,7 +63,7 @@ def answer_puzzles(
                 sampling=Sampling(max_tokens=max_tokens),
                 layout=data.layout,
                 variant=data.variant,
-                constrain=decoding == "constrained",
+                decode="constrained" if decoding == "constrained" else "free",
             )
             if done.failed:
                 worst = dict(done.errors)

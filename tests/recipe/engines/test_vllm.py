@@ -114,7 +114,7 @@ def main():
     with start_engine("vllm", folder / "a", constrained=True) as engine:
         # Seeds for some only: vLLM on CPU draws them one by one.
         hot = Sampling(temperature=1.0, max_tokens=300, reasoning_budget=3)
-        predict(engine, puzzles[:100], folder / "seeded.jsonl", sampling=hot, constrain=True, progress=False)
+        predict(engine, puzzles[:100], folder / "seeded.jsonl", sampling=hot, decode="constrained", progress=False)
         requests = [Request(messages(p), None, p.candidates, p.n_cells) for p in puzzles[100:]]
         found = {"texts": [text for _, text in sorted(
             (i, result.text) for i, result in engine.generate(requests, hot)

@@ -81,7 +81,7 @@ def test_records_hold_the_item_and_how_it_was_made(tmp_path):
     first = records[0]
     assert first["answer"] == first["assistant_msg"] == "B cell | NK cell | T cell"
     assert first["prediction"].endswith("<answer>B cell | NK cell | T cell</answer>")
-    assert first["sampling"] == Sampling(max_tokens=99).as_dict() | {"constraint": "", "seed": 0}
+    assert first["sampling"] == Sampling(max_tokens=99).as_dict() | {"constraint": "", "decode": "free", "seed": 0}
     assert first["prompt_layout"] == "user"
     assert (first["tokens"], first["prompt_tokens"], first["finish_reason"]) == (7, 100, "stop")
     assert (first["engine"], first["model"], first["sample"]) == ("fake", "fake-model", 0)
@@ -246,14 +246,15 @@ def test_bad_options(tmp_path, options, match):
 
 def test_constrained_requests_carry_the_candidates(tmp_path):
     engine = FakeEngine()
-    run(engine, tmp_path / "p.jsonl", constrain=True)
+    run(engine, tmp_path / "p.jsonl", decode="constrained")
     assert {(request.candidates, request.n_answers) for request in engine.asked} == {(TYPES, 3)}
     assert read_items(tmp_path / "p.jsonl")[0]["sampling"]["constraint"] == "exact"
+    assert read_items(tmp_path / "p.jsonl")[0]["sampling"]["decode"] == "constrained"
     engine.constraint = ""
     with pytest.raises(ValueError, match="not started for constrained answers"):
-        run(engine, tmp_path / "q.jsonl", constrain=True)
-    with pytest.raises(ValueError, match="some puzzles have none"):
-        predict(engine, [Puzzle((("G",),), ())], tmp_path / "q.jsonl", variant="single_open", constrain=True)
+        run(engine, tmp_path / "q.jsonl", decode="constrained")
+    with pytest.raises(ValueError, match="puzzle 0 has fewer; use decode='free'"):
+        predict(engine, [Puzzle((("G",),), ())], tmp_path / "q.jsonl", variant="single_open", decode="constrained")
 
 
 def test_out_must_be_jsonl_or_a_folder(tmp_path):
@@ -351,6 +352,79 @@ def test_command(monkeypatch, tmp_path, capsys):
     assert [json.loads(line)["index"] for line in open(tmp_path / "o" / "p.jsonl")] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("flags", "constraint", "expected"),
+    [
+        ([], "exact", "constrained"),
+        ([], "", "free"),  # the engine cannot
+        (["--free"], "exact", "free"),
+        (["--constrain"], "exact", "constrained"),
+        (["--decode", "free"], "exact", "free"),
+    ],
+)
+def test_answers_are_legal_by_default_where_the_engine_can(monkeypatch, tmp_path, flags, constraint, expected):
+    engine = FakeEngine()
+    engine.constraint = constraint
+    assert command(monkeypatch, tmp_path, engine, *flags) == 0
+    assert {request.n_answers for request in engine.asked} == {3 if expected == "constrained" else 0}
+    assert {r["sampling"]["decode"] for r in read_predictions(tmp_path / "o" / "p.jsonl")} == {expected}
+
+
+class Markers(FakeEngine):
+    """Cites the first gene of the first cell, and knows what it speaks for."""
+
+    can_score = True
+    known = {"MS4A1": "B cell", "GNLY": "NK cell", "CD3D": "T cell"}
+
+    def generate(self, requests, sampling):
+        for i, request in reversed(list(enumerate(requests))):
+            self.asked.append(request)
+            gene = request.messages[-1]["content"].partition("Cell 1: ")[2].split("\n")[0].split(", ")[0]
+            yield i, Failure("out of memory") if gene in self.fail else Completion(f" {gene}", "stop", 2, 50)
+
+    def score(self, choices):
+        for i, choice in enumerate(choices):
+            gene = choice.prefix.removesuffix(" ->").rpartition(" ")[2]
+            yield i, np.log([0.8 if option == f" {self.known[gene]}" else 0.1 for option in choice.options]) - 5
+
+
+def test_matrix_records_hold_the_probabilities_of_each_cell(tmp_path):
+    done = run(Markers(), tmp_path / "p.jsonl", decode="matrix")
+    assert (done.answered, done.failed) == (6, 0)
+    record = read_predictions(tmp_path / "p.jsonl")[5]
+    assert (record["index"], record["sample"]) == (5, 0)
+    assert record["prediction"] == format_answer(TYPES)
+    assert record["probabilities"] == [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
+    assert (record["support"], record["margin"], record["entropy"]) == ([0.8] * 3, [0.7] * 3, [0.921928] * 3)
+    assert (record["tokens"], record["prompt_tokens"]) == (6, 150)
+    sampling = {"decode": "matrix", "pieces": 1, "seed": 0, "constraint": ""}
+    assert record["sampling"] == Sampling(max_tokens=64, stop=" ->").as_dict() | sampling
+
+
+def test_matrix_goes_on_where_it_was_and_failures_stop_no_other(tmp_path):
+    others = [*puzzles(2), Puzzle((("GNLY",), ("CD3D",)), TYPES)]
+    hot = {"decode": "matrix", "samples": 2, "sampling": Sampling(temperature=1.0), "progress": False}
+    engine = Markers(fail=["MS4A1"])
+    done = predict(engine, others, tmp_path / "p.jsonl", **hot)
+    assert (done.answered, dict(done.errors)) == (1, {"out of memory": 2})
+    assert len({request.seed for request in engine.asked}) == len(engine.asked) == 16
+    engine = Markers()
+    assert predict(engine, others, tmp_path / "p.jsonl", **hot).kept == 1
+    assert len(engine.asked) == 12
+    whole = predict(Markers(), others, tmp_path / "whole.jsonl", **hot)
+    assert whole.answered == 3
+    assert read_items(tmp_path / "p.jsonl") == read_items(tmp_path / "whole.jsonl")
+
+
+def test_matrix_refuses_what_it_cannot_do(tmp_path):
+    with pytest.raises(ValueError, match="'fake' gives none"):
+        run(FakeEngine(), tmp_path / "p.jsonl", decode="matrix")
+    with pytest.raises(ValueError, match="logprobs"):
+        run(Markers(), tmp_path / "p.jsonl", decode="matrix", sampling=Sampling(logprobs=True))
+    with pytest.raises(ValueError, match="needs a candidate for each cell"):
+        predict(Markers(), [Puzzle((("CD3D",), ("GNLY",)), ("T cell",))], tmp_path / "p.jsonl", decode="matrix")
+
+
 def test_command_takes_the_published_flags(monkeypatch, tmp_path):
     monkeypatch.setattr(predict_module, "start_engines", lambda name, model, number, **options: FakeEngine())
     write_puzzles(tmp_path / "d.json", puzzles())
@@ -372,7 +446,7 @@ def test_command_says_what_failed(monkeypatch, tmp_path, capsys):
         (["--model", "/nowhere", "--data", "/nowhere.parquet"], "/nowhere.parquet does not exist"),
         (["--model", "/nowhere", "--data", "/nowhere.csv"], r"must end in .json, .jsonl or .parquet"),
         (["--model", "/nowhere", "--data", "DATA", "--temperature", "-1"], "temperature must be 0"),
-        (["--model", "m", "--data", "DATA", "--reasoning-budget", "9"], "--reasoning-budget needs --constrain"),
+        (["--model", "m", "--data", "DATA", "--free", "--reasoning-budget", "9"], "--reasoning-budget needs --decode"),
         (["--model", "m", "--data", "DATA", "--base-url", "x"], "--base-url does not apply to the engine vllm"),
         (["--model", "m", "--data", "DATA", "--engine", "openai", "--lora", "x"], "--lora does not apply"),
         (["--model", "m", "--data", "DATA", "--limit", "-1"], "--limit must be at least 1, got -1"),

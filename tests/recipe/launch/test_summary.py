@@ -67,9 +67,9 @@ class Engine:
 def engine(monkeypatch):
     """Stand in for vLLM: model ``b`` answers 5 puzzles right, any other 1."""
 
-    def predict(engine, puzzles, path, *, constrain=False, **_):
-        assert engine.options.get("constrained") or not constrain
-        n = engine.n_right + constrain
+    def predict(engine, puzzles, path, *, decode="free", **_):
+        assert engine.options.get("constrained") or decode == "free"
+        n = engine.n_right + (decode == "constrained")
         answers = [puzzle.answer if i < n else puzzle.answer[::-1] for i, puzzle in enumerate(puzzles)]
         records = [{"index": i, "prediction": format_answer(a), "tokens": 20 + i} for i, a in enumerate(answers)]
         path.write_text("".join(json.dumps(record) + "\n" for record in records))

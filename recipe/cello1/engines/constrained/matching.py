@@ -72,8 +72,9 @@ class Matching:
         self.forced: State = ((_LITERAL, 0, 0),)
         self.closed: State = ((_LITERAL, len(CLOSE_THINK), 0),)
         self.least = self.need(self.forced)
-        # A model's own spelling is seldom the shortest: leave it some room.
-        self.reserve = ceil(1.25 * self.least) + SLACK
+        # Some room for a spelling that is not the shortest. More would be taken from the reasoning; where it is short,
+        # `tight` holds the answer to the shortest spellings.
+        self.reserve = ceil(1.25 * self.least) + 4
 
     def _insert(self, number: int, label: bytes) -> None:
         node = 0
