@@ -30,3 +30,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return item.get_closest_marker("integration") is not None, -time_out.args[0] if time_out else 0
 
     items.sort(key=order)
+    for item in items:
+        if "site" in getattr(item, "fixturenames", ()):  # the whole documentation is built
+            item.add_marker(pytest.mark.slow)

@@ -4,12 +4,15 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.helpers.processes import ROOT, environment
 from tests.helpers.rooms import LIGHT, own_tests
 
 LEAST = 98  # percent
 
 
+@pytest.mark.slow
 def test_light_modules_are_covered_by_their_own_tests(tmp_path):
     def coverage(*arguments: str) -> None:
         command = [sys.executable, "-m", "coverage", *arguments]

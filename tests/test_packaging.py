@@ -187,6 +187,7 @@ def test_set_up_checks_the_packages_it_installs(extras):
     assert imported <= {name.removesuffix("-cpu") for name in extras["cpu"]}
 
 
+@pytest.mark.slow
 def test_wheel_holds_recipe_plugin_and_overlay(tmp_path):
     tree = tmp_path / "tree"
     sources = [

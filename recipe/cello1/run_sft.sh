@@ -32,8 +32,10 @@ done
 
 # shellcheck source=launch/setup_env.sh
 source "$here/launch/setup_env.sh" train
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
+export TOKENIZERS_PARALLELISM=false
 OUTPUT=${OUTPUT:-$root/outputs/sft}
+# shellcheck source=launch/run_env.sh
+source "$here/launch/run_env.sh"
 if [ "$CELLO1_DEVICE" = gpu ]; then
   NUM_GPUS=${NUM_GPUS:-$("$PYTHON" -c "import torch; print(torch.cuda.device_count())")}
   precision=bf16
@@ -48,4 +50,4 @@ if [ "$NUM_GPUS" -gt 1 ]; then
   command+=(accelerate.commands.launch --num_processes "$NUM_GPUS" --main_process_port 0 --mixed_precision "$precision"
     --config_file "$here/config/accelerate/fsdp2.yaml" -m)
 fi
-exec "${command[@]}" recipe.cello1 sft "model=$MODEL" "train=$TRAIN_DATA" "output=$OUTPUT" "seed=${SEED:-1}" "${settings[@]}"
+"${command[@]}" recipe.cello1 sft "model=$MODEL" "train=$TRAIN_DATA" "output=$OUTPUT" "seed=${SEED:-1}" "${settings[@]}"

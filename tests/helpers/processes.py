@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 # Before a command: it runs with what verl, Ray and vLLM need on a machine without a GPU.
-IN_CPU_ENVIRONMENT = ("bash", "-c", 'source "$0" && exec "$@"', str(ROOT / "recipe" / "cello1" / "cpu_env.sh"))
+IN_CPU_ENVIRONMENT = ("bash", "-c", 'source "$0" && exec "$@"', str(ROOT / "recipe/cello1/launch/cpu_env.sh"))
 # A prompt cut in two makes vLLM turn a seeded request's random generator back, which CPU generators refuse.
 _SERVER_FLAGS = ("--enforce-eager", "--dtype", "float32", "--no-enable-chunked-prefill")
 _SERVER_ENVIRONMENT = {

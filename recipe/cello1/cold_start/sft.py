@@ -106,8 +106,8 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
         else:
             others.append(text)
     try:
-        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(others), paths)
-        settings = OmegaConf.to_container(merged, resolve=True)
+        merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(others))
+        settings = {**OmegaConf.to_container(merged, resolve=True), **paths}
     except OmegaConfBaseException as error:
         msg = f"the settings cannot be read: {error}"
         raise ValueError(msg) from None

@@ -2,8 +2,9 @@
 
 ``python -m recipe.cello1 preflight --model MODEL --train TRAIN --val VAL --run OUTPUT --config NAME -- OVERRIDES``
 
-Prints the two RL parquet files to train on, one a line: TRAIN and VAL themselves, or, where they are puzzle JSON, their
-conversions in OUTPUT/data. Anything unusable ends with one line that says what and why, before Ray is up.
+Prints, each with a NUL after it, the two RL parquet files to train on: TRAIN and VAL themselves, or, where they are
+puzzle JSON, their conversions in OUTPUT/data; then the hashes of both. Anything unusable ends with one line that says
+what and why, before Ray is up.
 
 OUTPUT/run.json holds what the run is: the composed configuration, hashes of the data, a fingerprint of the model. Once
 there is a checkpoint or a model, another one is refused. What may change are the settings in ``FREE``, which do not
@@ -309,4 +310,4 @@ def run(args: argparse.Namespace) -> None:
     check_wandb(config)
     check_machine(config, facts, args.run)
     check_run(args.run, identity)
-    print(train, val, os.environ.get(CHECKED, ""), sep="\n")
+    print(train, val, os.environ.get(CHECKED, ""), sep="\0", end="\0")

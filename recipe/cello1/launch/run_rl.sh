@@ -7,7 +7,8 @@
 #
 # Variables: MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle JSON), OUTPUT (folder), HARDWARE (a file
 # of config/hardware), NNODES, RAY_ADDRESS (a running Ray cluster, for several nodes), SEED, TRAIN_ONLY (1: neither export nor
-# evaluation). Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance.
+# evaluation). Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance. verl runs in OUTPUT,
+# where relative paths in overrides start.
 # Killed and started again with the same OUTPUT it goes on where it was; with another model, data or settings it is refused.
 set -euo pipefail
 
@@ -19,11 +20,17 @@ configs=$(cd "$here/../config" && pwd)
 root=$(cd "$here/../../.." && pwd)
 fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
 stage() { printf '\n== %s\n' "$1" >&2; }
-set_text() { printf '%s="%s"' "$1" "${2//\"/\\\"}"; } # a Hydra override whose value may hold any character, as paths do
+set_text() { # a Hydra override whose value may hold any character: before a quote, the last one too, backslashes count double
+  local rest=$2\" part text=""
+  while [ -n "$rest" ]; do
+    part=${rest%%\"*} rest=${rest#*\"}
+    text+=$part${part##*[^\\]}\\\"
+  done
+  printf '%s="%s"' "$1" "${text%\\\"}"
+}
 
 # shellcheck source=setup_env.sh
 source "$here/setup_env.sh" train
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 SEED=${SEED:-1}
 SMOKE=${SMOKE:-0}
@@ -33,7 +40,7 @@ if [ "$CELLO1_DEVICE" = cpu ]; then
   # shellcheck source=cpu_env.sh
   source "$here/cpu_env.sh"
   HARDWARE=${HARDWARE:-cpu}
-elif ! "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('flash_attn') is None)"; then
+elif ! "$PYTHON" -P -c "import importlib.util as u, sys; sys.exit(u.find_spec('flash_attn') is None)"; then
   [ "$algorithm" != ppo ] || fail "PPO on a GPU needs flash-attn, without which verl loads no value model; install it"
   printf 'note: flash-attn is not installed: attention runs as sdpa, which takes more time and memory\n' >&2
   [ "${HARDWARE:-}" = cpu ] || settings+=("+attention=sdpa")
@@ -47,43 +54,33 @@ if [ -n "${MODEL:-}" ]; then
   before=("before $title=$MODEL")
 else
   [ -z "${TRAIN_DATA:-}${VAL_DATA:-}" ] || fail "TRAIN_DATA or VAL_DATA is set but MODEL is not; give the model to train"
-  name=embedded
-  [ "$SMOKE" = 1 ] && name=smoke
-  scale=embedded
-  [ "$algorithm" = grpo ] || { name+=-$algorithm; scale+=_$algorithm; }
+  name=embedded scale=embedded size=() sft=(--config embedded)
+  [ "$algorithm" = grpo ] || scale+=_$algorithm
+  [ "$SMOKE" != 1 ] || { name=smoke scale+=,smoke size=(--smoke); sft+=(--config smoke); }
+  [ "$algorithm" = grpo ] || name+=-$algorithm
   OUTPUT=${OUTPUT:-$root/outputs/$name}
   HARDWARE=${HARDWARE:-1x80gb}
-  settings+=("+scale=$scale")
+  settings+=("+scale=[$scale]")
 fi
+for name in OUTPUT MODEL TRAIN_DATA VAL_DATA TENSORBOARD_DIR; do
+  [[ ${!name:-} != *'${'* ]] || fail "$name=${!name} contains '\${', which verl would expand; rename the folder or file"
+done
 [ -f "$configs/hardware/$HARDWARE.yaml" ] ||
   fail "HARDWARE=$HARDWARE is unknown; it is one of $(cd "$configs/hardware" && echo [!_]*.yaml | sed 's/\.yaml//g')"
 [ "$HARDWARE" != multinode ] || [ -n "${NNODES:-}" ] || fail "HARDWARE=multinode needs NNODES, the number of Ray nodes"
 settings+=("hardware=$HARDWARE")
 [ -z "${NNODES:-}" ] || settings+=("trainer.nnodes=$NNODES")
 
-mkdir -p "$OUTPUT"
-OUTPUT=$(cd "$OUTPUT" && pwd)
-if command -v flock >/dev/null; then
-  exec 9>"$OUTPUT/.lock"
-  flock -w 60 9 || fail "another run is using OUTPUT=$OUTPUT; wait for it, stop it, or choose another OUTPUT"
-fi
+# shellcheck source=run_env.sh
+source "$here/run_env.sh"
+cd "$OUTPUT" # Ray puts the working directory first on the path of its workers
 
 if [ -z "${MODEL:-}" ]; then
-  size=()
-  sft=()
-  if [ "$SMOKE" = 1 ]; then
-    size=(--smoke)
-    sft=(max_steps=8)
-    settings+=(trainer.total_training_steps=2 trainer.save_freq=1 data.train_batch_size=6
-      actor_rollout_ref.actor.ppo_mini_batch_size=6 actor_rollout_ref.rollout.n=4
-      actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24
-      actor_rollout_ref.{ref,rollout}.log_prob_micro_batch_size_per_gpu=24)
-  fi
   stage "puzzles, tokenizer and model from the PBMC cells that come with scanpy"
   "$PYTHON" -m recipe.cello1 embedded --out "$OUTPUT/data" --seed "$SEED" "${size[@]}"
   stage "cold start: supervised fine-tuning on expert-style traces"
-  "$PYTHON" -m recipe.cello1 sft --config embedded "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
-    "output=$OUTPUT/sft" "seed=$SEED" "${sft[@]}"
+  "$PYTHON" -m recipe.cello1 sft "${sft[@]}" "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
+    "output=$OUTPUT/sft" "seed=$SEED"
   before=("before SFT=$OUTPUT/data/model" "after SFT=$OUTPUT/sft/model")
   MODEL=$OUTPUT/sft/model
   TRAIN_DATA=$OUTPUT/data/train.parquet
@@ -106,21 +103,21 @@ if [ -n "${RAY_ADDRESS:-}" ]; then
   settings+=("$(set_text "$worker.VERL_FILE_LOGGER_PATH" @METRICS@)" "$(set_text "$worker.TENSORBOARD_DIR" "$TENSORBOARD_DIR")")
   settings+=(ray_kwargs.ray_init.num_cpus=null)
   [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_gpus,object_store_memory}"=null")
+else
+  settings+=(+ray_kwargs.ray_init.address=local) # never a Ray that somebody left running
 fi
 
-files=$("$PYTHON" -m recipe.cello1 preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
-  --config "cello1_$algorithm" -- "${settings[@]}" "$@")
-train_file=$(sed -n 1p <<<"$files")
-val_file=$(sed -n 2p <<<"$files")
-CELLO1_CHECKED=$(sed -n 3p <<<"$files") # hashes of these files: the training need not check their rows again
-export CELLO1_CHECKED
+"$PYTHON" -m recipe.cello1 preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
+  --config "cello1_$algorithm" -- "${settings[@]}" "$@" >"$TMPDIR/files"
+mapfile -d "" -t files <"$TMPDIR/files"
+export CELLO1_CHECKED="${files[2]}" # hashes of these files: the training need not check their rows again
 
 composed=$OUTPUT/hydra/.hydra/config.yaml
 stage "$title with verl (HARDWARE=$HARDWARE; log: $OUTPUT/$algorithm.log)"
 if [ ! -e "$OUTPUT/model" ]; then
   "$PYTHON" -m recipe.cello1 watch --log "$OUTPUT/$algorithm.log" --metrics "$OUTPUT/metrics" --description "$title" -- \
     "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${settings[@]}" \
-    "$(set_text data.train_files "$train_file")" "$(set_text data.val_files "$val_file")" \
+    "$(set_text data.train_files "${files[0]}")" "$(set_text data.val_files "${files[1]}")" \
     "$(set_text actor_rollout_ref.model.path "$MODEL")" \
     "$(set_text trainer.default_local_dir "$OUTPUT/$algorithm")" "$(set_text hydra.run.dir "$OUTPUT/hydra")" "$@"
   [ "${TRAIN_ONLY:-0}" = 0 ] || exit 0
@@ -130,5 +127,5 @@ if [ ! -e "$OUTPUT/model" ]; then
 fi
 
 stage "held-out puzzles, before and after"
-"$PYTHON" -m recipe.cello1 summary --data "$val_file" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
+"$PYTHON" -m recipe.cello1 summary --data "${files[1]}" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
   --config "$composed" "${before[@]}" "after $title=$OUTPUT/model"

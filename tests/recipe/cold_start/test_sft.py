@@ -102,7 +102,7 @@ class TestSettings:
         assert (trainer["per_device_train_batch_size"], trainer["gradient_accumulation_steps"]) == (6, 16)
 
     def test_paths_are_taken_as_they_are(self):
-        path = "/lr=1e-6, (é) 'a' #1: {x}"
+        path = "/lr=1e-6, (é) 'a' #1: {x} ${oc.env:HOME}\nb"
         settings = sft.load_settings([f"model={path}", f"train={path}", f"output={path}"])
         assert [settings[key] for key in ("model", "train", "output")] == [path] * 3
 
@@ -114,7 +114,8 @@ class TestSettings:
 
     @pytest.mark.parametrize("name", sorted(path.stem for path in (sft.CONFIG / "sft").glob("*.yaml")))
     def test_every_shipped_file_is_understood(self, name, model, data, tmp_path):
-        settings = sft.load_settings(arguments(model, data, tmp_path)[:3], [name])
+        names = ["embedded", name] if name == "smoke" else [name]  # it goes on top of another
+        settings = sft.load_settings(arguments(model, data, tmp_path)[:3], names)
         trainer = sft._make_trainer(settings, PUZZLES)
         assert trainer.args.max_steps == settings["max_steps"]
         assert trainer.args.completion_only_loss is True

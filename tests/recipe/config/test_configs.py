@@ -50,7 +50,7 @@ def test_composes_and_passes_verls_own_validation(name, hardware, model):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", TRAINERS)
 def test_scales_compose_on_the_cpu(name, scale):
-    config = composed(name, "hardware=cpu", f"+scale={scale}")
+    config = composed(name, "hardware=cpu", f"+scale=[embedded,{scale}]" if scale == "smoke" else f"+scale={scale}")
     assert config.trainer.device == "cpu"
     assert config.actor_rollout_ref.actor.strategy == "fsdp2"
     rollout = config.actor_rollout_ref.rollout

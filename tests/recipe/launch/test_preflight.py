@@ -59,7 +59,7 @@ def arguments(model, train, val, out) -> list[str]:
 def test_prints_the_files_to_train_on(model, data, tmp_path, capsys):
     pytest.importorskip("verl")
     assert main(arguments(model, data, data, tmp_path)) == 0
-    assert capsys.readouterr().out.splitlines()[:2] == [str(data), str(data)]
+    assert capsys.readouterr().out.split("\0")[:2] == [str(data), str(data)]
 
 
 class TestTheSameRun:

@@ -32,6 +32,7 @@ def run(output: Path, *arguments: str, **variables: str) -> subprocess.Completed
         ({"MODEL": "m", "TRAIN_DATA": "t.json"}, "MODEL is set but VAL_DATA is not"),
         ({"TRAIN_DATA": "t.json"}, "MODEL is not"),
         ({"HARDWARE": "abacus"}, "HARDWARE=abacus is unknown; it is one of"),
+        ({"OUTPUT": "/proc/none"}, "OUTPUT=/proc/none cannot be written"),
         ({"MODEL": "./no-model", "TRAIN_DATA": "t.json", "VAL_DATA": "v.json"}, "MODEL=./no-model does not exist"),
     ],
 )
@@ -48,10 +49,14 @@ def test_bad_input_is_one_line_and_starts_nothing(tmp_path, variables, message):
 def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_path):
     # A name with much of what means something to Hydra.
     output, rollouts = tmp_path / "lr=1e-6, (é) 'a' #1", tmp_path / "rollouts"
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "numpy.py").write_text("raise SystemExit('a module of the working directory was run')")
     with open(tmp_path / "first.log", "wb") as log:
         first = subprocess.Popen(
             ["bash", str(SCRIPT), f"trainer.rollout_data_dir={rollouts}"],
             env=launcher_environment(output, SMOKE="1"),
+            cwd=stranger,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -1,0 +1,41 @@
+# Sourced by the launchers with OUTPUT set: the folder of a run is made and locked, and what the run writes elsewhere goes
+# into a temporary folder that is removed at its end. Caches (models, compiled kernels) stay where they are.
+fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
+
+# A module of the working directory is not taken for an installed one.
+export PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}" VLLM_NO_USAGE_STATS="${VLLM_NO_USAGE_STATS:-1}"
+
+for _name in OUTPUT MODEL TRAIN_DATA VAL_DATA TENSORBOARD_DIR; do # relative paths start here, wherever a process runs
+  [[ -z ${!_name:-} || ${!_name} == /* ]] && continue
+  # A model may be on the Hub, and what does not exist is reported as it was given.
+  [[ $_name == @(OUTPUT|TENSORBOARD_DIR) || -e ${!_name} ]] && declare "$_name=$PWD/${!_name}"
+done
+{ mkdir -p "$OUTPUT" && [ -w "$OUTPUT" ]; } 2>/dev/null || fail "OUTPUT=$OUTPUT cannot be written; choose another folder"
+if command -v flock >/dev/null; then
+  exec 9>"$OUTPUT/.lock"
+  flock -w 60 9 || fail "another run is using OUTPUT=$OUTPUT; wait for it, stop it, or choose another OUTPUT"
+fi
+if ! [ -w "${HOME:-/nonexistent}" ]; then # as with `docker run --user`
+  export HOME=$OUTPUT/home
+  mkdir -p "$HOME"
+fi
+export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/torchinductor}"
+
+# The path of a socket ends at 107 characters, and Ray's lie 68 below its temporary folder, whose own name takes 14.
+_parent=${RAY_TMPDIR:-${TMPDIR:-/tmp}}
+[[ $(printf %s "$_parent" | wc -c) -le 25 && $_parent == /* && -w $_parent ]] || _parent=/tmp
+TMPDIR=$(mktemp -d "$_parent/cello1-XXXXXX") || fail "$_parent cannot be written; set TMPDIR to a folder whose path has at most 25 characters"
+export TMPDIR HF_DATASETS_CACHE=$TMPDIR/datasets
+if [ -z "${RAY_ADDRESS:-}" ]; then # a Ray of its own; without a token it would write one into the home
+  RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
+  export RAY_AUTH_TOKEN RAY_TMPDIR=$TMPDIR
+fi
+
+end_run() { # also where the launcher alone is terminated: nothing that it started goes on
+  if pkill -TERM -P $$; then
+    for _ in {1..600}; do pgrep -P $$ >/dev/null || break; sleep 0.2; done
+  fi
+  rm -rf "$TMPDIR"
+}
+trap end_run EXIT

@@ -1,0 +1,197 @@
+"""The launchers with a stand-in for Python that writes down what it is called with."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import ROOT
+
+LAUNCHERS = ROOT / "recipe" / "cello1"
+STAND_IN = r"""#!/usr/bin/env bash
+printf '%s\0' "$PWD" "${TMPDIR-}" "${RAY_TMPDIR-}" "${HOME-}" "${PYTHONSAFEPATH-}" "${HF_DATASETS_CACHE-}" >>"$CALLS"
+printf '%s\0' "$@" $'\1' >>"$CALLS"
+[[ -z ${SLEEP-} || "$*" != *" watch "* ]] || sleep 60
+while (($#)); do
+  case $1 in --train | --val | --config) printf '%s\0' "$2" ;; esac
+  shift
+done
+"""
+SEEN = ("cwd", "TMPDIR", "RAY_TMPDIR", "HOME", "PYTHONSAFEPATH", "HF_DATASETS_CACHE")
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that gives the command and the variables of a launcher."""
+    python = tmp_path / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+
+    def start(script: str = "run_grpo.sh", *arguments: str, **variables: str) -> dict:
+        fixed = {"VIRTUAL_ENV": str(tmp_path / "env"), "CALLS": str(tmp_path / "calls"), "PATH": os.environ["PATH"]}
+        fixed |= {"CELLO1_SETUP": "off", "CELLO1_DEVICE": "cpu", "HOME": str(tmp_path), "OUTPUT": str(tmp_path / "out")}
+        return {"args": ["bash", str(LAUNCHERS / script), *arguments], "env": fixed | variables, "cwd": tmp_path}
+
+    return start
+
+
+def run(start: dict) -> subprocess.CompletedProcess:
+    return subprocess.run(**start, capture_output=True, text=True, timeout=60)
+
+
+def calls(folder: Path, command: str) -> list[tuple[dict[str, str], list[str]]]:
+    """What the stand-in saw and was given in the calls of one command."""
+    found = []
+    for call in (folder / "calls").read_bytes().decode().split("\1\0")[:-1]:
+        words = call.split("\0")[:-1]
+        if command in words:
+            found.append((dict(zip(SEEN, words, strict=False)), words[len(SEEN) :]))
+    return found
+
+
+HOSTILE = [
+    *(
+        "a b",
+        "a'b",
+        'a"b',
+        'a\\"b',
+        "a\\",
+        "a\\\\",
+        "a\nb",
+        "a\n",
+        "\n",
+        "$x",
+        "$(touch x)",
+        "`id`",
+        "{a}",
+        "[1,2]",
+        "a,b",
+    ),
+    *(
+        "a=b",
+        "null",
+        "1e-3",
+        "true",
+        "a#b",
+        "a}b",
+        "é",
+        "a\tb",
+        "a\rb",
+        " a",
+        "a ",
+        "~",
+        "%(x)s",
+        "a\\nb",
+        "*",
+        "@METRICS",
+    ),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_verl_gets_every_name_as_it_is(start, tmp_path, name):
+    parser = pytest.importorskip("hydra.core.override_parser.overrides_parser").OverridesParser.create()
+    for kind in "mtvo":
+        (tmp_path / f"{kind}{name}").mkdir()
+    variables = {"MODEL": f"m{name}", "TRAIN_DATA": f"t{name}", "VAL_DATA": f"v{name}", "OUTPUT": f"o{name}"}
+    done = run(start(**variables))
+    assert done.returncode == 0, done.stderr
+    ((seen, words),) = calls(tmp_path, "verl.trainer.main_ppo")
+    overrides = [word for word in words[words.index("verl.trainer.main_ppo") :] if "=" in word]
+    given = {override.key_or_group: override.value() for override in parser.parse_overrides(overrides)}
+    output = f"{tmp_path}/o{name}"
+    assert given["actor_rollout_ref.model.path"] == f"{tmp_path}/m{name}"
+    assert given["data.train_files"] == f"{tmp_path}/t{name}"
+    assert given["data.val_files"] == f"{tmp_path}/v{name}"
+    assert (given["trainer.default_local_dir"], given["hydra.run.dir"]) == (f"{output}/grpo", f"{output}/hydra")
+    assert given["ray_kwargs.ray_init.address"] == "local"
+    # Ray puts the working directory first on the path of its workers: it is no stranger's.
+    assert (seen["cwd"], seen["PYTHONSAFEPATH"]) == (output, "1")
+
+
+@pytest.mark.parametrize("name", ["MODEL", "TRAIN_DATA", "VAL_DATA", "OUTPUT", "TENSORBOARD_DIR"])
+def test_what_verl_would_expand_is_refused(start, tmp_path, name):
+    variables = {"MODEL": "m", "TRAIN_DATA": "t", "VAL_DATA": "v"} | {name: "a ${oc.env:HOME}"}
+    done = run(start(**variables))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: {name}=a ${{oc.env:HOME}} contains '${{', which verl would expand; rename the folder or file\n"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", ["run_grpo.sh", "run_ppo.sh", "run_sft.sh"])
+def test_a_run_has_a_temporary_folder_which_goes_with_it(start, tmp_path, script):
+    before = set(os.listdir("/tmp"))
+    run(start(script, MODEL="m", TRAIN_DATA="t", VAL_DATA="v", TMPDIR=str(tmp_path / ("x" * 80))))
+    ((seen, _),) = calls(tmp_path, "sft" if "sft" in script else "verl.trainer.main_ppo")
+    folder = seen["TMPDIR"]
+    assert seen["RAY_TMPDIR"] == folder and seen["HF_DATASETS_CACHE"] == f"{folder}/datasets"
+    assert len(f"{folder}/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store") <= 107
+    assert not os.path.exists(folder)
+    assert not {name for name in set(os.listdir("/tmp")) - before if name == os.path.basename(folder)}
+    assert seen["PYTHONSAFEPATH"] == "1"
+
+
+def test_a_short_temporary_folder_is_kept_to(start, tmp_path):
+    with_short = Path("/tmp") / f"c{os.getpid()}"
+    with_short.mkdir()
+    try:
+        run(start(MODEL="m", TRAIN_DATA="t", VAL_DATA="v", TMPDIR=str(with_short)))
+        ((seen, _),) = calls(tmp_path, "verl.trainer.main_ppo")
+        assert seen["TMPDIR"].startswith(f"{with_short}/")
+        assert not any(with_short.iterdir())
+    finally:
+        shutil.rmtree(with_short)
+
+
+def test_a_launcher_that_is_terminated_leaves_nothing(start, tmp_path):
+    with subprocess.Popen(
+        **start(MODEL="m", TRAIN_DATA="t", VAL_DATA="v", SLEEP="1"), stderr=subprocess.DEVNULL
+    ) as process:
+        while not (tmp_path / "calls").exists() or not calls(tmp_path, "watch"):
+            assert process.poll() is None
+            time.sleep(0.1)
+        folder = calls(tmp_path, "watch")[0][0]["TMPDIR"]
+        assert os.path.isdir(folder)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) != 0
+    assert not os.path.exists(folder)
+
+
+@pytest.mark.parametrize("home", [None, "/proc/none"])
+def test_a_user_without_a_home_gets_one_below_the_output(start, tmp_path, home):
+    arguments = start(MODEL="m", TRAIN_DATA="t", VAL_DATA="v")
+    del arguments["env"]["HOME"]
+    run(arguments if home is None else arguments | {"env": arguments["env"] | {"HOME": home}})
+    ((seen, _),) = calls(tmp_path, "verl.trainer.main_ppo")
+    assert seen["HOME"] == f"{tmp_path}/out/home"
+    assert os.path.isdir(seen["HOME"])
+
+
+@pytest.mark.parametrize("script", ["run_grpo.sh", "run_sft.sh"])
+def test_an_output_that_cannot_be_written_is_one_line(start, script):
+    done = run(start(script, MODEL="m", TRAIN_DATA="t", VAL_DATA="v", OUTPUT="/proc/none"))
+    assert done.returncode == 2
+    assert done.stderr == "error: OUTPUT=/proc/none cannot be written; choose another folder\n"
+
+
+def test_a_running_ray_is_joined_only_where_it_is_named(start, tmp_path):
+    run(start(MODEL="m", TRAIN_DATA="t", VAL_DATA="v", RAY_ADDRESS="10.0.0.1:6379"))
+    ((seen, words),) = calls(tmp_path, "verl.trainer.main_ppo")
+    assert not [word for word in words if "ray_init.address" in word]
+    assert seen["RAY_TMPDIR"] == ""
+
+
+def test_the_embedded_default_in_miniature(start, tmp_path):
+    for script, scale in (("run_grpo.sh", "embedded"), ("run_ppo.sh", "embedded_ppo")):
+        run(start(script, SMOKE="1"))
+        assert f"+scale=[{scale},smoke]" in calls(tmp_path, "verl.trainer.main_ppo")[-1][1]
+    (_, sft), *_ = calls(tmp_path, "sft")
+    assert sft[3:7] == ["--config", "embedded", "--config", "smoke"]
+    assert "--smoke" in calls(tmp_path, "embedded")[0][1]
