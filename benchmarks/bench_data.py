@@ -44,7 +44,7 @@ from recipe.cello1.data import vectors
 from recipe.cello1.data.expression.reader import CellReader
 from recipe.cello1.data.expression.store import Store
 from recipe.cello1.data.extract import Job, process_file
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 
 N_GENES = 30_000
 NONZEROS = 2_000
@@ -165,13 +165,13 @@ def read_with_h5py(path: Path) -> None:
 def extract_all(path: Path, threads: int) -> None:
     """List the top genes of every cell."""
     with Store(path) as store:
-        for _ in CellReader(store, Settings(), threads).read():
+        for _ in CellReader(store, PuzzleSettings(), threads).read():
             pass
 
 
 def make_puzzles(path: Path, threads: int) -> None:
     """Make the puzzles of a file."""
-    result = process_file(Job(str(path), "bench", "", Settings(), threads))
+    result = process_file(Job(str(path), "bench", "", PuzzleSettings(), threads))
     if result.reason or len(result.puzzles) != N_PUZZLES:
         msg = f"expected {N_PUZZLES} puzzles, got {len(result.puzzles)} ({result.reason})"
         raise RuntimeError(msg)

@@ -16,7 +16,7 @@ import numpy as np
 
 from recipe.cello1.data.fingerprints import donor_id, fingerprints_of, values_of
 from recipe.cello1.data.leaks import Audit, audit
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.data.split import LEFT_OUT, DataPlan, decide_sides
 from recipe.cello1.formats.atomic import JsonListWriter, atomic_write, dumps, remove_unfinished, sha256
 from recipe.cello1.formats.items import puzzle_to_item
@@ -63,7 +63,7 @@ class DataSet:
 def build(
     sources: Sequence[Source],
     out: str | Path,
-    settings: Settings,
+    settings: PuzzleSettings,
     plan: DataPlan,
     about: Mapping[str, Any] | None = None,
     more_files: Sequence[str] = (),
@@ -102,7 +102,7 @@ class _Unfinished:
 def _build(
     sources: Sequence[Source],
     out: Path,
-    settings: Settings,
+    settings: PuzzleSettings,
     plan: DataPlan,
     head: Mapping[str, Any],
     more_files: Sequence[str],
@@ -229,7 +229,7 @@ def _write_json(
     sources: Sequence[Source],
     sides: Sequence[np.ndarray],
     out: Path,
-    settings: Settings,
+    settings: PuzzleSettings,
     plan: DataPlan,
     counters: dict[str, dict[str, Counter]],
 ) -> None:
@@ -258,7 +258,7 @@ def _write_json(
                     _count(counters.setdefault(side, {}), puzzle)
 
 
-def raw_item(puzzle: Puzzle, settings: Settings) -> dict[str, Any]:
+def raw_item(puzzle: Puzzle, settings: PuzzleSettings) -> dict[str, Any]:
     """Make the published raw form of a puzzle."""
     donor, batch = str(puzzle.meta.get("donor_id", "")), puzzle.meta.get("batch")
     return {

@@ -17,8 +17,8 @@ from recipe.cello1.data.expression.reader import CellReader, Progress
 from recipe.cello1.data.expression.store import Labels, Store
 from recipe.cello1.data.fingerprints import VALUE_SEPARATOR
 from recipe.cello1.data.pool import (
+    CellTable,
     Peers,
-    Table,
     candidates_of_group,
     draw,
     lonely_cells,
@@ -26,7 +26,7 @@ from recipe.cello1.data.pool import (
     shortfall,
     wanted_puzzles,
 )
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.atomic import JsonListWriter
 from recipe.cello1.formats.outside_links import BadFileError
 from recipe.cello1.task.context import CONTEXT_FIELDS
@@ -49,7 +49,7 @@ class Job:
     # Name of the folder it lies in, which decides its extra context fields
     folder: str
     # What is wanted
-    settings: Settings
+    settings: PuzzleSettings
     # Threads to read with
     threads: int = 1
     # Where to write the cell records, if wanted
@@ -138,7 +138,7 @@ def _process(store: Store, job: Job, progress: Progress, known: dict[str, Any]) 
     return FileResult(job.name, puzzles, tuple(notes), table.n_cells, len(table.pool), n_records, fingerprint=known)
 
 
-def _without_poor_cells(table: Table, reader: CellReader, settings: Settings) -> tuple[Table, list[str]]:
+def _without_poor_cells(table: CellTable, reader: CellReader, settings: PuzzleSettings) -> tuple[CellTable, list[str]]:
     """Leave out the cells of which is known, without reading them, that they express too few genes."""
     stored = reader.matrix.stored()
     if stored is None:
@@ -148,7 +148,7 @@ def _without_poor_cells(table: Table, reader: CellReader, settings: Settings) ->
         return table, []
     pool = table.pool[~poor]
     note = f"{int(poor.sum()):,} cells left out: they express fewer than --min-genes {settings.min_genes}"
-    return Table(table.types, table.donors, table.batches, pool, table.notes, table.n_cells), [note]
+    return CellTable(table.types, table.donors, table.batches, pool, table.notes, table.n_cells), [note]
 
 
 class _Cells:
@@ -172,7 +172,7 @@ class _Cells:
 
 
 def _choose(
-    table: Table, reader: CellReader, settings: Settings, rng: np.random.Generator
+    table: CellTable, reader: CellReader, settings: PuzzleSettings, rng: np.random.Generator
 ) -> tuple[list[PuzzleIndex], dict[int, tuple[str, ...]], list[str]]:
     """Draw puzzles and read their cells, until there are enough or no more that could be drawn."""
     cells = _Cells(reader, settings.min_genes)
@@ -217,7 +217,7 @@ def _first_new(
 
 
 def _with_useful_cells(
-    puzzles: Sequence[PuzzleIndex], table: Table, cells: _Cells, rng: np.random.Generator
+    puzzles: Sequence[PuzzleIndex], table: CellTable, cells: _Cells, rng: np.random.Generator
 ) -> Iterator[PuzzleIndex]:
     """Read the cells of puzzles and put others of their kind in the place of those that turn out to be of no use."""
     cells.read(row for puzzle in puzzles for row in puzzle.rows)
@@ -244,7 +244,9 @@ def _first_useful(rows: Iterable[int], cells: _Cells, otherwise: int) -> int:
     return next((row for row in rows if row not in cells.useless), otherwise)
 
 
-def _notes_on_cells(chosen: Sequence[PuzzleIndex], table: Table, cells: _Cells, settings: Settings) -> list[str]:
+def _notes_on_cells(
+    chosen: Sequence[PuzzleIndex], table: CellTable, cells: _Cells, settings: PuzzleSettings
+) -> list[str]:
     notes = []
     if cells.spoiled:
         notes.append(f"{cells.spoiled:,} drawn cells left out: their values are NaN or infinite")
@@ -294,7 +296,7 @@ class _Metadata:
 def _puzzles(
     store: Store,
     job: Job,
-    table: Table,
+    table: CellTable,
     chosen: list[PuzzleIndex],
     genes: dict[int, tuple[str, ...]],
     ids: dict[int, str],
@@ -333,7 +335,7 @@ def _puzzles(
     return puzzles
 
 
-def _write_records(store: Store, job: Job, table: Table, reader: CellReader) -> int:
+def _write_records(store: Store, job: Job, table: CellTable, reader: CellReader) -> int:
     """Write one record for each cell of the pool, in the published form; returns how many."""
     metadata = _Metadata(store, job, table.types)
     ids, _ = store.cell_ids(table.pool)

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from recipe.cello1.data.context_table import load_context_table
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.data.split import MAX_TEST, SPLIT_MODES, DataPlan
 from recipe.cello1.task.gene_names import GENE_SETS, RANKS
 from recipe.cello1.task.prompt import LAYOUTS
@@ -48,7 +48,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def make_parser(about: str) -> argparse.ArgumentParser:
     """Describe the command."""
-    default, plan = Settings(), DataPlan()
+    default = PuzzleSettings()
     summary, _, rest = about.partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary,
@@ -121,6 +121,12 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         help="list genes by expression, or by expression against the file's mean (reads the whole file)",
     )
 
+    _add_run_options(parser)
+    return parser
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Describe the options that leave the puzzles as they are."""
     group = parser.add_argument_group("train and test")
     group.add_argument(
         "--split",
@@ -144,7 +150,9 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument("--fail-on-leak", action="store_true", help="exit with 1 if train and test share anything")
 
     group = parser.add_argument_group("output")
-    group.add_argument("--layout", choices=LAYOUTS, default=plan.layout, help="prompt layout for verl (%(default)s)")
+    group.add_argument(
+        "--layout", choices=LAYOUTS, default=DataPlan().layout, help="prompt layout for verl (%(default)s)"
+    )
     group.add_argument(
         "--raw", action="store_true", help=f"also write {RECORDS}/ (a record for each cell) and train_raw files"
     )
@@ -158,17 +166,16 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument("--skip-bad", action="store_true", help="exit with 0 though files could not be used")
     group.add_argument("--fresh", action="store_true", help="do every file again, though it was done before")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace) -> PuzzleSettings:
     """Return what puzzles are wanted."""
     single = args.task == "single"
     if single and args.sizes not in (None, (1,)):
         msg = f"--sizes {','.join(map(str, args.sizes))} does not go with --task single, which has one cell a puzzle"
         raise ValueError(msg)
-    given = {item.name: getattr(args, item.name) for item in fields(Settings) if hasattr(args, item.name)}
-    default = Settings()
+    given = {item.name: getattr(args, item.name) for item in fields(PuzzleSettings) if hasattr(args, item.name)}
+    default = PuzzleSettings()
     own = {
         "variant": args.task + ("_open" if args.candidates == "open" else ""),
         "sizes": (1,) if single else args.sizes or default.sizes,
@@ -178,7 +185,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         "exclude_types": tuple(args.exclude_types),
         "context": load_context_table(args.context_table),
     }
-    return Settings(**{**given, **own})
+    return PuzzleSettings(**{**given, **own})
 
 
 def plan_of(args: argparse.Namespace, split: str) -> DataPlan:

@@ -12,7 +12,7 @@ import numpy as np
 
 from recipe.cello1.data.expression.store import Labels, Store
 from recipe.cello1.data.fingerprints import canonical_id, donor_id
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.outside_links import BadFileError
 from recipe.cello1.task.answer import type_fault
 from recipe.cello1.task.sampling import PuzzleIndex, sample_puzzles
@@ -24,7 +24,7 @@ ANY_SUSPENSION = "any"
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class CellTable:
     """The metadata of a file that puzzles are made from."""
 
     # Of every cell
@@ -44,7 +44,7 @@ class Table:
         return self.types.take(rows), self.donors.take(rows), None if self.batches is None else self.batches.take(rows)
 
 
-def read_table(store: Store, settings: Settings, rng: np.random.Generator) -> Table:
+def read_table(store: Store, settings: PuzzleSettings, rng: np.random.Generator) -> CellTable:
     """Read the metadata and draw the pool."""
     columns = store.columns("obs")
     notes = []
@@ -82,7 +82,7 @@ def read_table(store: Store, settings: Settings, rng: np.random.Generator) -> Ta
     pool = np.flatnonzero(usable)
     if settings.max_cells and len(pool) > settings.max_cells:
         pool = np.sort(rng.choice(pool, settings.max_cells, replace=False))
-    return Table(types, donors, batches, pool, tuple(notes), store.n_obs)
+    return CellTable(types, donors, batches, pool, tuple(notes), store.n_obs)
 
 
 def _column(
@@ -110,8 +110,8 @@ def _check_types(types: Labels, usable: np.ndarray) -> None:
 
 
 def draw(
-    table: Table,
-    settings: Settings,
+    table: CellTable,
+    settings: PuzzleSettings,
     rng: np.random.Generator,
     without: Collection[int],
     sizes: Iterable[int],
@@ -132,7 +132,7 @@ def draw(
 class Peers:
     """The cells of a pool that may stand for each other: those of one donor (and batch) and type."""
 
-    def __init__(self, table: Table, without: Collection[int]) -> None:
+    def __init__(self, table: CellTable, without: Collection[int]) -> None:
         self._pool = table.pool
         types, donors, batches = table.take(table.pool)
         self._kinds = _group_codes(donors, batches) * len(types.categories) + types.codes
@@ -147,12 +147,12 @@ class Peers:
         return self._rows[first + rng.choice(last - first, min(count, last - first), replace=False)].tolist()
 
 
-def wanted_puzzles(table: Table, settings: Settings) -> int:
+def wanted_puzzles(table: CellTable, settings: PuzzleSettings) -> int:
     """Say how many puzzles of each size are wanted: ``per_size``, or one for each cell where that is 0."""
     return settings.per_size or max(1, len(table.pool))
 
 
-def shortfall(table: Table, settings: Settings, found: Mapping[int, int], any_useless: bool) -> list[str]:
+def shortfall(table: CellTable, settings: PuzzleSettings, found: Mapping[int, int], any_useless: bool) -> list[str]:
     """Say where there are fewer puzzles than wanted."""
     least = max(1, settings.per_size)
     short = {size: found.get(size, 0) for size in settings.sizes if found.get(size, 0) < least}
@@ -167,7 +167,7 @@ def shortfall(table: Table, settings: Settings, found: Mapping[int, int], any_us
     ]
 
 
-def lonely_cells(table: Table, settings: Settings) -> list[str]:
+def lonely_cells(table: CellTable, settings: PuzzleSettings) -> list[str]:
     """Say how many cells make no single-cell puzzle, since their donor has no other type to choose from."""
     if not settings.single or settings.open_ended:
         return []
@@ -179,7 +179,7 @@ def lonely_cells(table: Table, settings: Settings) -> list[str]:
     ]
 
 
-def candidates_of_group(table: Table) -> dict[tuple[str, str], tuple[str, ...]]:
+def candidates_of_group(table: CellTable) -> dict[tuple[str, str], tuple[str, ...]]:
     """List the types of each donor and batch in the pool: the candidates of single-cell puzzles."""
     found: dict[tuple[str, str], tuple[str, ...]] = {}
     types, donors, batches = table.take(table.pool)

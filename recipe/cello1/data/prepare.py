@@ -47,7 +47,7 @@ from recipe.cello1.data.options import (
 )
 from recipe.cello1.data.published import OWN_FILES, Imported, read_hub, read_puzzle_file, split_in_name
 from recipe.cello1.data.resume import drop_part, load_part, part_puzzles, save_part
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.data.workers import cpu_count, default_workers, run_jobs
 from recipe.cello1.formats.atomic import held
 from recipe.cello1.formats.puzzle_files import PUZZLE_SUFFIXES
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> str | None:
         return _run(args, settings)
 
 
-def _run(args: argparse.Namespace, settings: Settings) -> str | None:
+def _run(args: argparse.Namespace, settings: PuzzleSettings) -> str | None:
     if args.from_hub:
         check_for_puzzles(args, build_parser())
         sources, failures = _imported(read_hub(args.from_hub, settings.variant))
@@ -126,7 +126,7 @@ def _same(value: Any) -> Any:
     return value
 
 
-def _prepare_expression(args: argparse.Namespace, settings: Settings, inputs: _Found) -> str | None:
+def _prepare_expression(args: argparse.Namespace, settings: PuzzleSettings, inputs: _Found) -> str | None:
     if args.split == "given":
         msg = "--split given is for puzzle files whose names say train and test; choose another for expression files"
         raise ValueError(msg)
@@ -148,7 +148,7 @@ def _prepare_expression(args: argparse.Namespace, settings: Settings, inputs: _F
     return _finish(args, found, bool(bad))
 
 
-def _job(path: Path, name: str, settings: Settings, threads: int, args: argparse.Namespace) -> Job:
+def _job(path: Path, name: str, settings: PuzzleSettings, threads: int, args: argparse.Namespace) -> Job:
     # Whole paths, since the processes of a cluster have working directories of their own; but not resolved: a link lies
     # in the folder that the user put it in.
     whole = os.path.abspath(path)

@@ -17,7 +17,7 @@ from recipe.cello1.task.prompt import VARIANTS, Variant
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class PuzzleSettings:
     """What puzzles are wanted. The defaults are those of the published data."""
 
     # Seed of everything drawn

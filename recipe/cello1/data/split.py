@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
 from recipe.cello1.data.fingerprints import Fingerprint, all_have_ids, cell_keys, donor_keys, nameless_contexts
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.task.prompt import Layout
 
 MAX_TEST = 1100
@@ -179,7 +179,7 @@ class DataPlan:
 
 
 def decide_sides(
-    names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]], settings: Settings, plan: DataPlan
+    names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fingerprint]], settings: PuzzleSettings, plan: DataPlan
 ) -> tuple[list[np.ndarray], list[str]]:
     """Decide the side of each puzzle."""
     notes: list[str] = []

@@ -28,6 +28,7 @@ _IDS = {
     "numbered columns": r"(V|X|Unnamed: ?)\d+",
 }
 _ID = re.compile("|".join(f"(?:{pattern})" for pattern in _IDS.values()), re.IGNORECASE)
+_LOOKED_AT = 2_000  # names, drawn from all, by which it is decided whether to look at all of them
 _COLUMNS_OF_A_SYMBOL = 20  # columns that one symbol stands for on the average, from which on they are no symbols
 _SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name")  # looked at first
 _MADE_UNIQUE = re.compile(r"(.+)-\d+")
@@ -124,10 +125,10 @@ def gene_table(
 ) -> GeneTable:
     """Turn the gene names of a file into symbols."""
     patterns = compile_patterns(exclude)
-    if fault := symbol_fault(names):
+    given = [clean_symbol(name) for name in names]
+    if fault := _fault(names, given):
         column = _symbol_column(others)
         raise GeneNameError(fault, f"use the column {column!r}" if column else "name the column of symbols", column)
-    given = [clean_symbol(name) for name in names]
     symbols = _mended(given)
     _check_names(symbols)
     position: dict[str, int] = {}
@@ -151,11 +152,18 @@ def gene_table(
 
 def symbol_fault(names: Iterable[object]) -> str:
     """Say why gene names are no symbols."""
-    pairs = [(str(name).strip(), symbol) for name in names if (symbol := clean_symbol(name))]
+    names = list(names)
+    return _fault(names, [clean_symbol(name) for name in names])
+
+
+def _fault(names: Sequence[object], cleaned: Sequence[str]) -> str:
+    pairs = [(str(name), symbol) for name, symbol in zip(names, cleaned, strict=True) if symbol]
     given, symbols = {name for name, _ in pairs}, {symbol for _, symbol in pairs}
     if not pairs:
         return ""
-    wrong = [symbol for _, symbol in pairs if _ID.fullmatch(symbol)]
+    some = np.random.default_rng(0).integers(len(pairs), size=_LOOKED_AT).tolist()
+    few = len(pairs) > _LOOKED_AT and sum(_ID.fullmatch(pairs[row][1]) is not None for row in some) < 0.4 * len(some)
+    wrong = [] if few else [symbol for _, symbol in pairs if _ID.fullmatch(symbol)]
     if 2 * len(wrong) > len(pairs):
         share = {
             kind: sum(re.fullmatch(pattern, text, re.IGNORECASE) is not None for text in wrong)

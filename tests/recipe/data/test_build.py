@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from recipe.cello1.data.extract import FileResult, Job, process_file
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.items import item_to_puzzle
 from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
 from recipe.cello1.formats.rl_parquet import read_rl_parquet
@@ -240,7 +240,7 @@ def test_real_puzzles_come_out_byte_identical_when_their_cells_and_metadata_go_i
             var=pd.DataFrame({"feature_name": genes}, index=[f"g{i}" for i in range(len(genes))]),
         )
         path = write(adata, tmp_path / f"{number}.h5ad")
-        result: FileResult = process_file(Job(str(path), "real", "", Settings(sizes=(real.n_cells,), per_size=1)))
+        result: FileResult = process_file(Job(str(path), "real", "", PuzzleSettings(sizes=(real.n_cells,), per_size=1)))
         (made,) = result.puzzles
         order = [int(name.removeprefix("cell")) for name in made.meta["cell_ids"]]
         back = np.argsort(order).tolist()

@@ -17,7 +17,7 @@ from recipe.cello1.data.context_table import load_context_table
 from recipe.cello1.data.expression.reader import CellReader
 from recipe.cello1.data.expression.store import Store
 from recipe.cello1.data.extract import Job, file_fingerprint, process_file
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.task.genes import top_genes
 from tests.helpers.toy_h5ad import N_GENES, toy_adata, write
 
@@ -26,7 +26,7 @@ SMALL = {"sizes": (3, 4), "per_size": 6}
 
 def run(tmp_path, adata, folder="folder", name="toy", suffix=".h5ad", **settings):
     path = write(adata, tmp_path / folder / f"{name}{suffix}")
-    return process_file(Job(str(path), name, folder, Settings(**{**SMALL, **settings})))
+    return process_file(Job(str(path), name, folder, PuzzleSettings(**{**SMALL, **settings})))
 
 
 def notes_of(result) -> str:
@@ -86,7 +86,7 @@ def test_however_the_file_is_stored_the_puzzles_are_the_same(tmp_path, adata, fo
         settings = {"use_raw": True}
     path = tmp_path / "other" / f"toy{suffix}"
     write(adata, path, **({"compression": form} if form == "lzf" else {}))
-    found = process_file(Job(str(path), "toy", "other", Settings(**SMALL, **settings))).puzzles
+    found = process_file(Job(str(path), "toy", "other", PuzzleSettings(**SMALL, **settings))).puzzles
     assert list(found) == list(expected)
 
 
@@ -292,7 +292,7 @@ def test_useless_cells_are_replaced_until_there_are_enough_puzzles(tmp_path, for
     matrix[useless, 1:] = np.nan
     adata.X = form(matrix)
     path = write(adata, tmp_path / "a.h5ad")
-    job = Job(str(path), "a", "", Settings(sizes=(3, 10), per_size=20))
+    job = Job(str(path), "a", "", PuzzleSettings(sizes=(3, 10), per_size=20))
     result = process_file(job)
     assert [puzzle.n_cells for puzzle in result.puzzles] == [3] * 20 + [10] * 20
     assert "fewer than 20 puzzles" not in notes_of(result)
@@ -447,12 +447,12 @@ def test_a_matrix_of_another_shape(tmp_path, adata):
     path = write(adata, tmp_path / "a.h5ad")
     with h5py.File(path, "a") as file:
         file["X"].attrs["shape"] = (600, 7)
-    result = process_file(Job(str(path), "a", "", Settings()))
+    result = process_file(Job(str(path), "a", "", PuzzleSettings()))
     assert "its matrix is 600 x 7 for 600 cells and 120 genes" in result.reason
 
 
 def test_a_file_that_is_gone(tmp_path):
-    result = process_file(Job(str(tmp_path / "gone.h5ad"), "gone", "", Settings()))
+    result = process_file(Job(str(tmp_path / "gone.h5ad"), "gone", "", PuzzleSettings()))
     assert "cannot be read" in result.reason
     assert result.remedy
 
@@ -482,7 +482,7 @@ def test_specificity_is_the_value_against_mean_and_overall_mean(tmp_path, adata)
     mean = dense.mean(axis=0)
     expected = top_genes(dense / (mean + mean.mean()), adata.var["feature_name"], 10)
     with Store(path) as store:
-        found = CellReader(store, Settings(rank_by="specificity", n_top=10), threads=3)
+        found = CellReader(store, PuzzleSettings(rank_by="specificity", n_top=10), threads=3)
         assert [genes for _, genes in found.read()] == expected
 
 
@@ -500,7 +500,7 @@ def test_seed_and_name_decide_not_place_or_threads(tmp_path, adata):
     other = shutil.copy(path, tmp_path / "two" / "b.h5ad")
 
     def puzzles(path, name, seed=1, threads=1):
-        return list(process_file(Job(str(path), name, "", Settings(**SMALL, seed=seed), threads)).puzzles)
+        return list(process_file(Job(str(path), name, "", PuzzleSettings(**SMALL, seed=seed), threads)).puzzles)
 
     assert puzzles(path, "a") == puzzles(other, "a", threads=4)
     assert puzzles(path, "a") != puzzles(path, "b")
@@ -510,7 +510,7 @@ def test_seed_and_name_decide_not_place_or_threads(tmp_path, adata):
 def test_progress_counts_the_cells_that_are_read(tmp_path, adata):
     seen = []
     path = write(adata, tmp_path / "a.h5ad")
-    result = process_file(Job(str(path), "a", "", Settings(**SMALL)), seen.append)
+    result = process_file(Job(str(path), "a", "", PuzzleSettings(**SMALL)), seen.append)
     assert sum(seen) == len({name for p in result.puzzles for name in p.meta["cell_ids"]})
 
 
@@ -537,7 +537,7 @@ def test_cell_records_in_the_published_form(tmp_path):
     adata = toy_adata(batches=2)
     path = write(adata, tmp_path / "a.h5ad")
     records = tmp_path / "cells" / "a.json"
-    job = Job(str(path), "a", "", Settings(**SMALL), records=str(records))
+    job = Job(str(path), "a", "", PuzzleSettings(**SMALL), records=str(records))
     result = process_file(job)
     found = json.loads(records.read_bytes())
     assert result.n_records == len(found) == 600
@@ -550,13 +550,13 @@ def test_cell_records_in_the_published_form(tmp_path):
     assert first["context"].endswith(f"melanoma. Top expressed genes are: {', '.join(genes)}.")
     assert (first["tissue"], first["disease"], first["sex"]) == ("skin epidermis", "melanoma", cell.sex)
     assert "self_reported_ethnicity" not in first
-    assert list(process_file(Job(str(path), "a", "", Settings(**SMALL))).puzzles) == list(result.puzzles)
+    assert list(process_file(Job(str(path), "a", "", PuzzleSettings(**SMALL))).puzzles) == list(result.puzzles)
 
 
 def test_backed_objects_are_what_is_on_disk(tmp_path, adata):
     path = write(adata, tmp_path / "a.h5ad")
     backed = ad.read_h5ad(path, backed="r")
-    assert list(process_file(Job(str(backed.filename), "toy", "folder", Settings(**SMALL))).puzzles) == list(
+    assert list(process_file(Job(str(backed.filename), "toy", "folder", PuzzleSettings(**SMALL))).puzzles) == list(
         run(tmp_path, adata).puzzles
     )
     backed.file.close()
@@ -583,11 +583,11 @@ def test_backed_objects_are_what_is_on_disk(tmp_path, adata):
 )
 def test_settings_that_make_no_sense(settings, match):
     with pytest.raises(ValueError, match=match):
-        Settings(**settings)
+        PuzzleSettings(**settings)
 
 
 def test_defaults_are_as_published():
-    settings = Settings()
+    settings = PuzzleSettings()
     assert settings.sizes == (8, 9, 10, 11, 12, 13, 14, 15)
     assert (settings.per_size, settings.max_cells, settings.n_top) == (40, 20_000, 50)
     assert (settings.suspension, settings.gene_column, settings.rank_by) == ("cell", "feature_name", "expression")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from recipe.cello1.data.extract import Job, process_file
-from recipe.cello1.data.settings import Settings
+from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.outside_links import BadFileError, refuse_outside_links
 from tests.helpers.toy_h5ad import toy_adata, write
 
@@ -51,7 +51,7 @@ def test_hdf5(tmp_path, change, said):
         change(file, secret)
     with pytest.raises(BadFileError, match=said):
         refuse_outside_links(path)
-    result = process_file(Job(str(path), "a", "", Settings()))
+    result = process_file(Job(str(path), "a", "", PuzzleSettings()))
     assert said in result.reason and "may be an attack" in result.remedy and not result.puzzles
 
 
@@ -76,7 +76,7 @@ def test_zarr(tmp_path, place):
     (path / place).symlink_to(other)
     with pytest.raises(BadFileError, match=f"its {place} is a link to .*other, outside of it"):
         refuse_outside_links(path)
-    assert "outside of it" in process_file(Job(str(path), "a", "", Settings())).reason
+    assert "outside of it" in process_file(Job(str(path), "a", "", PuzzleSettings())).reason
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -177,3 +177,10 @@ def test_row_numbers(first, said):
 def test_specificity():
     assert specificity(np.array([2.0, 6.0]), 2).tolist() == [1 / 3, 1 / 5]
     assert specificity(np.zeros(2), 0).tolist() == [1, 1]
+
+
+def test_of_many_names_those_of_a_kind_are_counted_whatever_their_order():
+    names = [f"AB{i}" if i % 3 else f"ENSG{i:011d}" for i in range(6_000)]
+    assert symbol_fault(names) == ""
+    names = [f"AB{i}" if i % 3 == 0 else f"ENSG{i:011d}" for i in range(6_000)]
+    assert symbol_fault(names).startswith("4,000 of 6,000 gene names are Ensembl ids")
