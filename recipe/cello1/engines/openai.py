@@ -214,7 +214,8 @@ class OpenAIEngine(EngineBase):
             if name in body and (name in text or name == "max_tokens") and any(sign in text for sign in signs):
                 if name not in self.refused:
                     self.refused.add(name)
-                    logger.warning("%s refuses %s; asking without it", self.base_url, name)
+                    instead = "max_completion_tokens in its place" if name == "max_tokens" else "its default"
+                    logger.warning("%s refuses %s; going on with %s", self.base_url, name, instead)
                 return True
         return False
 

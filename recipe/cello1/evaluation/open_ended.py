@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from recipe.cello1.engines.protocol import Engine, Failure, Request, Sampling
+from recipe.cello1.engines.asking import ask
+from recipe.cello1.engines.protocol import Completion, Engine, Failure, Request, Sampling
 from recipe.cello1.evaluation.intervals import Estimate, estimate
 from recipe.cello1.evaluation.results import Meanings
 from recipe.cello1.evaluation.scores import Scored
@@ -116,14 +117,16 @@ def ask_judge(engine: Engine, pairs: Iterable[Pair]) -> Verdicts:
             verdicts.found[pair] = str(Relation.EQUIVALENT)
         else:
             asked.append(pair)
-    for position, result in engine.generate(map(_request, asked), SAMPLING):
-        pair = asked[position]
+
+    def keep(pair: Pair, result: Completion | Failure) -> None:
         if isinstance(result, Failure):
             verdicts.failures[pair] = result.error
         elif verdict := read_verdict(result.text):
             verdicts.found[pair] = verdict
         else:
             verdicts.failures[pair] = "the judge's reply is none of the words asked for"
+
+    ask(engine, asked, _request, keep, SAMPLING)
     return verdicts
 
 
