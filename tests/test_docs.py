@@ -29,7 +29,7 @@ PUBLIC = {
     for name in re.findall(r"automodule:: ([\w.]+)", path.read_text(encoding="utf-8"))
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-OF_RAY = {"--head", "--port", "--address", "--num-gpus"}
+OF_RAY = {"--head", "--port", "--address", "--num-gpus", "--num-cpus"}
 ELSEWHERE = "…"  # stands in a quotation for what differs from case to case
 
 BUILD = """

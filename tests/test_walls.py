@@ -60,7 +60,7 @@ def test_overlay_has_the_licence_header_that_upstream_checks():
 
 
 def test_overlay_imports_only_verl_torch_and_what_they_need():
-    allowed = {"verl", "torch", "transformers", "vllm", *sys.stdlib_module_names}
+    allowed = {"verl", "torch", "transformers", "vllm", "ray", *sys.stdlib_module_names}
     for path in (ROOT / "verl").rglob("*.py"):
         assert {name.partition(".")[0] for name in imports_of(path)} <= allowed, path
 

@@ -216,7 +216,7 @@ def test_an_answer_that_names_one_type_for_all_counts_for_no_group(monkeypatch, 
     assert adata.uns["cello1"]["checks"]["n_repeated"] == 10
     assert set(adata.uns["cello1"]["traces"]["status"]) == {"duplicate"}
     assert "10 answers name a type twice: they count only for the groups whose type stands in" in log.getvalue()
-    assert "names a type twice" in scverse_plugin.report(adata, tmp_path / "a.html").read_text()
+    assert "10 answers name a type twice" in scverse_plugin.report(adata, tmp_path / "a.html").read_text()
 
 
 def test_of_an_answer_that_names_a_type_twice_the_rest_counts():

@@ -29,7 +29,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self.muon = torch.optim.Muon(
             matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )
-        groups = [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": tables}, {"params": vectors, "weight_decay": 0.0}]
         self.adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=adam_lr, betas=betas, weight_decay=weight_decay
         )
@@ -69,7 +69,9 @@ def split_parameters(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     """Sort what needs gradients: matrices of the layers; embeddings and output layer (tied ones once); the rest."""
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
     ends = {id(parameter) for layer in layers if layer is not None for parameter in layer.parameters()}
-    matrices, tables, vectors = [], [], []
+    matrices: list[nn.Parameter] = []
+    tables: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             kind = vectors if parameter.ndim != 2 else tables if id(parameter) in ends else matrices

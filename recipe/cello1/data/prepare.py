@@ -267,7 +267,7 @@ def _find_inputs(inputs: Sequence[str]) -> _Found:
 def _usable_files(found: _Found) -> list[tuple[Path, str]]:
     """Keep the first file of each name and of each content, the others are listed; so are names that are no use."""
     first: dict[str, Path] = {}
-    of_size: dict[int, list[tuple[Path, str]]] = {}
+    of_size: dict[int, list[tuple[str, Path]]] = {}
     for path, name in found.expression:
         if name.encode(errors="replace").decode() != name:
             found.add_bad(name, "its name, or that of a folder it lies in, is not UTF-8", "rename it")

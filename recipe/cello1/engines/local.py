@@ -81,7 +81,7 @@ class LocalEngine(EngineBase):
                     continue
                 values = [next(found) for _ in tree.contexts]
                 failure = next((value for value in values if isinstance(value, Failure)), None)
-                yield position, failure or tree.total(values)
+                yield position, failure or tree.total([value for value in values if not isinstance(value, Failure)])
 
     def _tree(self, choice: Choice) -> TokenTree | Failure:
         """Find what must be computed for a choice, or say why it cannot be."""

@@ -8,7 +8,6 @@ labels of one token each need one context, whatever the length of the prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
 from typing import NamedTuple
 
 import numpy as np
@@ -30,15 +29,16 @@ class TokenTree(NamedTuple):
 
 def token_tree(texts: Sequence[Sequence[int]]) -> TokenTree:
     """Lay out texts, the prompt included; what all begin with is not scored, as it adds the same to each."""
-    texts = [tuple(ids) for ids in texts]
-    start = len(commonprefix(texts)) if texts else 0
-    if not start or len(set(texts)) < len(texts):
+    options = [tuple(ids) for ids in texts]
+    start = next((i for i, column in enumerate(zip(*options, strict=False)) if len(set(column)) > 1), None)
+    start = min(map(len, options), default=0) if start is None else start
+    if not start or len(set(options)) < len(options):
         msg = "options must be different texts, at least one, behind a text that is not empty"
         raise ValueError(msg)
     nodes: dict[tuple[int, ...], int] = {}
     contexts: list[Context] = []
     paths = []
-    for ids in texts:
+    for ids in options:
         path = []
         for end in range(start, len(ids)):
             node = nodes.setdefault(ids[:end], len(contexts))

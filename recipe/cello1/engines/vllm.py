@@ -143,8 +143,8 @@ class VllmEngine(LocalEngine):
                     in_work.clear()
                 for output in outputs:
                     if output.finished:
-                        position, *how = in_work.pop(output.request_id)
-                        yield position, self._completion(output, *how)
+                        position, opened, constrained, stop = in_work.pop(output.request_id)
+                        yield position, self._completion(output, opened, constrained, stop)
         finally:
             if in_work:  # the caller has had enough
                 engine.abort_request(list(in_work))

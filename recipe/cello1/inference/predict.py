@@ -99,7 +99,7 @@ def predict(
     decode
         ``"free"``: as the model answers. ``"constrained"``: each answer is a legal one-to-one matching; the engine must
         be started for that. ``"matrix"``: the probability of each candidate is read out for each cell, and the best
-        one-to-one matching is the answer; see :mod:`recipe.cello1.inference.matrix`.
+        one-to-one matching is the answer; see ``inference/matrix.py``.
     shard
         ``(i, n)``: answer only the items j with j mod n = i. The others of the n may run elsewhere, each with an
         ``.jsonl`` of its own, or all with the same folder.
@@ -171,8 +171,9 @@ def predict(
             if decode == "matrix":
                 asked = Asked()
                 own = [(index, puzzles[index]) for index, _ in todo]
-                options = {"samples": pieces, "seed": seed, "layout": layout, "variant": variant}
-                for index, result in read_matrix(engine, own, sampling, **options):
+                for index, result in read_matrix(
+                    engine, own, sampling, samples=pieces, seed=seed, layout=layout, variant=variant
+                ):
                     journal.add((index, 0), record((index, 0), result))
                     asked.note(result, bar)
             else:

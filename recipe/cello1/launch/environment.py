@@ -15,6 +15,7 @@ import subprocess
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def verify(*sets: str) -> None:
             raise ImportError(msg) from error
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., str | None]] = {
     **{"fingerprint": fingerprint, "look": look, "name-vllm": name_vllm},
     **{"uv-settings": uv_settings, "verify": verify},
 }

@@ -302,7 +302,7 @@ def run(args: argparse.Namespace) -> None:
     config = compose(args.config, args.rest)
     check_rows(config, n_rows(train))
     check_batches(config)
-    check_lengths(config, facts and facts.config.get("max_position_embeddings"))
+    check_lengths(config, facts.config.get("max_position_embeddings") if facts else None)
     for file in (train, val):
         check_prompts(args.model, file, config)
     identity = run_identity(args.config, config, args.model, train, val)

@@ -57,7 +57,7 @@ def trained_bytes(config: DictConfig, n_parameters: int) -> dict[str, tuple[floa
     if get(config, "algorithm.adv_estimator") == "gae":
         width = _width(config, "critic.fsdp")
         models["critic"] = ("critic.fsdp", n_parameters * width, n_parameters * 2 * width)
-    found = {}
+    found: dict[str, tuple[float, float]] = {}
     for name, (key, weights, states) in models.items():
         waiting = weights * bool(get(config, f"{key}.param_offload"))
         waiting += states * bool(get(config, f"{key}.optimizer_offload"))

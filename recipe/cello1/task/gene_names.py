@@ -134,13 +134,13 @@ def gene_table(
     position: dict[str, int] = {}
     symbol = np.full(len(names), -1, dtype=np.int32)
     n_excluded = 0
-    for column, text in enumerate(symbols):
+    for index, text in enumerate(symbols):
         if not text:
             continue
         if patterns and any(pattern.search(text) for pattern in patterns):
             n_excluded += 1
         else:
-            symbol[column] = position.setdefault(text, len(position))
+            symbol[index] = position.setdefault(text, len(position))
     if not position:
         what = "all of its genes are left out" if n_excluded else "none of its genes has a name"
         raise GeneNameError(what, "check exclude_genes and the column of gene symbols")
@@ -185,7 +185,7 @@ def _symbol_column(columns: Iterable[tuple[str, Sequence[Any]]]) -> str:
     return ""
 
 
-def are_row_numbers(names: Sequence[object]) -> bool:
+def are_row_numbers(names: Iterable[object]) -> bool:
     """Say whether gene names only count the rows, as converters from Seurat write them into ``raw``."""
     found = [str(name) for name in names]
     return any(found == [str(row) for row in range(first, first + len(found))] for first in (0, 1))

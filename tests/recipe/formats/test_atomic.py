@@ -146,3 +146,43 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
         path.touch()
     remove_unfinished(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".x.tmp", "x.json"]
+
+
+def test_a_file_that_cannot_be_written_says_why(tmp_path):
+    (tmp_path / "x.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError):
+        append_jsonl(tmp_path / "x.jsonl", 1)
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "elsewhere.jsonl")
+    with pytest.raises(ValueError, match="link.jsonl is a symbolic link; give the file itself"):
+        append_jsonl(tmp_path / "link.jsonl", 1)
+    assert not (tmp_path / "elsewhere.jsonl").exists()
+
+
+def test_where_there_are_no_locks_lines_are_appended_all_the_same(tmp_path, monkeypatch):
+    def without(file, kind):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(files.fcntl, "flock", without)
+    assert append_jsonl(tmp_path / "x.jsonl", {"a": 1}) == 0
+    assert append_jsonl(tmp_path / "x.jsonl", {"a": 2}) == 9
+    assert read_items(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+def test_a_file_that_was_replaced_is_followed(tmp_path, monkeypatch):
+    """Another process has put a new file in the place of the one that was opened, and then removed it for a moment."""
+    path = tmp_path / "x.jsonl"
+    append_jsonl(path, "old")
+    opened = files.open_no_link
+    done = []
+
+    def replaced(name, flags):
+        file = opened(name, flags)
+        if len(done) < 2:
+            done.append(path.unlink())
+            if len(done) == 1:
+                write_items(path, ["new"])
+        return file
+
+    monkeypatch.setattr(files, "open_no_link", replaced)
+    append_jsonl(path, "mine")
+    assert read_items(path) == ["mine"]

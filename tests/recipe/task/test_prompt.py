@@ -11,6 +11,7 @@ from recipe.cello1.task.answer import text_fault, type_fault
 from recipe.cello1.task.prompt import (
     LAYOUTS,
     VARIANTS,
+    annotation_messages,
     chat,
     check_layout,
     find_variant,
@@ -256,3 +257,14 @@ def test_the_instruction_stands_in_one_file_only():
     # Every line of code that holds a quarter of a sentence of it would be a second copy.
     quarter = sentence[: len(sentence) // 4]
     assert [p.name for p in files if quarter in p.read_text(encoding="utf-8")] == ["prompt.py"]
+
+
+def test_annotation_says_so_where_candidates_outnumber_the_cells():
+    cells = (("CD3D",), ("MS4A1",))
+    whole = Puzzle(cells, ("B cell", "T cell"))
+    assert annotation_messages(whole) == messages(whole)
+    spare = Puzzle(cells, ("B cell", "NK cell", "T cell"))
+    (system, user), (told, asked) = annotation_messages(spare), messages(spare)
+    assert user == asked
+    assert system["content"] != told["content"]
+    assert annotation_messages(spare)[0]["content"].split(".")[0] == told["content"].split(".")[0]

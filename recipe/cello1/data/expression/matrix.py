@@ -137,7 +137,7 @@ def _missing_chunks(array: Any) -> int:
 class _Sparse:
     """What CSR and CSC share."""
 
-    notes = ()
+    notes: Sequence[str] = ()
 
     def __init__(self, group: Any, shape: tuple[int, int], file: BinaryIO | None) -> None:
         self.shape = shape
@@ -341,7 +341,7 @@ class DenseMatrix:
         self.dtype = _working_type(array.dtype)
         missing = _missing_chunks(array)
         said = f"{missing:,} chunks of the matrix are not stored and count as zeros: is the store a whole copy?"
-        self.notes = [said] if missing else []
+        self.notes: Sequence[str] = [said] if missing else []
         self._step = self._rows_of_a_block()
         self.block_bytes = self._step * self.shape[1] * (self.dtype.itemsize + array.dtype.itemsize) + 1
 
