@@ -25,9 +25,9 @@ _IDS = {
     "ids of a data base": r"[NX][MRP]_\d+(\.\d+)?|(MGI|HGNC|RGD|GeneID|ZDB-GENE)[:-][\w-]+",
     "probe ids": r"\w+_at|ILMN_\d+|A_\d+_P\d+|cg\d{8}",
     "positions in the genome": r"[\w.]+[:_-]\d+[-_]\d+",
-    "numbered columns": r"(V|X|Unnamed: ?)\d+",
 }
 _ID = re.compile("|".join(f"(?:{pattern})" for pattern in _IDS.values()), re.IGNORECASE)
+_NUMBERED = re.compile(r"(V|X|Unnamed: ?)\d+")  # how R and pandas name columns, where all are named so
 _LOOKED_AT = 2_000  # names, drawn from all, by which it is decided whether to look at all of them
 _COLUMNS_OF_A_SYMBOL = 20  # columns that one symbol stands for on the average, from which on they are no symbols
 _SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name")  # looked at first
@@ -171,6 +171,8 @@ def _fault(names: Sequence[object], cleaned: Sequence[str]) -> str:
         }
         kind = max(share, key=lambda name: share[name])
         return f"{len(wrong):,} of {len(pairs):,} gene names are {kind} ({wrong[0]}), no symbols (TP53)"
+    if len(pairs) > 1 and all(_NUMBERED.fullmatch(symbol) for _, symbol in pairs):
+        return f"the {len(pairs):,} gene names only number the columns ({pairs[0][1]}), no symbols (TP53)"
     if len(pairs) > _COLUMNS_OF_A_SYMBOL * len(symbols) or len(given) > 2 * len(symbols):
         return f"{len(pairs):,} gene names come to {len(symbols):,} symbols ({pairs[0][0]} to {pairs[0][1]})"
     return ""
