@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -59,6 +59,7 @@ def test_equals_a_naive_sort(matrix, n_top, kind):
 @given(matrices(), st.integers(1, 5), st.sampled_from(["sparse", "dense"]), st.data())
 def test_a_repeated_symbol_counts_once_with_its_largest_value(matrix, n_top, kind, data):
     names = data.draw(st.lists(st.sampled_from("ABCDEF"), min_size=matrix.shape[1], max_size=matrix.shape[1]))
+    assume(len(names) <= 20 * len(set(names)))  # more columns a symbol are refused: see test_gene_names.py
     assert listed(matrix, names, n_top, kind) == naive(matrix, names, n_top)
 
 
