@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     adata, gold = load(args.data, args.seed)
     types = sorted(gold.values())
-    with start_engine(args.engine, args.model, constrained=True, max_model_len=512) as engine:
+    with start_engine(args.engine, args.model, constrained=True, max_model_len=1024) as engine:
         by_puzzles(adata, types, engine, args.seed)
         majority = by_cells(adata, types, engine, args.seed)
     print(scverse_plugin.get.cello1_df(adata)[["label", "support", "runner_up", "margin", "mixed"]].to_string())
