@@ -65,7 +65,8 @@ def scenario():
     folder = Path(sys.argv[1])
     puzzles = load_puzzles(folder / "data.json").puzzles
     found = {}
-    flags = ["predict", "--model", str(folder / "model"), "--data", str(folder / "data.json"), "--max-tokens", "8"]
+    flags = ["predict", "--model", str(folder / "model"), "--data", str(folder / "data.json"), "--free"]
+    flags += ["--max-tokens", "8"]
     found["rc"] = [
         main([*flags, "--out", str(folder / "one.jsonl")]),
         main([*flags, "--out", str(folder / "two.jsonl"), "--num-engines", "2"]),

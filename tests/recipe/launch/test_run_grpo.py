@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -38,7 +39,7 @@ def run(output: Path, *arguments: str, **variables: str) -> subprocess.Completed
 )
 def test_bad_input_is_one_line_and_starts_nothing(tmp_path, variables, message):
     result = run(tmp_path / "out", **variables)
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    errors = [line for line in result.stderr.splitlines() if re.match(r"(cello1 preflight: )?error: ", line)]
     assert result.returncode != 0
     assert len(errors) == 1 and message in errors[0]
     assert processes_of(tmp_path) == {}
