@@ -208,6 +208,7 @@ def test_a_template_that_does_not_end_turns():
         end_of_turn(tokenizer)
 
 
+@pytest.mark.timeout(120, method="thread")  # the limit under test needs the timer that the other method takes
 def test_a_template_without_an_end_is_stopped(monkeypatch):
     monkeypatch.setattr(chat_template, "_TIME_LIMIT_S", 0.2)
     tokenizer = build("phi")
