@@ -58,11 +58,12 @@ POINTS = [point.split(" = ") for point in setup_arguments()["entry_points"]["cel
 KNOWN = shell.commands() | {name: module for name, module in POINTS}
 TYPES = {gene: name for name, gene in MARKERS.items()} | {f"GENE{N_GENES - 1 - i}": f"type {i}" for i in range(N_TYPES)}
 
-# Writes its arguments down; prints what `preflight` does (the files to train on), makes the folder that `export` does.
+# Writes its arguments down; prints what `preflight` does (the files to train on, and their hashes), makes the folder that
+# `export` does.
 RECORDER = r"""#!/usr/bin/env bash
 printf '%s\0' "$@" $'\x1e' >>"$CALLS"
 case ${3:-} in
-preflight) printf '%s\n' "$7" "$9" ;;
+preflight) printf '%s\0' "$7" "$9" hashes ;;
 export) mkdir -p "$6" ;;
 esac
 """
@@ -244,7 +245,7 @@ def check_call(words: list[str]):
             return None
         case ["-m", "pytest", "tests", *_]:
             return None
-        case ["-c", code] if "find_spec('flash_attn')" in code:
+        case ["-P", "-c", code] if "find_spec('flash_attn')" in code:
             compile(code, "run_rl.sh", "exec")
             return None
         case ["-m", "accelerate.commands.launch", *argv]:
@@ -265,6 +266,11 @@ def check_call(words: list[str]):
             pytest.fail(f"no check for what the launcher runs: {words}")
 
 
+def given(value: str) -> str:
+    """What a launcher makes of a path: one that exists is made absolute, anything else may be a name on the Hub."""
+    return str(Path(value).absolute()) if Path(value).exists() else value
+
+
 def bash(command: Command, place: Path, run: bool) -> None:
     """Run a launcher with a Python that only writes down what it is to do, on a machine with eight GPUs."""
     assert command.variables.keys() <= READ_BY_SCRIPTS, f"{command}: no script reads one of these"
@@ -281,11 +287,12 @@ def bash(command: Command, place: Path, run: bool) -> None:
     made = [call.split("\0")[:-1] for call in calls.read_text().split("\x1e\0")[:-1]]
     found = [config for config in map(check_call, made) if config is not None]
     if "run_sft" in command.words[1]:
-        assert f"model={shared['MODEL']}" in made[-1] and f"train={shared['TRAIN_DATA']}" in made[-1]
+        assert f"model={given(shared['MODEL'])}" in made[-1] and f"train={given(shared['TRAIN_DATA'])}" in made[-1]
     if "MODEL" in shared and "run_sft" not in command.words[1]:
         (config,) = found
-        assert config.actor_rollout_ref.model.path == shared["MODEL"]
-        assert (config.data.train_files, config.data.val_files) == (shared["TRAIN_DATA"], shared["VAL_DATA"])
+        assert config.actor_rollout_ref.model.path == given(shared["MODEL"])
+        files = (given(shared["TRAIN_DATA"]), given(shared["VAL_DATA"]))
+        assert (config.data.train_files, config.data.val_files) == files
         assert config.trainer.nnodes == int(shared.get("NNODES", 1))
 
 
