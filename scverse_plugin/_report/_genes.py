@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # What may be a gene symbol: letters and digits, with the marks that symbols have inside (HLA-DRA, AC004556.1, C1orf56).
 _WORD = re.compile(r"[A-Za-z0-9]+(?:[-.][A-Za-z0-9]+)*")
@@ -27,8 +27,7 @@ _WORDS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Mention:
+class Mention(NamedTuple):
     """A word of the reasoning that stands for a gene."""
 
     # Where it stands
@@ -47,6 +46,7 @@ class Finder:
         self._symbols = frozenset(known)
         self._capitals = {name.upper() for name in self._symbols}
         self._no_genes = {word for name in names for word in _WORD.findall(name)}
+        self._known: dict[str, bool] = {}  # of the words met so far; they come again in every puzzle
 
     def __call__(self, reasoning: str, prompt: Collection[str]) -> Iterator[Mention]:
         """Find the genes; ``prompt`` are those that the puzzle lists."""
@@ -55,12 +55,18 @@ class Finder:
             word = match.group()
             if word in listed:
                 yield Mention(match.start(), match.end(), word, True)
-            elif word in self._no_genes or len(word) < 2 or word == word.lower():
                 continue
-            elif word in self._symbols or (
-                word.upper() not in _WORDS
-                # As mice write it: Lyz where the data have LYZ.
-                and (word.upper() in self._capitals or _LOOKS_LIKE.fullmatch(word))
-                and not _NOT_GENES.fullmatch(word)
-            ):
+            if (known := self._known.get(word)) is None:
+                known = self._known[word] = self._is_gene(word)
+            if known:
                 yield Mention(match.start(), match.end(), word, False)
+
+    def _is_gene(self, word: str) -> bool:
+        if word in self._no_genes or len(word) < 2 or word == word.lower():
+            return False
+        return word in self._symbols or (
+            word.upper() not in _WORDS
+            # As mice write it: Lyz where the data have LYZ.
+            and bool(word.upper() in self._capitals or _LOOKS_LIKE.fullmatch(word))
+            and not _NOT_GENES.fullmatch(word)
+        )

@@ -6,25 +6,29 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from html import escape as escape_text
 from pathlib import Path
 from typing import Any
 
 from anndata import AnnData
+from markupsafe import Markup, escape
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from recipe.cello1.formats.atomic import atomic_write
+from recipe.cello1.formats.pages import render_page
 from recipe.cello1.task.prompt import parse_user
 from scverse_plugin import pl
 from scverse_plugin._files import check_place
 from scverse_plugin._report._genes import Finder, Mention
-from scverse_plugin._report._page import page, table
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
 from scverse_plugin.pl._shared import PAGE
 
 LARGEST = 2_700_000  # characters of a page; puzzles beyond are left to the object
 LEAST = 300_000  # of which puzzles have so many in any case
+FRAME = 250  # of a puzzle besides its texts
+TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 
 def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces: int = 5) -> Path:
@@ -57,21 +61,26 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
     run = _store.stored(adata, key)
     groups = run["groups"].to_dict("records")
     traces = cello1_df(adata, key, table="traces").to_dict("records")
-    puzzles = _Puzzles(traces, Finder(_symbols(adata, run["params"]), [str(name) for name in run["types"]]))
+    finder = Finder(_symbols(adata, run["params"]), [str(name) for name in run["types"]])
+    mentions = [_mentions(trace, finder) for trace in traces]
     of_group = _by_group(groups, traces)
-    params = escape(json.dumps(_values(run["params"]), indent=1, ensure_ascii=False))
-    sections = [
-        ("overview", "Overview", _overview(groups)),
-        *_plots(adata, key),
-        ("parameters", "Parameters", f"<pre>{params}</pre>"),
-    ]
+    page = {
+        "title": f"Cell types: {key}",
+        "headlines": _headlines(run),
+        "notes": _notes(run),
+        "overview": _overview(groups),
+        "plots": _plots(adata, key),
+        "groups": [_group(*each, traces, mentions, max_traces) for each in zip(groups, of_group, strict=True)],
+        "params": json.dumps(_values(run["params"]), indent=1, ensure_ascii=False),
+    }
+
+    def render(puzzles: Mapping[int, Any]) -> str:
+        return render_page(TEMPLATE, **page, puzzles=puzzles, n_left=len(traces) - len(puzzles))
+
     wanted = [found[:max_traces] for found in of_group]
     links = sum(map(len, wanted)) * len('<a href="#p1000"></a>')
-    used = sum(len(html) for *_, html in sections) + len(_groups(groups, of_group, puzzles, max_traces)) + links
-    puzzles.show(wanted, max(LEAST, LARGEST - used))
-    texts = _groups(groups, of_group, puzzles, max_traces)
-    sections[-1:-1] = [("groups", "Groups", texts), ("puzzles", "Puzzles", puzzles.html())]
-    atomic_write(path, page(f"Cell types: {key}", sections, _summary(run)))
+    budget = max(LEAST, LARGEST - len(render({})) - links)
+    atomic_write(path, render(_shown(wanted, traces, mentions, budget)))
     return path
 
 
@@ -104,15 +113,22 @@ def _values(params: Any) -> dict[str, Any]:
     return {str(name): value.item() if hasattr(value, "item") else value for name, value in params.items()}
 
 
-def _summary(run: Any) -> str:
-    params, checks, groups = run["params"], run["checks"], run["groups"]
-    labelled = int((groups["status"] == "ok").sum())
-    facts = [
-        f"{labelled} of {len(groups)} groups have a label",
-        f"model {params['model']}",
-        f"engine {params['engine']}",
-        f"{int(checks['n_puzzles'])} puzzles, {int(checks['n_errors'])} without a response",
+def _headlines(run: Any) -> list[dict[str, str]]:
+    checks, groups = run["checks"], run["groups"]
+    n, labelled = len(groups), int((groups["status"] == "ok").sum())
+    found = [
+        ("groups with a label", f"{labelled} of {n}", ""),
+        ("support", f"{groups['support'].median():.2f}", "median over the groups"),
+        ("puzzles", str(int(checks["n_puzzles"])), f"{int(checks['n_errors'])} without a response"),
     ]
+    if checks["decoy_rate"] == checks["decoy_rate"]:
+        found.append(("decoys chosen", f"{float(checks['decoy_rate']):.1%}", "of the chances: false assignments"))
+    return [dict(zip(("label", "value", "note"), each, strict=True)) for each in found]
+
+
+def _notes(run: Any) -> list[str]:
+    params, checks = run["params"], run["checks"]
+    facts = [f"model {params['model']}", f"engine {params['engine']}"]
     if checks["n_repeated"]:
         facts.append(
             f"{int(checks['n_repeated'])} answers name a type twice: they count only for the groups "
@@ -121,57 +137,64 @@ def _summary(run: Any) -> str:
     cut = int((run["traces"]["finish_reason"] == "length").sum())
     if cut:
         facts.append(f"{cut} answers were cut at max_tokens={params['max_tokens']}")
-    if checks["decoy_rate"] == checks["decoy_rate"]:
-        facts.append(f"decoys chosen in {float(checks['decoy_rate']):.1%} of the chances (false assignments)")
     if checks["position_p_value"] == checks["position_p_value"]:
         facts.append(f"effect of the position in the puzzle: p = {float(checks['position_p_value']):.2g}")
-    return "<ul>" + "".join(f"<li>{escape(fact)}" for fact in facts) + "</ul>"
+    return facts
 
 
-def _overview(groups: Sequence[Mapping[str, Any]]) -> str:
-    columns = [("group", False), ("label", False), ("support", True), ("runner-up", False), ("margin", True)]
-    columns += [("votes", True), ("failures", True), ("status", False)]
+def _overview(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = []
     for i, row in enumerate(groups):
-        runner_up = f"{row['runner_up']} ({row['runner_up_support']:.2f})" if row["runner_up"] else ""
-        name = f'<a href="#g{i}">{_name(row)}</a>'
+        name = Markup('<a href="#g{}">{}</a>').format(i, _name(row))
         numbers = (f"{row['margin']:.2f}", str(row["votes"]), str(row["failures"]))
-        rows.append((name, escape(row["label"]), f"{row['support']:.2f}", escape(runner_up), *numbers, _flags(row)))
-    return table("Label and support of each group; a group's name leads to its puzzles", columns, rows)
+        rows.append((name, row["label"], f"{row['support']:.2f}", _runner_up(row), *numbers, _flags(row)))
+    columns = ("group", "label", "support", "runner-up", "margin", "votes", "failures", "status")
+    title = "label and support of each group"
+    return {"title": title, "columns": columns, "rows": rows, "left": (0, 1, 3, 7)}
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    return escape(row["group"]) + (f" <span class=dim>{escape(row['sample'])}</span>" if row["sample"] else "")
+def _name(row: Mapping[str, Any]) -> Markup:
+    return Markup('{} <span class="dim">{}</span>' if row["sample"] else "{}").format(row["group"], row["sample"])
 
 
-def _flags(row: Mapping[str, Any]) -> str:
-    flags = [] if row["status"] == "ok" else [row["status"]]
-    flags += ["mixed"] if row["mixed"] else []
-    return f"<span class=flag>{escape(', '.join(flags))}</span>" if flags else "ok"
+def _runner_up(row: Mapping[str, Any]) -> str:
+    return f"{row['runner_up']} ({row['runner_up_support']:.2f})" if row["runner_up"] else ""
 
 
-def _plots(adata: AnnData, key: str) -> list[tuple[str, str, str]]:
+def _flags(row: Mapping[str, Any]) -> Markup:
+    flags = [row["status"]] * (row["status"] != "ok") + ["mixed"] * bool(row["mixed"])
+    return Markup('<span class="flag">{}</span>' if flags else "{}").format(", ".join(flags) or "ok")
+
+
+def _plots(adata: AnnData, key: str) -> list[dict[str, str]]:
     groups = adata.uns[key]["groups"]
     n, ok = len(groups), int((groups["status"] == "ok").sum())
     part = "" if n <= PAGE else f" (the first {PAGE} of {n} groups; pl.support and pl.votes draw the others)"
-    bars = f"A bar for each group, as long as its support; {ok} of {n} groups have a label."
-    shown: list[tuple[str, str, Callable[..., Any], str]] = [
-        ("support", "Support", pl.support, bars),
-        ("votes", "Votes", pl.votes, "A matrix of groups and types, darker where a type was chosen more often."),
+    first = groups.sort_values("support", ascending=False).iloc[0]
+    most = f"The highest support, {first['support']:.2f}, is that of {first['group']} for {first['best'] or 'no type'}."
+    shown: list[tuple[str, Callable[..., Any], str]] = [
+        (
+            "support",
+            pl.support,
+            f"A bar for each group, as long as its support; {ok} of {n} groups have a label. {most}",
+        ),
+        ("votes", pl.votes, f"A matrix of groups and types, darker where a type was chosen more often. {most}"),
     ]
     if "X_umap" in adata.obsm:
+        names = ", ".join(f"{name} {count}" for name, count in adata.obs[key].value_counts().head(5).items())
         seen = "The cells on the embedding, coloured by label on the left and by support on the right."
-        shown.append(("umap", "Labels and support", pl.umap, seen))
+        shown.append(("umap", pl.umap, f"{seen} Most frequent: {names}."))
     parts = []
-    for anchor, title, draw, seen in shown:
+    for anchor, draw, seen in shown:
         figure = draw(adata, key, return_fig=True)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight")
+        figure.set_dpi(80)
+        FigureCanvasAgg(figure).print_png(buffer)  # figure.savefig draws twice
         plt.close(figure)
-        data = base64.b64encode(buffer.getvalue()).decode()
-        caption = seen + ("" if anchor == "umap" else part)
-        html = f'<figure><img alt="{escape(seen)}" src="data:image/png;base64,{data}"><figcaption>{escape(caption)}'
-        parts.append((anchor, title, f"{html}</figcaption></figure>"))
+        caption = seen.split(". ")[0].removesuffix(".") + "." + ("" if anchor == "umap" else part)
+        png = base64.b64encode(buffer.getvalue()).decode()
+        title = "labels and support" if anchor == "umap" else anchor
+        parts.append({"anchor": anchor, "title": title, "seen": seen, "caption": caption, "png": png})
     return parts
 
 
@@ -194,99 +217,72 @@ def _by_group(groups: Sequence[Mapping[str, Any]], traces: Sequence[Mapping[str,
     return [found.get((row["group"], row["sample"]), []) for row in groups]
 
 
-class _Puzzles:
-    """The puzzles of a run: what they have in genes, and the HTML of those that are shown."""
-
-    def __init__(self, traces: Sequence[Mapping[str, Any]], finder: Finder) -> None:
-        self.traces = traces
-        self.mentions = [self._mentions(trace, finder) for trace in traces]
-        self.shown: dict[int, str] = {}
-
-    @staticmethod
-    def _mentions(trace: Mapping[str, Any], finder: Finder) -> list[Mention]:
-        if "puzzle" not in trace:
-            return []
-        listed = {gene for cell in parse_user(str(trace["puzzle"])).cells for gene in cell}
-        return list(finder(_text(trace), listed))
-
-    def show(self, wanted: Sequence[Sequence[int]], budget: int) -> None:
-        """Write puzzles, one of each group after the other, until the budget is used up."""
-        longest = max(map(len, wanted), default=0)
-        for i in [found[rank] for rank in range(longest) for found in wanted if rank < len(found)]:
-            if i not in self.shown:
-                html = self._puzzle(i)
-                budget -= len(html)
-                if budget < 0:
-                    return
-                self.shown[i] = html
-
-    def _puzzle(self, i: int) -> str:
-        trace = self.traces[i]
-        answer = list(trace["answer"])
-        told = [
-            f"cell {n} (group {member}): {answer[n - 1] if n <= len(answer) else '?'}"
-            for n, member in enumerate(trace["groups"], start=1)
-        ]
-        body = f"<p>{escape('; '.join(told))}</p>" + (f"<p>{escape(trace['error'])}</p>" if trace["error"] else "")
-        if "puzzle" in trace:
-            text = _text(trace)
-            body += f"<pre>{_marked(text, self.mentions[i])}</pre>" if text else "<p class=dim>no reasoning</p>"
-            body += f"<details><summary>puzzle</summary><pre>{escape(str(trace['puzzle']))}</pre></details>"
-        # The anchor is inside, so that a browser opens what it is led to.
-        return f'<details><summary>{escape(_title(i, trace))}</summary><div id="p{i}">{body}</div></details>'
-
-    def html(self) -> str:
-        """Return the section of the puzzles."""
-        legend = (
-            "<p><span class=listed>GENE</span> is listed in the prompt; <span class=invented>GENE</span> is not: "
-            "the reasoning names a gene that it was not given.</p>"
-        )
-        left = len(self.traces) - len(self.shown)
-        rest = f"<p>{left} further puzzles are in the object: <code>get.cello1_df(adata, table='traces')</code>.</p>"
-        return legend + "".join(self.shown[i] for i in sorted(self.shown)) + (rest if left else "")
+def _mentions(trace: Mapping[str, Any], finder: Finder) -> list[Mention]:
+    if "puzzle" not in trace:
+        return []
+    return list(finder(_text(trace), {gene for cell in parse_user(str(trace["puzzle"])).cells for gene in cell}))
 
 
-def _title(i: int, trace: Mapping[str, Any]) -> str:
-    return f"puzzle {i + 1}: round {trace['round']}{' (screening)' if trace['screening'] else ''}, {trace['status']}"
+def _shown(
+    wanted: Sequence[Sequence[int]], traces: Sequence[Mapping[str, Any]], mentions: Sequence[list[Mention]], budget: int
+) -> dict[int, dict[str, Any]]:
+    """Make puzzles ready to be shown, one of each group after the other, until the budget is used up."""
+    shown: dict[int, dict[str, Any]] = {}
+    longest = max(map(len, wanted), default=0)
+    for i in [found[rank] for rank in range(longest) for found in wanted if rank < len(found)]:
+        if i not in shown:
+            puzzle = _puzzle(i, traces[i], mentions[i])
+            budget -= FRAME + sum(len(text) for text in puzzle.values() if text)
+            if budget < 0:
+                break
+            shown[i] = puzzle
+    return shown
 
 
-def _groups(
-    groups: Sequence[Mapping[str, Any]], of_group: Sequence[Sequence[int]], puzzles: _Puzzles, max_traces: int
-) -> str:
-    each = zip(groups, of_group, strict=True)
-    return "".join(_group(i, row, found, puzzles, max_traces) for i, (row, found) in enumerate(each))
+def _puzzle(i: int, trace: Mapping[str, Any], mentions: Sequence[Mention]) -> dict[str, Any]:
+    answer = [*trace["answer"], *["?"] * len(trace["groups"])]
+    screening = " (screening)" if trace["screening"] else ""
+    told = [f"cell {n} (group {group}): {answer[n - 1]}" for n, group in enumerate(trace["groups"], start=1)]
+    return {
+        "title": f"puzzle {i + 1}: round {trace['round']}{screening}, {trace['status']}",
+        "told": escape("; ".join(told)),
+        "error": escape(trace["error"]),
+        "text": _marked(_text(trace), mentions) if "puzzle" in trace else "",
+        "question": escape(str(trace["puzzle"])) if "puzzle" in trace else None,
+    }
 
 
-def _group(i: int, row: Mapping[str, Any], found: Sequence[int], puzzles: _Puzzles, max_traces: int) -> str:
-    runner_up = f"; runner-up {row['runner_up']} ({row['runner_up_support']:.2f})" if row["runner_up"] else ""
+def _group(
+    row: Mapping[str, Any],
+    found: Sequence[int],
+    traces: Sequence[Mapping[str, Any]],
+    mentions: Sequence[list[Mention]],
+    max_traces: int,
+) -> dict[str, Any]:
+    runner_up = f"; runner-up {_runner_up(row)}" if row["runner_up"] else ""
     facts = f"support {row['support']:.2f}{runner_up}; {row['votes']} votes in {row['puzzles']} puzzles"
     if row["cell_agreement"] == row["cell_agreement"]:
         facts += f"; {row['cell_agreement']:.0%} of {row['cells_asked']} cells agree"
-    if found and "puzzle" in puzzles.traces[found[0]]:
-        named = [mention for each in found for mention in puzzles.mentions[each]]
-        invented = sum(not mention.in_prompt for mention in named)
-        facts += f"; {invented} of {len(named)} genes in the reasoning are not in the prompt"
-    lines = []
-    for each in found[:max_traces]:
-        trace = puzzles.traces[each]
-        position = trace["groups"].index(row["group"])
-        said = trace["answer"][position] if position < len(trace["answer"]) else trace["status"]
-        link = f'<a href="#p{each}">puzzle {each + 1}</a>' if each in puzzles.shown else f"puzzle {each + 1}"
-        lines.append(f"<li>{link}: {escape(said)}")
-    return (
-        f'<h2 id="g{i}">{_name(row)}: {escape(row["label"])}</h2><p>{escape(facts)} · {_flags(row)}</p>'
-        f"<ul>{''.join(lines)}</ul>"
-    )
+    if found and "puzzle" in traces[found[0]]:
+        named = sum(len(mentions[i]) for i in found)
+        invented = sum(not mention.in_prompt for i in found for mention in mentions[i])
+        facts += f"; {invented} of {named} genes in the reasoning are not in the prompt"
+    puzzles = []
+    for i in found[:max_traces]:
+        position, answer = traces[i]["groups"].index(row["group"]), traces[i]["answer"]
+        puzzles.append((i, answer[position] if position < len(answer) else traces[i]["status"]))
+    return {"name": _name(row), "label": row["label"], "facts": facts, "flags": _flags(row), "puzzles": puzzles}
 
 
 def _text(trace: Mapping[str, Any]) -> str:
     return str(trace["reasoning"]) or str(trace["response"])
 
 
-def _marked(text: str, found: Sequence[Mention]) -> str:
+def _marked(text: str, found: Sequence[Mention]) -> Markup:
     parts, at = [], 0
     for mention in found:
         kind = "listed" if mention.in_prompt else "invented"
-        parts += [escape(text[at : mention.start]), f"<span class={kind}>{escape(mention.gene)}</span>"]
+        # A gene is letters, digits, '-' and '.'; Markup for every piece would take most of a report's time.
+        parts += [escape_text(text[at : mention.start]), f'<span class="{kind}">{mention.gene}</span>']
         at = mention.stop
-    return "".join([*parts, escape(text[at:])])
+    return Markup("".join([*parts, escape_text(text[at:])]))

@@ -2,6 +2,7 @@ import re
 import shutil
 import subprocess
 from html import escape
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -15,8 +16,10 @@ from matplotlib.figure import Figure
 import scverse_plugin
 from recipe.cello1.task.answer import format_answer
 from scverse_plugin._report._genes import Finder
+from tests.helpers.project import project_files
 from tests.helpers.toy_adata import TYPES, FakeEngine, toy
 
+ROOT = Path(__file__).parents[2]
 PLOTS = {
     "votes": lambda adata, **kw: scverse_plugin.pl.votes(adata, **kw),
     "support": lambda adata, **kw: scverse_plugin.pl.support(adata, **kw),
@@ -81,13 +84,13 @@ def test_plots_name_what_is_missing(done):
 def test_report_is_self_contained_and_escaped(done, tmp_path):
     path = scverse_plugin.report(done, tmp_path / "a.html")
     html = path.read_text()
-    assert "http" not in re.sub(r"data:image/png;base64,[^\"]+", "", html)
+    assert "http" not in re.sub(r"data:image/png;base64,[^\"]+|http-equiv", "", html)
     assert "<b>" not in html and "&lt;b&gt;&amp;" in html  # what the scripted model says
-    assert "<span class=invented>FOXP3</span>" in html
-    assert re.search(r"<span class=listed>(MS4A1|NKG7|CD3D|LYZ)</span>", html)
+    assert '<span class="invented">FOXP3</span>' in html
+    assert re.search(r'<span class="listed">(MS4A1|NKG7|CD3D|LYZ)</span>', html)
     assert html.count("data:image/png;base64,") == 3
     for name in TYPES:
-        assert f": {name}</h2>" in html
+        assert f": {name}</h3>" in html
     with pytest.raises(ValueError, match="must end in .html"):
         scverse_plugin.report(done, tmp_path / "a.txt")
 
@@ -169,7 +172,7 @@ def test_report_of_a_thousand_groups_stays_small(large, tmp_path):
     html = path.read_text()
     links, anchors = (set(re.findall(pattern, html)) for pattern in (r'href="#([^"]+)"', r'id="([^"]+)"'))
     assert links <= anchors and {f"g{i}" for i in range(1000)} <= links and "puzzles" in links
-    assert html.count("</h2>") > 1000 and "cluster 999 of the large atlas" in html
+    assert html.count("</h3>") == 1000 and "cluster 999 of the large atlas" in html
     shown = len(re.findall(r'id="p\d+"', html))
     left = int(re.search(r"(\d+) further puzzles are in the object", html)[1])
     assert shown > 50 and shown + left == int(large.uns["cello1"]["checks"]["n_puzzles"])
@@ -179,10 +182,34 @@ def test_report_of_a_thousand_groups_stays_small(large, tmp_path):
 def test_report_is_a_page_for_everyone(done, tmp_path):
     html = scverse_plugin.report(done, tmp_path / "a.html").read_text()
     assert '<html lang="en">' in html and '<meta name="viewport" content="width=device-width' in html
-    assert "prefers-color-scheme:dark" in html and '<nav aria-label="Contents">' in html
-    assert '<th scope="col">group' in html and html.count('<th scope="row">') == 4 and "<caption>" in html
+    assert "prefers-color-scheme: dark" in html and '<nav aria-label="Contents">' in html
+    assert '<th scope="col" class="l">group' in html and html.count('<th scope="row">') == 4
     alts = re.findall(r'<img alt="([^"]*)"', html)
-    assert len(alts) == 3 and "4 of 4 groups have a label" in alts[0] and all(len(alt) > 30 for alt in alts)
+    assert len(alts) == 3 and all(len(alt) > 60 for alt in alts)
+    assert "4 of 4 groups have a label. The highest support, 1.00, is that of 0 for B cell." in alts[0]
+    assert "Most frequent: B cell 20, NK cell 20" in alts[2]
+
+
+def test_headlines_come_first_then_the_contents_then_the_groups(done, tmp_path):
+    html = scverse_plugin.report(done, tmp_path / "a.html").read_text()
+    shown = re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)</dd>", html)
+    assert shown == [("groups with a label", "4 of 4"), ("support", "1.00"), ("puzzles", "10")]
+    order = [html.index(each) for each in ("</dl>", "<nav", 'id="overview"', "<img", 'id="groups"', 'id="parameters"')]
+    assert order == sorted(order)
+    links = re.search("<nav.*?</nav>", html, re.DOTALL)[0]
+    assert re.findall(r'href="#(\w+)"', links) == re.findall(r'<h2 id="(\w+)"', html)
+
+
+def test_both_reports_have_one_frame():
+    """The plugin's and the evaluation's template extend the same one, and write no page of their own."""
+    from scverse_plugin._report._html import TEMPLATE
+
+    evaluation = ROOT / "recipe" / "cello1" / "evaluation" / "evaluation.html.j2"
+    for path in (TEMPLATE, evaluation):
+        text = path.read_text(encoding="utf-8")
+        assert text.startswith('{% extends "page.html.j2" %}') and "<html" not in text and "| safe" not in text
+    pages = [path for path in project_files() if path.suffix in (".py", ".j2") and "<!doctype" in path.read_text()]
+    assert [path.name for path in pages if "tests" not in path.parts] == ["page.html.j2"]
 
 
 def overflow(html, width, folder):

@@ -20,14 +20,19 @@ _MOST_TYPES = 40  # types in the confusion picture
 def to_html(result: Evaluation) -> str:
     """Write an evaluation as one HTML page."""
     shown = {label(name): result.measured.metrics[name] for name in _HEADLINES}
-    shown |= {label(name): measured.metrics["partial_accuracy"] for name, measured in result.baselines.items()}
+    shown |= {
+        f"{label(name)}: {label('partial_accuracy')}": measured.metrics["partial_accuracy"]
+        for name, measured in result.baselines.items()
+    }
+    headlines = [
+        {"label": name, "value": number("", found.mean), "note": interval("", found)} for name, found in shown.items()
+    ]
+    if result.chance is not None:
+        headlines.append({"label": "chance", "value": number("", result.chance), "note": "a random legal answer"})
     return render_page(
         Path(__file__).with_name("evaluation.html.j2"),
         title="Evaluation",
-        headlines=[
-            {"label": name, "value": number("", found.mean), "note": interval("", found)}
-            for name, found in shown.items()
-        ],
+        headlines=headlines,
         run=[f"{key}: {value}" for key, value in result.run.items()],
         notes=notes(result),
         tables=tables(result),
@@ -38,7 +43,7 @@ def to_html(result: Evaluation) -> str:
     )
 
 
-def _draw(title: str, below: str, paint: Callable[[Any], None]) -> dict[str, Any]:
+def _draw(title: str, below: str, paint: Callable[[Any], None], seen: str = "") -> dict[str, Any]:
     """Draw a small plot as SVG in the colours of the page; nothing in its texts is taken for markup."""
     from markupsafe import Markup
     from matplotlib import rc_context
@@ -54,7 +59,7 @@ def _draw(title: str, below: str, paint: Callable[[Any], None]) -> dict[str, Any
         without = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=without)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", file.getvalue()[file.getvalue().index("<svg") :])
-    return {"title": title, "svg": Markup(svg.replace("#000000", "currentColor"))}
+    return {"title": title, "seen": f"{title}: {seen}", "svg": Markup(svg.replace("#000000", "currentColor"))}
 
 
 def _accuracy_by_n(result: Evaluation) -> dict[str, Any]:
@@ -68,14 +73,18 @@ def _accuracy_by_n(result: Evaluation) -> dict[str, Any]:
         axes.set_ylim(0, 1.02)
         axes.xaxis.get_major_locator().set_params(integer=True)
 
-    return _draw("Partial accuracy by number of cells", "cells (dashed: chance)", paint)
+    seen = ", ".join(f"{found.mean:.2f} at {n} (chance {1 / n:.2f})" for n, found in groups.items())
+    return _draw("Partial accuracy by number of cells", "cells (dashed: chance)", paint, seen)
 
 
 def _lengths(result: Evaluation) -> dict[str, Any]:
     def paint(axes: Any) -> None:
-        axes.stairs(result.lengths["counts"], result.lengths["edges"], fill=True, color="C0", alpha=0.5)
+        axes.stairs(counts, edges, fill=True, color="C0", alpha=0.5)
 
-    return _draw("Length of the answers", result.length_unit, paint)
+    counts, edges = result.lengths["counts"], result.lengths["edges"]
+    top = max(range(len(counts)), key=counts.__getitem__)
+    seen = f"from {edges[0]:.0f} to {edges[-1]:.0f}, most from {edges[top]:.0f} to {edges[top + 1]:.0f}"
+    return _draw("Length of the answers", result.length_unit, paint, f"{seen} {result.length_unit}")
 
 
 def _reliability(result: Evaluation) -> dict[str, Any] | None:
@@ -89,7 +98,8 @@ def _reliability(result: Evaluation) -> dict[str, Any] | None:
             axes.plot([x, x], [row["accuracy_low"], row["accuracy_high"]], color="C0", linewidth=2)
             axes.plot([x], [row["accuracy"]], "o", color="C0")
 
-    return _draw(f"Accuracy against confidence of the consensus (ECE {found['ece']:.3f})", "confidence", paint)
+    seen = ", ".join(f"{row['accuracy']:.2f} at confidence {row['confidence']:.2f}" for row in found["bins"])
+    return _draw(f"Accuracy against confidence of the consensus (ECE {found['ece']:.3f})", "confidence", paint, seen)
 
 
 def _confusion(result: Evaluation) -> dict[str, Any]:

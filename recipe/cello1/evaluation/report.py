@@ -40,11 +40,12 @@ _MOST_PAIRS = 15  # confusions listed in text
 
 
 class ReportTable(NamedTuple):
-    """A table in no particular format; the first column holds text, the others numbers."""
+    """A table in no particular format."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    left: Sequence[int] = (0,)  # columns that hold words, not numbers
 
 
 def label(name: str, unit: str = "") -> str:
@@ -156,7 +157,7 @@ def details(result: Evaluation) -> list[ReportTable]:
     mistakes = [[pair.gold, pair.predicted, str(pair.count)] for pair in pairs]
     return [
         ReportTable("by cell type", ["type", "cells", "accuracy", *map(label, result.baselines)], types),
-        ReportTable("most frequent mistakes", ["gold", "answered", "cells"], mistakes),
+        ReportTable("most frequent mistakes", ["gold", "answered", "cells"], mistakes, left=(0, 1)),
     ]
 
 
@@ -211,7 +212,7 @@ def print_table(console: Console, table: ReportTable) -> None:
 
     shown = rich_table.Table(title=escape(table.title), title_justify="left")
     for i, column in enumerate(table.columns):
-        shown.add_column(escape(column), justify="right" if i else "left")
+        shown.add_column(escape(column), justify="left" if i in table.left else "right")
     for row in table.rows:
         shown.add_row(*map(escape, row))
     console.print(shown)
@@ -242,7 +243,7 @@ def rules_markdown(result: Evaluation) -> str:
 
 def markdown(table: ReportTable) -> str:
     """Write a table as Markdown."""
-    ruler = ["---"] + ["---:"] * (len(table.columns) - 1)
+    ruler = ["---" if i in table.left else "---:" for i in range(len(table.columns))]
     lines = [[*map(_cell, table.columns)], ruler, *([*map(_cell, row)] for row in table.rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def render_page(template: str | Path, **values: Any) -> str:
-    """Fill a template, which extends ``page.html.j2`` and may import ``parts.html.j2``, both beside this module."""
+    """Fill a template, which extends ``page.html.j2``: each needs ``title``, ``headlines`` and ``notes``."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     template = Path(template)
@@ -18,5 +18,5 @@ def render_page(template: str | Path, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template(template.name).render(values)
+    page = environment.get_template(template.name).render(values, contents=[])
     return page.encode("utf-8", "backslashreplace").decode() + "\n"  # responses may hold lone surrogates

@@ -110,7 +110,9 @@ class Checker(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        assert not [name for name, _ in attrs if name.startswith("on") or name in ("src", "href")]
+        assert not [name for name, _ in attrs if name.startswith("on") or name == "src"]
+        for name, value in attrs:  # links lead to a place on the page itself
+            assert name != "href" or (tag == "a" and value.startswith("#"))
         if tag not in self.void:
             self.open.append(tag)
 
@@ -130,7 +132,7 @@ def test_html_is_whole_and_nothing_in_it_is_obeyed():
     checker = Checker()
     checker.feed(page)
     assert checker.open == []
-    assert not checker.tags & {"script", "img", "a", "iframe", "link", "form"}
+    assert not checker.tags & {"script", "img", "iframe", "link", "form"}
     text = "".join(checker.text)
     assert "<script>alert(1)</script>" in text  # shown as text
     assert "<think></think>" in text
@@ -140,12 +142,22 @@ def test_html_is_whole_and_nothing_in_it_is_obeyed():
 
 def test_the_page_begins_with_the_headlines_then_the_slices_and_fits_any_screen():
     page = to_html(whole_result())
-    order = [page.index(words) for words in ('class="headlines"', "By n_cells", "Several answers", "<svg", "Confusion")]
+    words = ('class="headlines"', "<nav", "By n_cells</h2>", "combined</h2>", "<svg", "answered, cells)</h2>")
+    order = [page.index(each) for each in words]
     assert order == sorted(order)
+    headlines = page[: page.index("</dl>")]
+    assert "<dt>partial accuracy</dt>" in headlines and "<dt>chance</dt><dd>" in headlines
+    links = re.findall(r'href="#([^"]+)"', page[page.index("<nav") : page.index("</nav>")])
+    anchors = re.findall(r'<h2 id="([^"]+)"', page)
+    assert links == anchors and len(anchors) > 6
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
     assert "prefers-color-scheme: dark" in page
     assert page.count("<table") == page.count('<div class="wide">')  # wide tables scroll, the page does not
     assert "#000000" not in page[page.index("<svg") :]
+    assert '<th scope="col">metric</th>' not in page and '<th scope="col" class="l">metric</th>' in page
+    assert page.count("<th scope=") == len(re.findall("<th[ >]", page))
+    seen = re.findall(r'<figure role="img" aria-label="([^"]+)"', page)
+    assert len(seen) == 3 and "0.56 at 3 (chance 0.33)" in seen[0] and "at confidence" in seen[2]
 
 
 def test_formulas_in_names_are_text():
@@ -173,9 +185,9 @@ def test_of_many_types_those_most_often_confused_are_shown():
     item = puzzle(0, gold)
     page = to_html(evaluate([record(format_answer(answered), 0, of=item)], [item]))
     assert "the 40 of 60 types that are most often confused" in page
-    table = page[page.index('<table class="confusion">') :]
+    table = page[page.index('<table class="confusion"') :]
     table = table[: table.index("</table>")]
-    shown = re.findall(r"<tr><th>(type \d\d)</th>", table)
+    shown = re.findall(r'<tr><th scope="row">(type \d\d)</th>', table)
     assert len(shown) == 40
     assert set(gold[50:]) < set(shown)
     assert shown == sorted(shown)
