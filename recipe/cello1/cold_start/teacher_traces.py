@@ -266,7 +266,6 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, type=Path, help="puzzles with answers: .json, .jsonl or .parquet")
     parser.add_argument("--out", required=True, type=Path, help="the accepted puzzles with traces: .json or .jsonl")
     parser.add_argument("--tries", type=int, default=4, help="most responses for each puzzle (default %(default)s)")
-    parser.add_argument("--limit", type=int, help="ask only for the first LIMIT puzzles")
     add_sampling(parser, temperature=_TEMPERATURE, max_tokens=_MAX_TOKENS)
     add_server(parser)
     return parser
@@ -282,9 +281,6 @@ def run(args: argparse.Namespace) -> str | None:
         raise ValueError(msg)
     if args.out.resolve() == args.data.resolve():
         msg = f"--out is the file of the data, {args.data}; give another one"
-        raise ValueError(msg)
-    if args.limit is not None and args.limit < 1:
-        msg = f"--limit must be at least 1, got {args.limit}"
         raise ValueError(msg)
     sampling, options = sampling_of(args), engine_options(args)
     data = load_puzzles(args.data, args.variant, args.prompt_layout)

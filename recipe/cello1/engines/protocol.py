@@ -15,8 +15,8 @@ import numpy as np
 
 Message = Mapping[str, str]
 
-# How puzzles are answered: as the model answers, held to legal answers, or read out cell by cell.
-Decoding = Literal["free", "constrained", "matrix"]
+# How puzzles are answered: as the model answers, held to legal answers, or read out cell by cell or slot by slot.
+Decoding = Literal["free", "constrained", "matrix", "soft"]
 DECODINGS = get_args(Decoding)
 # How a request tells a vLLM server or engine to constrain its answer (SamplingParams.extra_args, vllm_xargs).
 CANDIDATES_ARG = "cello1_candidates"

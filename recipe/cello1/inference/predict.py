@@ -15,16 +15,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from recipe.cello1.engines.asking import Asked, ask
-from recipe.cello1.engines.options import add_asking, add_engines, engine_options, sampling_of
+from recipe.cello1.engines.options import (
+    READ_OUT,
+    add_asking,
+    add_engines,
+    engine_options,
+    sampling_defaults,
+    sampling_of,
+)
 from recipe.cello1.engines.protocol import Completion, Decoding, Engine, Failure, Request, Sampling, sample_seed
 from recipe.cello1.engines.start import start_engines
 from recipe.cello1.formats.items import puzzle_to_item
@@ -32,7 +40,7 @@ from recipe.cello1.formats.journal import FolderJournal, Journal
 from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction, error_record, prediction_record
 from recipe.cello1.formats.provenance import check_same
 from recipe.cello1.formats.puzzle_files import load_puzzles
-from recipe.cello1.inference.matrix import Reading, evidence_sampling, read_matrix
+from recipe.cello1.inference.read_out import Reading, read_out, read_out_sampling
 from recipe.cello1.task.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.task.puzzle import Puzzle
 
@@ -62,13 +70,67 @@ class Progress:
     errors: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """What is the same for all answers of a run."""
+
+    engine: Engine
+    puzzles: Sequence[Puzzle]
+    sampling: Sampling
+    # Of a read-out, which gives one answer made of them
+    samples: int
+    seed: int
+    layout: Layout
+    variant: Variant
+    decode: Decoding
+
+    def facts(self) -> dict[str, Any]:
+        """Say how the answers were made, under the ``RUN_KEYS``."""
+        engine, averaged = self.engine, self.decode in READ_OUT
+        sampling = read_out_sampling(self.decode, self.sampling, engine.can_score).as_dict()
+        held = engine.constraint if self.decode in ("constrained", "soft") else ""
+        how = {"decode": self.decode, "seed": self.seed, "constraint": held}
+        return {
+            "engine": engine.name,
+            "model": engine.model,
+            "fingerprint": engine.fingerprint,
+            "sampling": sampling | how | ({"pieces": self.samples} if averaged else {}),
+            "prompt_layout": check_layout(self.layout),
+        }
+
+    def request(self, key: tuple[int, int]) -> Request:
+        """Ask for one answer."""
+        puzzle = self.puzzles[key[0]]
+        own_seed = sample_seed(self.seed, *key) if self.sampling.temperature > 0 else None
+        legal = (puzzle.candidates, puzzle.n_cells) if self.decode == "constrained" else ()
+        return Request(messages(puzzle, self.layout, self.variant), own_seed, *legal)
+
+    def item(self, index: int) -> dict[str, Any]:
+        """Give the item that a record repeats."""
+        return puzzle_to_item(self.puzzles[index], self.variant)
+
+    def ask(self, todo: Sequence[tuple[int, int]], keep: Callable[[tuple[int, int], Any], None], bar: tqdm) -> Asked:
+        """Get what is to be answered and hand it over as it comes."""
+        if self.decode not in READ_OUT:
+            return ask(self.engine, todo, self.request, keep, self.sampling, bar=bar)
+        asked = Asked()
+        own = [(index, self.puzzles[index]) for index, _ in todo]
+        how: dict[str, Any] = {"layout": self.layout, "variant": self.variant}
+        for index, result in read_out(
+            self.engine, own, self.sampling, self.decode, samples=self.samples, seed=self.seed, **how
+        ):
+            keep((index, 0), result)
+            asked.note(result, bar)
+        return asked
+
+
 def predict(
     engine: Engine,
     puzzles: Sequence[Puzzle],
     out: str | Path,
     *,
     sampling: Sampling | None = None,
-    samples: int = 1,
+    samples: int | None = None,
     seed: int = 0,
     layout: Layout = "system",
     variant: Variant = "batch",
@@ -87,9 +149,9 @@ def predict(
     out
         The ``.jsonl`` file of records, or a folder for one ``<index>.json`` per item (the published layout).
     sampling
-        How to sample; the default is greedy.
+        How to sample; by default greedy, for a read-out at temperature 1.
     samples
-        Answers for each puzzle; with ``decode="matrix"`` pieces of evidence for each cell of it.
+        Answers for each puzzle, by default 1. A read-out makes one answer of as many, by default 4 unless greedy.
     seed
         Seed of the run; each completion has its own, made of this, its item and its number.
     layout
@@ -97,9 +159,9 @@ def predict(
     variant
         Task variant.
     decode
-        ``"free"``: as the model answers. ``"constrained"``: each answer is a legal one-to-one matching; the engine must
-        be started for that. ``"matrix"``: the probability of each candidate is read out for each cell, and the best
-        one-to-one matching is the answer; see ``inference/matrix.py``.
+        ``"free"``: as the model answers. ``"constrained"``: held to legal one-to-one matchings, for which the engine
+        must be started. ``"matrix"``, ``"soft"``: the probability of each candidate is read out for each cell, and the
+        best matching is the answer; see ``inference/read_out.py``.
     shard
         ``(i, n)``: answer only the items j with j mod n = i. The others of the n may run elsewhere, each with an
         ``.jsonl`` of its own, or all with the same folder.
@@ -113,96 +175,69 @@ def predict(
     Raises
     ------
     ValueError
-        If there are no puzzles, ``samples`` is not positive, several greedy samples are asked for, the engine or the
-        puzzles lack what ``decode`` needs, an item has keys of the record, ``out`` holds predictions of another model,
-        data set or setting, or another run is writing to it.
+        If a parameter or an item cannot be used, ``out`` holds predictions of another model, data set or setting, or
+        another run is writing to it.
     """
-    sampling = sampling or Sampling()
-    if not puzzles:
+    temperature, samples = sampling_defaults(decode, sampling.temperature if sampling else None, samples)
+    run = _Run(engine, puzzles, sampling or Sampling(temperature), samples, seed, layout, variant, decode)
+    _check(run, shard)
+    answers = 1 if decode in READ_OUT else samples
+    journal_type, facts = _journal_type(Path(out), answers), run.facts()
+    mine = range(shard[0], len(puzzles), shard[1])
+    for index in mine:  # keys of an item that clash with its record's show before anything is asked
+        _record(_nothing(run), run.item(index), index, 0, facts)
+    # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
+    keys = [(index, sample) for index in mine for sample in range(answers)]
+    with journal_type.held(out):
+        journal = journal_type(out, partial(_key, run, facts))
+        journal.tidy()
+        todo = [key for key in keys if key not in journal]
+        kept = len(keys) - len(todo)
+
+        def keep(key: tuple[int, int], result: Any) -> None:
+            journal.add(key, _record(result, run.item(key[0]), *key, facts))
+
+        shown: dict[str, Any] = {"desc": "predict", "unit": "item", "disable": not progress, "dynamic_ncols": True}
+        with tqdm(total=len(keys), initial=kept, **shown) as bar:
+            asked = run.ask(todo, keep, bar)
+        journal.tidy(order=True)
+    return Progress(len(keys), kept, asked.answered, asked.failed, asked.errors)
+
+
+def _check(run: _Run, shard: tuple[int, int]) -> None:
+    """Refuse a run that cannot be done."""
+    decode, sampling = run.decode, run.sampling
+    if not run.puzzles:
         msg = "puzzles is empty; there is nothing to predict"
         raise ValueError(msg)
-    if samples < 1:
-        msg = f"samples must be at least 1, got {samples}"
+    if run.samples < 1:
+        msg = f"samples must be at least 1, got {run.samples}"
         raise ValueError(msg)
-    if samples > 1 and sampling.temperature == 0:
-        msg = f"samples is {samples}, but at temperature 0 all samples are the same; set a temperature, 0.7 for example"
+    if run.samples > 1 and sampling.temperature == 0:
+        msg = f"samples is {run.samples}, but at temperature 0 all samples are the same; set a temperature, like 0.7"
         raise ValueError(msg)
-    part, parts = shard
-    if not 0 <= part < parts:
+    if not 0 <= shard[0] < shard[1]:
         msg = f"shard must be (i, n) with 0 <= i < n, got {shard}"
         raise ValueError(msg)
-    _check_decoding(engine, puzzles, decode, sampling)
-    how = {"decode": decode, "seed": seed, "constraint": engine.constraint if decode == "constrained" else ""}
-    pieces = 1
-    if decode == "matrix":
-        sampling, pieces, samples = evidence_sampling(sampling), samples, 1
-        how["pieces"] = pieces
-    journal_type = _journal_type(Path(out), samples)
-    run = {
-        "engine": engine.name,
-        "model": engine.model,
-        "fingerprint": engine.fingerprint,
-        "sampling": sampling.as_dict() | how,
-        "prompt_layout": check_layout(layout),
-    }
-    nothing = Completion("", "", 0, 0, 0.0 if sampling.logprobs else None)
-
-    def record(key: tuple[int, int], result: Completion | Reading | Failure) -> dict[str, Any]:
-        return _record(result, puzzle_to_item(puzzles[key[0]], variant), *key, run)
-
-    def request(key: tuple[int, int]) -> Request:
-        own_seed = sample_seed(seed, *key) if sampling.temperature > 0 else None
-        puzzle = puzzles[key[0]]
-        legal = (puzzle.candidates, puzzle.n_cells) if decode == "constrained" else ()
-        return Request(messages(puzzle, layout, variant), own_seed, *legal)
-
-    # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
-    mine = [(i, s) for i in range(part, len(puzzles), parts) for s in range(samples)]
-    for index in range(part, len(puzzles), parts):
-        record((index, 0), nothing)  # keys of an item that clash with its record's show before anything is asked
-    with journal_type.held(out):
-        journal = journal_type(out, partial(_key, puzzles, variant, run))
-        journal.tidy()
-        todo = [key for key in mine if key not in journal]
-        kept = len(mine) - len(todo)
-        with tqdm(
-            total=len(mine), initial=kept, desc="predict", unit="item", disable=not progress, dynamic_ncols=True
-        ) as bar:
-            if decode == "matrix":
-                asked = Asked()
-                own = [(index, puzzles[index]) for index, _ in todo]
-                for index, result in read_matrix(
-                    engine, own, sampling, samples=pieces, seed=seed, layout=layout, variant=variant
-                ):
-                    journal.add((index, 0), record((index, 0), result))
-                    asked.note(result, bar)
-            else:
-                asked = ask(
-                    engine, todo, request, lambda key, result: journal.add(key, record(key, result)), sampling, bar=bar
-                )
-        journal.tidy(order=True)
-    return Progress(len(mine), kept, asked.answered, asked.failed, asked.errors)
-
-
-def _check_decoding(engine: Engine, puzzles: Sequence[Puzzle], decode: Decoding, sampling: Sampling) -> None:
-    """Refuse a way of decoding for which the engine or the puzzles lack something."""
     if decode == "free":
         return
-    short = next((i for i, puzzle in enumerate(puzzles) if len(puzzle.candidates) < puzzle.n_cells), None)
+    short = next((i for i, puzzle in enumerate(run.puzzles) if len(puzzle.candidates) < puzzle.n_cells), None)
     if short is not None:
         msg = f"decode={decode!r} needs a candidate for each cell, and puzzle {short} has fewer; use decode='free'"
         raise ValueError(msg)
-    if decode == "constrained" and not engine.constraint:
-        msg = f"decode: the engine {engine.name!r} was not started for constrained answers (constrained=True)"
+    if decode == "constrained" and not run.engine.constraint:
+        msg = f"decode: the engine {run.engine.name!r} was not started for constrained answers (constrained=True)"
         raise ValueError(msg)
-    if decode == "matrix" and not engine.can_score:
-        msg = (
-            f"decode='matrix' needs probabilities, and {engine.name!r} gives none; use the engine vllm or transformers"
-        )
+    if decode in READ_OUT and sampling.logprobs:
+        msg = f"logprobs are of sampled answers; decode={decode!r} gives probabilities of its own"
         raise ValueError(msg)
-    if decode == "matrix" and sampling.logprobs:
-        msg = "logprobs are of sampled answers; decode='matrix' gives probabilities of its own"
-        raise ValueError(msg)
+
+
+def _nothing(run: _Run) -> Completion | Reading:
+    """Give a result that has the keys of the run's results."""
+    if run.decode in READ_OUT:
+        return Reading(("-",), np.ones((1, 1)), 0, 0)
+    return Completion("", "", 0, 0, 0.0 if run.sampling.logprobs else None)
 
 
 def _journal_type(out: Path, samples: int) -> type[Journal] | type[FolderJournal]:
@@ -219,14 +254,12 @@ def _journal_type(out: Path, samples: int) -> type[Journal] | type[FolderJournal
     return FolderJournal
 
 
-def _key(
-    puzzles: Sequence[Puzzle], variant: Variant, run: Mapping[str, Any], record: Any, where: str
-) -> tuple[int, int] | None:
+def _key(run: _Run, facts: Mapping[str, Any], record: Any, where: str) -> tuple[int, int] | None:
     """Check that a record is of this run; failures are tried again."""
     answered = check_prediction(record, where)
-    check_same({name: record.get(name) for name in RUN_KEYS}, run, where)
+    check_same({name: record.get(name) for name in RUN_KEYS}, facts, where)
     index, sample = record.get("index"), record.get("sample")
-    item = puzzle_to_item(puzzles[index], variant) if type(index) is int and 0 <= index < len(puzzles) else None
+    item = run.item(index) if type(index) is int and 0 <= index < len(run.puzzles) else None
     if item is None or any(record.get(name) != value for name, value in item.items()):
         msg = f"{where}: its item {index} is not the one of this data set; give another out, or remove it"
         raise ValueError(msg)
@@ -236,8 +269,8 @@ def _key(
     return (index, sample) if answered else None  # also samples that this run does not ask for
 
 
-def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, run: Mapping[str, Any]) -> dict[str, Any]:
-    common = {"index": index, "sample": sample, **run}
+def _record(result: Any, item: Mapping[str, Any], index: int, sample: int, facts: Mapping[str, Any]) -> dict[str, Any]:
+    common = {"index": index, "sample": sample, **facts}
     if isinstance(result, Failure):
         return error_record(item, result.error, **common)
     if isinstance(result, Reading):
@@ -265,7 +298,6 @@ def build_parser() -> argparse.ArgumentParser:
     out.add_argument("--folder", type=Path, help="one JSON per item in FOLDER/MODEL (the published layout)")
     parser.add_argument("--n", type=int, default=1, help="number of shards")
     parser.add_argument("--i", type=int, default=0, help="this shard: items j with j mod N = I")
-    parser.add_argument("--limit", type=int, help="answer only the first LIMIT puzzles")
     add_asking(parser)
     add_engines(parser)
     return parser
@@ -277,9 +309,6 @@ AFTER_INTERRUPT = "; answers so far are kept: run the same command again to resu
 def run(args: argparse.Namespace) -> str | None:
     """Run the command."""
     sampling, options = sampling_of(args), engine_options(args)
-    if args.limit is not None and args.limit < 1:
-        msg = f"--limit must be at least 1, got {args.limit}"
-        raise ValueError(msg)
     data = load_puzzles(args.data, args.variant, args.prompt_layout)
     out = args.out or args.folder / args.model.replace("/", "_")
     with start_engines(args.engine, args.model, args.num_engines, **options) as engine:
@@ -287,6 +316,8 @@ def run(args: argparse.Namespace) -> str | None:
         legal = engine.constraint and all(puzzle.candidates for puzzle in puzzles)
         if engine.constraint == "candidates":
             print("note: this server can be held to the candidates, but may name a type twice", file=sys.stderr)
+        if args.decode in READ_OUT and not engine.can_score:
+            print("note: this server gives no probabilities; each sample is a vote", file=sys.stderr)
         done = predict(
             engine,
             puzzles,

@@ -396,9 +396,36 @@ def test_matrix_records_hold_the_probabilities_of_each_cell(tmp_path):
     assert record["prediction"] == format_answer(TYPES)
     assert record["probabilities"] == [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
     assert (record["support"], record["margin"], record["entropy"]) == ([0.8] * 3, [0.7] * 3, [0.921928] * 3)
-    assert (record["tokens"], record["prompt_tokens"]) == (6, 150)
-    sampling = {"decode": "matrix", "pieces": 1, "seed": 0, "constraint": ""}
-    assert record["sampling"] == Sampling(max_tokens=64, stop=" ->").as_dict() | sampling
+    assert (record["tokens"], record["prompt_tokens"], record["scored"]) == (24, 600, 3)
+    assert record["probabilities_from"] == "model"
+    sampling = {"decode": "matrix", "pieces": 4, "seed": 0, "constraint": ""}
+    assert record["sampling"] == Sampling(1.0, max_tokens=64, stop=" ->").as_dict() | sampling
+
+
+@pytest.mark.parametrize(
+    ("options", "pieces", "temperature"),
+    [
+        ({}, 4, 1.0),
+        ({"samples": 1}, 1, 0.0),
+        ({"samples": 2}, 2, 1.0),
+        ({"sampling": Sampling()}, 1, 0.0),
+        ({"sampling": Sampling(0.5)}, 4, 0.5),
+        ({"sampling": Sampling(0.5), "samples": 3}, 3, 0.5),
+    ],
+)
+@pytest.mark.parametrize("decode", ["matrix", "soft"])
+def test_a_read_out_averages_four_samples_unless_it_is_greedy(tmp_path, decode, options, pieces, temperature):
+    run(Markers(), tmp_path / "p.jsonl", n=1, decode=decode, **options)
+    found = read_items(tmp_path / "p.jsonl")[0]["sampling"]
+    assert (found["decode"], found["pieces"], found["temperature"]) == (decode, pieces, temperature)
+
+
+def test_keys_of_a_read_out_are_refused_before_anything_is_asked(tmp_path):
+    engine = Markers()
+    one = Puzzle((("CD3D",),), ("T cell",), meta={"support": "good"})
+    with pytest.raises(ValueError, match="item 0 already has the keys .*'support'"):
+        predict(engine, [one], tmp_path / "p.jsonl", decode="matrix", progress=False)
+    assert engine.asked == []
 
 
 def test_matrix_goes_on_where_it_was_and_failures_stop_no_other(tmp_path):
@@ -416,9 +443,18 @@ def test_matrix_goes_on_where_it_was_and_failures_stop_no_other(tmp_path):
     assert read_items(tmp_path / "p.jsonl") == read_items(tmp_path / "whole.jsonl")
 
 
+def test_without_probabilities_samples_vote_and_the_record_says_so(monkeypatch, tmp_path, capsys):
+    engine = FakeEngine()
+    assert command(monkeypatch, tmp_path, engine, "--decode", "soft", "--samples", "3") == 0
+    assert "gives no probabilities; each sample is a vote" in capsys.readouterr().err
+    record = read_items(tmp_path / "o" / "p.jsonl")[0]
+    assert (record["probabilities_from"], record["scored"], record["tokens"]) == ("votes", 0, 21)
+    assert record["support"] == [1.0] * 3
+    assert record["sampling"]["constraint"] == "exact"
+    assert {request.n_answers for request in engine.asked} == {3}
+
+
 def test_matrix_refuses_what_it_cannot_do(tmp_path):
-    with pytest.raises(ValueError, match="'fake' gives none"):
-        run(FakeEngine(), tmp_path / "p.jsonl", decode="matrix")
     with pytest.raises(ValueError, match="logprobs"):
         run(Markers(), tmp_path / "p.jsonl", decode="matrix", sampling=Sampling(logprobs=True))
     with pytest.raises(ValueError, match="needs a candidate for each cell"):

@@ -1,0 +1,229 @@
+"""Answers by read-out: a probability for each cell and candidate, and the best one-to-one matching of them.
+
+A model that writes one answer decides on cell after cell, and the first wrong decision takes a type away from another
+cell. Here its probabilities of the candidates are read where it decides. Their mean over several samples is a matrix;
+the matching with the highest expected number of right cells is the answer. It is always a legal one, and its
+probabilities are the model's own. There are two ways:
+
+``matrix``
+    Each cell in turn is moved to the front of the puzzle, where all candidates are still left. The model is asked for
+    the evidence of this one cell, and its probabilities are read where the decision would stand. Needs a model whose
+    reasoning has the form of :mod:`recipe.cello1.task.trace`. What is left at the front is known, so that it is not
+    generated: a puzzle costs a short piece of evidence for each cell and sample.
+``soft``
+    The model answers the whole puzzle, reasoning as it likes, and its probabilities are read in each slot of its
+    answer, behind the reasoning and the types that it wrote before: votes that are averaged instead of counted.
+
+Where an engine gives no probabilities each sample votes for the type that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+
+from recipe.cello1.engines.asking import NO_RESULT
+from recipe.cello1.engines.protocol import Choice, Decoding, Engine, Failure, Request, Sampling, sample_seed
+from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, format_answer, parse_answer
+from recipe.cello1.task.prompt import Layout, Variant, messages
+from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.trace import DECISION, SECOND_LINE, first_decision, first_line
+from recipe.cello1.task.voting import assign, vote_entropy
+
+EVIDENCE_TOKENS = 64  # room for the evidence of one cell
+_TOGETHER = 64  # puzzles in work at a time
+_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """What was read out for one puzzle: rows are cells, columns candidates."""
+
+    candidates: tuple[str, ...]
+    probabilities: np.ndarray
+    # Tokens generated, and of the prompts and beginnings that were sent for that
+    tokens: int
+    prompt_tokens: int
+    # Beginnings for which the candidates were scored
+    scored: int = 0
+    # What the probabilities are: the "model"'s own, or shares of "votes"
+    source: str = "model"
+
+    def answer(self) -> tuple[str, ...]:
+        """Name the types of the matching with the highest expected number of right cells."""
+        return tuple(self.candidates[j] for j in self._columns().tolist())
+
+    def _columns(self) -> np.ndarray:
+        return assign(self.probabilities, smoothing=0.0)
+
+    def facts(self) -> dict[str, Any]:
+        """Give what a record holds: ``support`` of each cell's type, its lead over the next (``margin``), bits."""
+        chosen = np.arange(len(self.probabilities)), self._columns()
+        rest = self.probabilities.copy()
+        rest[chosen] = 0
+        support = self.probabilities[chosen]
+        facts = {"probabilities": self.probabilities, "support": support, "margin": support - rest.max(axis=1)}
+        facts["entropy"] = vote_entropy(self.probabilities)
+        shown: dict[str, Any] = {name: values.round(_DIGITS).tolist() for name, values in facts.items()}
+        return shown | {"probabilities_from": self.source, "scored": self.scored}
+
+    @property
+    def text(self) -> str:
+        """The answer as a response."""
+        return format_answer(self.answer())
+
+
+class Slot(NamedTuple):
+    """A place in a sample where the model decides on one cell."""
+
+    cell: int
+    # What stands before it, and what may come next: one text for each candidate
+    prefix: str
+    options: tuple[str, ...]
+    # The type that the sample names there; empty where it ends before it
+    said: str
+
+
+def read_out_sampling(decode: Decoding, sampling: Sampling, can_score: bool) -> Sampling:
+    """Say how samples are taken: for ``matrix`` up to the decision on the first cell, or just beyond it to vote."""
+    if decode != "matrix":
+        return sampling
+    if not can_score:
+        return replace(sampling, stop=SECOND_LINE)
+    return replace(sampling, max_tokens=min(sampling.max_tokens, EVIDENCE_TOKENS), stop=DECISION)
+
+
+def cell_first(puzzle: Puzzle, cell: int) -> Puzzle:
+    """Move one cell to the front; the others keep their order."""
+    order = [cell, *(i for i in range(puzzle.n_cells) if i != cell)]
+    return replace(puzzle, cells=tuple(puzzle.cells[i] for i in order), answer=None, meta={})
+
+
+def closed(names: Sequence[str], following: str) -> tuple[str, ...]:
+    """Where a name begins like another, write each with what follows it, so that its end is compared as well."""
+    if any(a != b and b.startswith(a) for a in names for b in names):
+        return tuple(name + following for name in names)
+    return tuple(names)
+
+
+def _requests(
+    engine: Engine, index: int, puzzle: Puzzle, decode: Decoding, samples: int, seed: int | None, how: Mapping[str, Any]
+) -> Iterator[tuple[int, int, Request]]:
+    """Ask for the samples of a puzzle; with its index, and for ``matrix`` the cell at the front."""
+    matrix = decode == "matrix"
+    shown = [cell_first(puzzle, cell) for cell in range(puzzle.n_cells)] if matrix else [puzzle]
+    # Answers are held to legal ones where the engine is: then every sample can be read.
+    legal = (puzzle.candidates, puzzle.n_cells) if engine.constraint and not matrix else ()
+    prefix = first_line(puzzle.candidates) if engine.can_score and matrix else ""
+    for cell, turned in enumerate(shown):
+        asked = messages(turned, **how)
+        for sample in range(cell * samples, (cell + 1) * samples):
+            own = None if seed is None else sample_seed(seed, index, sample)
+            yield index, cell, Request(asked, own, *legal, prefix=prefix)
+
+
+def _slots(decode: Decoding, puzzle: Puzzle, cell: int, request: Request, text: str) -> list[Slot]:
+    """Find where a sample decides; nowhere if it is malformed or names another number of types."""
+    n, names = puzzle.n_cells, puzzle.candidates
+    if decode == "matrix":
+        # Evidence that found no end, or broke off at a tag, is still asked what it leads to: it weighs as the others.
+        options = closed([f" {name}" for name in names], SECOND_LINE if n > 1 else "\n</think>")
+        return [Slot(cell, request.prefix + text.rstrip() + DECISION, options, first_decision(text))]
+    if len(items := parse_answer(text).items) != n:
+        return []
+    head = text[: text.rindex(ANSWER_OPEN)] + ANSWER_OPEN
+    options, last = closed(names, SEPARATOR.rstrip()), closed(names, ANSWER_CLOSE)
+    return [
+        Slot(i, head + "".join(name + SEPARATOR for name in items[:i]), options if i < n - 1 else last, items[i])
+        for i in range(n)
+    ]
+
+
+def read_out(
+    engine: Engine,
+    puzzles: Sequence[tuple[int, Puzzle]],
+    sampling: Sampling,
+    decode: Decoding = "matrix",
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    layout: Layout = "system",
+    variant: Variant = "batch",
+) -> Iterator[tuple[int, Reading | Failure]]:
+    """Read out puzzles, each given with its index in the data set, in order."""
+    how = {"layout": layout, "variant": variant}
+    own = seed if sampling.temperature > 0 else None
+    sampling = read_out_sampling(decode, sampling, engine.can_score)
+    for start in range(0, len(puzzles), _TOGETHER):
+        part = dict(puzzles[start : start + _TOGETHER])
+        asked = [each for i, puzzle in part.items() for each in _requests(engine, i, puzzle, decode, samples, own, how)]
+        yield from _read_part(engine, part, asked, sampling, decode)
+
+
+def _read_part(
+    engine: Engine,
+    puzzles: Mapping[int, Puzzle],
+    asked: Sequence[tuple[int, int, Request]],
+    sampling: Sampling,
+    decode: Decoding,
+) -> Iterator[tuple[int, Reading | Failure]]:
+    """Read some puzzles: first all samples, then all decisions in them."""
+    failures: dict[int, Failure] = {}
+    costs = {index: [0, 0, 0] for index in puzzles}
+    votes = {index: np.zeros((puzzle.n_cells, len(puzzle.candidates))) for index, puzzle in puzzles.items()}
+    # The same decision twice is scored once.
+    times: dict[tuple[int, int, str], int] = {}
+    choices: list[Choice] = []
+    unanswered = set(range(len(asked)))
+    requests = (request for _, _, request in asked)
+    for number, done in sorted(engine.generate(requests, sampling), key=lambda found: found[0]):
+        unanswered.discard(number)
+        index, cell, request = asked[number]
+        if isinstance(done, Failure):
+            failures.setdefault(index, done)
+            continue
+        costs[index][0] += done.tokens
+        costs[index][1] += done.prompt_tokens
+        puzzle = puzzles[index]
+        names = [name.lower() for name in puzzle.candidates]
+        for slot in _slots(decode, puzzle, cell, request, done.text):
+            key = index, slot.cell, slot.prefix
+            if not engine.can_score:
+                if slot.said.lower() in names:
+                    votes[index][slot.cell, names.index(slot.said.lower())] += 1
+            elif key in times:
+                times[key] += 1
+            else:
+                choices.append(Choice(request.messages, slot.prefix, slot.options))
+                times[key] = 1
+                costs[index][2] += 1
+    scored = dict(engine.score(choices)) if choices else {}
+    for number, ((index, cell, _), count) in enumerate(times.items()):
+        row = _probabilities(scored.get(number, NO_RESULT))
+        if isinstance(row, Failure):
+            failures.setdefault(index, row)
+        else:
+            votes[index][cell] += count * row
+    for number in unanswered:
+        failures.setdefault(asked[number][0], NO_RESULT)
+    for index, puzzle in puzzles.items():
+        if index in failures:
+            yield index, failures[index]
+            continue
+        totals = votes[index].sum(axis=1, keepdims=True)
+        even = np.full(votes[index].shape, 1 / len(puzzle.candidates))  # where no sample could be read
+        rows = np.divide(votes[index], totals, out=even, where=totals > 0)
+        yield index, Reading(puzzle.candidates, rows, *costs[index], "model" if engine.can_score else "votes")
+
+
+def _probabilities(logprobs: np.ndarray | Failure) -> np.ndarray | Failure:
+    """Share the probability among the candidates; evenly where none of them is possible."""
+    if isinstance(logprobs, Failure):
+        return logprobs
+    if not (np.asarray(logprobs) < np.inf).all():
+        return Failure("the engine gave a log-probability that is no number below infinity")
+    return softmax(logprobs) if np.isfinite(logprobs).any() else np.full(len(logprobs), 1 / len(logprobs))
