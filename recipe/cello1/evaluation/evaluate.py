@@ -38,7 +38,7 @@ from recipe.cello1.evaluation.scores import (
     score_predictions,
     summarise,
 )
-from recipe.cello1.evaluation.voting_rules import compare_rules
+from recipe.cello1.evaluation.voting_rules import CONSENSUS, combine, side_by_side
 from recipe.cello1.formats.atomic import atomic_write, dumps
 from recipe.cello1.formats.predictions import iter_predictions
 from recipe.cello1.formats.puzzle_files import load_puzzles
@@ -99,7 +99,8 @@ def evaluate(
         raise ValueError(msg)
     others = baseline_scores(scores)
     rivals = {} if greedy is None else {"greedy": score_predictions(greedy, puzzles)}
-    rules, calibrated = compare_rules(scores, {**rivals, **others}, weighted=weighted, seed=seed)
+    combined = combine(scores, weighted=weighted)
+    rules = side_by_side({**rivals, **others, **combined}, CONSENSUS, seed=seed) if combined else {}
     illegal = Counter(str(answer.score.reason) for answer in scores.answers if answer.score.reason)
     pairs = _pairs(scores.answers)
     unit = scores.length_unit
@@ -123,7 +124,8 @@ def evaluate(
         baselines={name: _measure(other, seed=seed) for name, other in others.items()},
         over_baselines={name: difference(other, scores, other=name, seed=seed) for name, other in others.items()},
         rules=rules,
-        calibration=calibrated,
+        calibration=scores.calibration() or (rules[CONSENSUS].calibration if rules else None),
+        cost=scores.cost(),
         ontology=by_ontology(scores.answers, ontology, seed=seed) if ontology else None,
         judge=by_judge(scores.answers, judge, seed=seed) if judge else None,
     )

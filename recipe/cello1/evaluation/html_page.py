@@ -29,6 +29,9 @@ def to_html(result: Evaluation) -> str:
     ]
     if result.chance is not None:
         headlines.append({"label": "chance", "value": number("", result.chance), "note": "a random legal answer"})
+    if found := result.calibration:
+        note = f"of the {label(found.of)}: {found.n_bins} bins, {found.n} cells"
+        headlines.append({"label": "expected calibration error", "value": number("", found.ece), "note": note})
     return render_page(
         Path(__file__).with_name("evaluation.html.j2"),
         title="Evaluation",
@@ -93,13 +96,14 @@ def _reliability(result: Evaluation) -> dict[str, Any] | None:
 
     def paint(axes: Any) -> None:
         axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1)
-        for row in found["bins"]:
+        for row in found.bins:
             x = row["confidence"]
             axes.plot([x, x], [row["accuracy_low"], row["accuracy_high"]], color="C0", linewidth=2)
             axes.plot([x], [row["accuracy"]], "o", color="C0")
 
-    seen = ", ".join(f"{row['accuracy']:.2f} at confidence {row['confidence']:.2f}" for row in found["bins"])
-    return _draw(f"Accuracy against confidence of the consensus (ECE {found['ece']:.3f})", "confidence", paint, seen)
+    seen = ", ".join(f"{row['accuracy']:.2f} at confidence {row['confidence']:.2f}" for row in found.bins)
+    title = f"Accuracy against confidence of the {label(found.of)} (ECE {found.ece:.3f})"
+    return _draw(title, "confidence", paint, seen)
 
 
 def _confusion(result: Evaluation) -> dict[str, Any]:

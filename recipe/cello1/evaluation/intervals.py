@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ LEVEL = 0.95
 RESAMPLES = 2000
 # Above so many puzzles, BCa agrees with the normal interval, and takes time in proportion to their number squared.
 LARGE = 2000
-_BINS = 10  # of the calibration
+BINS = 10  # of the calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,24 @@ class Estimate:
     n: int
     # How the interval was made: "bootstrap" (BCa, over puzzles), "wilson" or "normal"
     method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How far the confidence in single cells is that with which they turn out right."""
+
+    # What the confidence is of: "answers" (their own probabilities), or a rule that combines several
+    of: str
+    # Expected calibration error: the cells are put into bins of equal width by confidence; the mean over bins of the
+    # distance between mean confidence and share of right cells, each bin weighing as much as it holds cells
+    ece: float
+    # Mean squared distance between confidence and being right (1) or not (0)
+    brier: float
+    # Cells, and bins between 0 and 1
+    n: int
+    n_bins: int
+    # Of each bin that holds cells: low, high, n, mean confidence, accuracy and its Wilson interval
+    bins: Sequence[Mapping[str, Any]]
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -113,7 +131,7 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
     return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
 
 
-def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
+def calibration(confidence: np.ndarray, right: np.ndarray, of: str = "answers") -> Calibration:
     """Compare confidence with accuracy: expected calibration error (Naeini et al. 2015), Brier score and bins."""
     confidence, right = np.asarray(confidence, dtype=float), np.asarray(right, dtype=bool)
     if confidence.shape != right.shape or confidence.ndim != 1 or not len(confidence):
@@ -122,7 +140,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
     if not ((confidence >= 0) & (confidence <= 1 + 1e-9)).all():
         msg = "confidence must be between 0 and 1"
         raise ValueError(msg)
-    which = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
+    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows: list[Mapping[str, Any]] = []
     error = 0.0
     for b in np.unique(which).tolist():
@@ -133,8 +151,8 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
         low, high = wilson(hits, n)
         rows.append(
             {
-                "low": b / _BINS,
-                "high": (b + 1) / _BINS,
+                "low": b / BINS,
+                "high": (b + 1) / BINS,
                 "n": n,
                 "confidence": mean,
                 "accuracy": hits / n,
@@ -143,4 +161,4 @@ def calibration(confidence: np.ndarray, right: np.ndarray) -> dict[str, Any]:
             }
         )
     brier = float(((confidence - right) ** 2).mean())
-    return {"ece": float(error), "brier": brier, "n": len(right), "bins": rows}
+    return Calibration(of, float(error), brier, len(right), BINS, rows)

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from recipe.cello1.evaluation.intervals import Estimate
-from recipe.cello1.evaluation.results import Comparison, Evaluation, Meanings, Metrics
-from recipe.cello1.evaluation.voting_rules import RULED
+from recipe.cello1.evaluation.results import Comparison, Evaluation, Meanings, Metrics, Way
+from recipe.cello1.evaluation.voting_rules import CONSENSUS, RULED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +104,8 @@ def tables(result: Evaluation) -> list[ReportTable]:
         if len(groups) > 1:
             found.append(_slice_table(result, key, groups))
     if result.rules:
-        found.append(rule_table(result))
+        title = "several answers to each puzzle, combined"
+        found.append(ways_table(title, result.rules, CONSENSUS, result.length_unit))
     meanings = {"by ontology": result.ontology, "by a language model": result.judge}
     found += [_meaning_table(said, by) for by, said in meanings.items() if said]
     if result.comparison:
@@ -122,14 +123,16 @@ def _slice_table(result: Evaluation, key: str, groups: Mapping[str, Metrics]) ->
     return ReportTable(f"by {key}", columns, rows)
 
 
-def rule_table(result: Evaluation) -> ReportTable:
-    """Set the rules that combine several answers side by side."""
-    rows = [
-        [label(rule), *(with_interval(name, metrics[name]) for name in RULED), change("", metrics.get("behind"))]
-        for rule, metrics in result.rules.items()
-    ]
-    columns = ["rule", *map(label, RULED), "consensus minus rule (partial accuracy)"]
-    return ReportTable("several answers to each puzzle, combined", columns, rows)
+def ways_table(title: str, ways: Mapping[str, Way], best: str, unit: str) -> ReportTable:
+    """Set several ways of answering the same puzzles side by side; baselines take no tokens."""
+    rows = []
+    for name, way in ways.items():
+        *shown, length = (way.metrics[metric] for metric in RULED)
+        cost = number("length", length.mean) if length.mean else ""
+        ece = number("", way.calibration.ece) if way.calibration else ""
+        rows.append([label(name), *(with_interval("", metric) for metric in shown), cost, ece, change("", way.behind)])
+    last = f"{label(best)} minus this (partial accuracy)"
+    return ReportTable(title, ["way", *map(label, RULED[:-1]), f"{unit} a puzzle", "ECE", last], rows)
 
 
 def _meaning_table(found: Meanings, by: str) -> ReportTable:
@@ -172,9 +175,13 @@ def notes(result: Evaluation) -> list[str]:
         said.append(f"answers that name a type not among the candidates: {result.outside_candidates}")
     if found := result.calibration:
         said.append(
-            f"calibration of the consensus: expected calibration error {found['ece']:.3f}, Brier score "
-            f"{found['brier']:.3f} ({found['n']} cells)"
+            f"calibration of the {label(found.of)}: expected calibration error {found.ece:.3f} ({found.n_bins} bins), "
+            f"Brier score {found.brier:.3f} ({found.n} cells)"
         )
+    if result.cost:
+        spent = [(result.cost.tokens, "generated tokens"), (result.cost.prompt_tokens, "tokens of prompts")]
+        spent.append((result.cost.scored or None, "scored beginnings"))
+        said.append("a puzzle takes " + ", ".join(f"{mean:.1f} {what}" for mean, what in spent if mean is not None))
     if result.comparison and (test := result.comparison.mcnemar):
         said.append(
             f"exact match, McNemar: only the other run {test['only_first']}, only this one {test['only_second']}, "
@@ -202,7 +209,7 @@ def terminal() -> Console:
     """Return the console for tables: as wide as the terminal, or as they need in a log, which has no width."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=160)
+    return Console() if sys.stdout.isatty() else Console(width=200)
 
 
 def print_table(console: Console, table: ReportTable) -> None:
@@ -234,11 +241,6 @@ def to_markdown(result: Evaluation) -> str:
         if table.rows:
             parts.append(f"## {_cell(table.title[:1].upper() + table.title[1:])}\n\n" + markdown(table))
     return "\n\n".join(filter(None, [*parts, _bullets(notes(result))])) + "\n"
-
-
-def rules_markdown(result: Evaluation) -> str:
-    """Write only the table of the rules that combine several answers, and the notes, as Markdown."""
-    return "\n\n".join([markdown(rule_table(result)), _bullets(notes(result))])
 
 
 def markdown(table: ReportTable) -> str:

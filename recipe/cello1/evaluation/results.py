@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-from recipe.cello1.evaluation.intervals import LEVEL, Estimate
+from recipe.cello1.evaluation.intervals import LEVEL, Calibration, Estimate
 
 Metrics = Mapping[str, Estimate]
 
@@ -83,6 +83,29 @@ class Meanings:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """What one of several ways of answering the same puzzles is worth."""
+
+    # The length is that of all that a puzzle takes
+    metrics: Metrics
+    calibration: Calibration | None
+    # How much higher the partial accuracy of the best way is
+    behind: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a puzzle takes on average, all its samples together."""
+
+    # Tokens generated
+    tokens: float
+    # Tokens of the prompts and beginnings sent for that, where the records say so; a prompt sent twice counts twice
+    prompt_tokens: float | None
+    # Beginnings behind which the candidates were scored
+    scored: float
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Everything that `evaluate` finds."""
 
@@ -111,9 +134,12 @@ class Evaluation:
     # Baseline -> its metrics, and how much higher the model is
     baselines: Mapping[str, Measured]
     over_baselines: Mapping[str, Comparison]
-    # With several answers to a puzzle: rule -> metrics, and `behind`, how much higher the consensus is
-    rules: Mapping[str, Metrics]
-    calibration: Mapping[str, Any] | None
+    # With several answers to a puzzle, by rule; the best is the consensus
+    rules: Mapping[str, Way]
+    # Of the probabilities that the records hold, else of the consensus
+    calibration: Calibration | None
+    # Unknown where a record does not say how many tokens
+    cost: Cost | None
     ontology: Meanings | None = None
     judge: Meanings | None = None
     comparison: Comparison | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -18,8 +18,15 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.evaluation.baseline import NaiveBayes
-from recipe.cello1.evaluation.intervals import Estimate, estimate, mcnemar, paired_difference
-from recipe.cello1.evaluation.results import Comparison, Example
+from recipe.cello1.evaluation.intervals import (
+    Calibration,
+    Estimate,
+    calibration,
+    estimate,
+    mcnemar,
+    paired_difference,
+)
+from recipe.cello1.evaluation.results import Comparison, Cost, Example
 from recipe.cello1.formats.items import GOLD_KEYS, USER_KEYS
 from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction
 from recipe.cello1.task.answer import ANSWER_OPEN, parse_answer, split_types
@@ -78,6 +85,10 @@ class Scored:
     words: int
     tokens: int | None = None
     logprob: float | None = None
+    prompt_tokens: int | None = None
+    scored: int = 0
+    # Probability of the type of each cell
+    confidence: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +109,33 @@ class Scores:
     def length_unit(self) -> str:
         """``"tokens"``, or ``"words"`` where not every record says how many tokens."""
         return "words" if any(answer.tokens is None for answer in self.answers) else "tokens"
+
+    def of(self, indices: Collection[int]) -> Scores:
+        """Keep only some puzzles."""
+        return replace(self, answers=tuple(answer for answer in self.answers if answer.index in indices))
+
+    def calibration(self, of: str = "answers") -> Calibration | None:
+        """Compare the probabilities of the answered types with the gold, where there are any."""
+        sure: list[float] = []
+        right: list[bool] = []
+        for answer in self.answers:
+            if answer.confidence is not None:
+                sure += answer.confidence
+                pairs = zip(answer.score.items, answer.puzzle.answer, strict=True)
+                right += [name.lower() == gold.lower() for name, gold in pairs]
+        return calibration(np.array(sure), np.array(right), of) if sure else None
+
+    def cost(self) -> Cost | None:
+        """Add up what a puzzle takes."""
+        if self.length_unit == "words":
+            return None
+        n = len({answer.index for answer in self.answers})
+        prompts = [answer.prompt_tokens for answer in self.answers if answer.prompt_tokens is not None]
+        return Cost(
+            sum(answer.tokens or 0 for answer in self.answers) / n,
+            sum(prompts) / n if len(prompts) == len(self.answers) else None,
+            sum(answer.scored for answer in self.answers) / n,
+        )
 
     def groups(self) -> dict[int, list[Scored]]:
         """Group the answers by puzzle."""
@@ -151,7 +189,9 @@ def score_predictions(
             errors[" ".join(text.split())[:200]] += 1
             continue
         score = score_parsed(parse_answer(text), puzzle.answer, candidates=puzzle.candidates)
-        tokens, logprob = record.get("tokens"), record.get("logprob")
+        numbers = [record.get(name) for name in ("tokens", "prompt_tokens", "scored")]
+        tokens, prompt_tokens, scored = (value if isinstance(value, int) else None for value in numbers)
+        logprob = record.get("logprob")
         answers.append(
             Scored(
                 index,
@@ -159,8 +199,11 @@ def score_predictions(
                 score,
                 puzzle,
                 len(text.split()),
-                tokens if isinstance(tokens, int) else None,
+                tokens,
                 float(logprob) if isinstance(logprob, int | float) else None,
+                prompt_tokens,
+                scored or 0,
+                _confidence(record, len(puzzle.answer)) if len(score.items) == len(puzzle.answer) else None,
             )
         )
         _add_example(examples, answers[-1], record)
@@ -170,6 +213,16 @@ def score_predictions(
     missing = tuple(i for i in range(len(puzzles or ())) if i not in known)
     shown = [example for found in examples.values() for example in found]
     return Scores(tuple(answers), dict(errors.most_common()), missing, run or {}, shown)
+
+
+def _confidence(record: Mapping[str, Any], n_cells: int) -> tuple[float, ...] | None:
+    """Find the probability of each cell's type: the ``support`` of a read-out, or the ``cells`` of a consensus."""
+    found = record.get("support")
+    if isinstance(cells := record.get("cells"), list):
+        found = [cell.get("probability") if isinstance(cell, dict) else None for cell in cells]
+    if not isinstance(found, list) or len(found) != n_cells:
+        return None
+    return tuple(found) if all(isinstance(value, float | int) and 0 <= value <= 1 for value in found) else None
 
 
 def _add_example(found: dict[str, list[Example]], answer: Scored, record: Mapping[str, Any]) -> None:

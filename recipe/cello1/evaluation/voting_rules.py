@@ -1,63 +1,40 @@
-"""Several answers to each puzzle: what each rule that combines them is worth, and whether the votes are calibrated."""
+"""Ways of answering the same puzzles side by side: rules that combine several answers, decodings, baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
+from recipe.cello1.evaluation.intervals import estimate, paired_difference
+from recipe.cello1.evaluation.results import Way
+from recipe.cello1.evaluation.scores import MEASURED, Scored, Scores, weights_of
+from recipe.cello1.task.scoring import score_types
+from recipe.cello1.task.voting import consensus, likeliest, logprob_weights, majority, medoid
 
-from recipe.cello1.evaluation.intervals import Estimate, calibration, estimate, paired_difference
-from recipe.cello1.evaluation.scores import Scored, Scores, weights_of
-from recipe.cello1.task.scoring import Score, score_types
-from recipe.cello1.task.voting import Consensus, consensus, likeliest, logprob_weights, majority, medoid
-
-RULED = ("partial_accuracy", "exact_match", "legal")
+RULED = ("partial_accuracy", "strict_accuracy", "exact_match", "legal", "length")
 CONSENSUS = "consensus"
 ONE_SAMPLE = "one_sample"
 BEST = "best_of_all"  # no rule, but what choosing well could reach at most
 
-_Triple = tuple[float, ...]  # the values of RULED
 
-
-def compare_rules(
-    scores: Scores, others: Mapping[str, Scores], *, weighted: bool | None = None, seed: int = 0
-) -> tuple[dict[str, dict[str, Estimate]], dict[str, Any] | None]:
-    """Compare the rules that combine several answers, and other answers to the same puzzles; with the calibration."""
+def combine(scores: Scores, *, weighted: bool | None = None) -> dict[str, Scores]:
+    """Combine the answers to each puzzle by every rule; nothing where no puzzle has several."""
     groups = {index: group for index, group in scores.groups().items() if group[0].puzzle.candidates}
     if not any(len(group) > 1 for group in groups.values()):
-        return {}, None
-    alone = {name: other.groups() for name, other in others.items()}
-    groups = {index: group for index, group in groups.items() if all(index in own for own in alone.values())}
-    if not groups:
-        msg = f"{' and '.join(others)}: the answers are to other puzzles; nothing can be compared"
-        raise ValueError(msg)
+        return {}
     have = all(answer.logprob is not None and answer.tokens for group in groups.values() for answer in group)
     if weighted and not have:
         msg = "weighted, but some predictions have no 'logprob'; predict with --logprobs"
         raise ValueError(msg)
     weighted = have if weighted is None else weighted
-    rows: list[dict[str, _Triple]] = []
-    confidence: list[float] = []
-    right: list[bool] = []
-    for index, group in groups.items():
-        gold = group[0].puzzle.answer
-        row, found = _rule_all(group, have, weighted)
-        for name, own in reversed(alone.items()):
-            if own[index][0].puzzle.answer != gold:
-                msg = f"item {index} has another gold in the {name} run; they are not of the same data set"
-                raise ValueError(msg)
-            row = {name: _mean(own[index]), **row}
-        rows.append(row)
-        confidence += found.probability.tolist()
-        right += [name.lower() == truth.lower() for name, truth in zip(found.types, gold, strict=True)]
-    n_cells = np.array([len(group[0].puzzle.answer) for group in groups.values()], dtype=float)
-    values = {rule: np.array([row[rule] for row in rows]) for rule in rows[0]}
-    rules = {rule: _describe(values[rule], values[CONSENSUS], n_cells, rule == CONSENSUS, seed) for rule in values}
-    return rules, calibration(np.array(confidence), np.array(right))
+    found: dict[str, list[Scored]] = {ONE_SAMPLE: [answer for group in groups.values() for answer in group]}
+    for group in groups.values():
+        for rule, answer in _rule_all(group, have, weighted).items():
+            found.setdefault(rule, []).append(answer)
+    return {rule: Scores(tuple(answers)) for rule, answers in found.items()}
 
 
-def _rule_all(group: Sequence[Scored], have: bool, weighted: bool) -> tuple[dict[str, _Triple], Consensus]:
+def _rule_all(group: Sequence[Scored], have: bool, weighted: bool) -> dict[str, Scored]:
     """Apply every rule to the answers to one puzzle; those that need log-probabilities where all answers have them."""
     gold, candidates = group[0].puzzle.answer, group[0].puzzle.candidates or ()
     n = len(gold)
@@ -69,25 +46,45 @@ def _rule_all(group: Sequence[Scored], have: bool, weighted: bool) -> tuple[dict
         ruled["likeliest"] = likeliest(given, weights)
         other = consensus(given, candidates, n, weights=None if weighted else weights)
         ruled["unweighted_consensus" if weighted else "weighted_consensus"] = other.types
-    row = {ONE_SAMPLE: _mean(group)}
-    row |= {rule: _triple(score_types(types, gold, candidates=candidates)) for rule, types in ruled.items()}
-    row[BEST] = max(_triple(answer.score) for answer in group)
-    return row, found
+    scored = {rule: score_types(types, gold, candidates=candidates) for rule, types in ruled.items()}
+    scored[BEST] = max((answer.score for answer in group), key=lambda s: (s.partial_accuracy, s.exact_match, s.legal))
+    tokens = [answer.tokens for answer in group if answer.tokens is not None]
+    whole = replace(
+        group[0],
+        sample=0,
+        words=sum(answer.words for answer in group),
+        tokens=sum(tokens) if len(tokens) == len(group) else None,
+        confidence=None,
+    )
+    sure = {CONSENSUS: tuple(found.probability.tolist())}
+    return {rule: replace(whole, score=score, confidence=sure.get(rule)) for rule, score in scored.items()}
 
 
-def _describe(
-    values: np.ndarray, best: np.ndarray, n_cells: np.ndarray, itself: bool, seed: int
-) -> dict[str, Estimate]:
-    weights = {name: weights_of(name, n_cells) for name in RULED}
-    found = {name: estimate(values[:, j], seed=seed, weights=weights[name]) for j, name in enumerate(RULED)}
-    if not itself:
-        found["behind"] = paired_difference(values[:, 0], best[:, 0], seed=seed, weights=weights[RULED[0]])
+def side_by_side(runs: Mapping[str, Scores], best: str, *, seed: int = 0) -> dict[str, Way]:
+    """Measure ways of answering on the puzzles that all have answered, and how far one of them is ahead of each."""
+    groups = [run.groups() for run in runs.values()]
+    common = set(groups[0]).intersection(*groups[1:])
+    if not common:
+        msg = f"{' and '.join(runs)}: the answers are to other puzzles; nothing can be compared"
+        raise ValueError(msg)
+    for index in sorted(common):
+        if len({own[index][0].puzzle.answer for own in groups}) > 1:
+            msg = f"item {index} has another gold in one of {', '.join(runs)}; they are not of the same data set"
+            raise ValueError(msg)
+    kept = {name: run.of(common) for name, run in runs.items()}
+    unit = "words" if any(run.length_unit == "words" for run in kept.values()) else "tokens"
+    columns = [MEASURED.index(name) for name in RULED]
+    arrays = {name: run.arrays(unit) for name, run in kept.items()}
+    found = {}
+    for way, (values, n_cells) in arrays.items():
+        weights = [weights_of(name, n_cells) for name in RULED]
+        metrics = {
+            name: estimate(values[:, j], seed=seed, weights=own)
+            for name, j, own in zip(RULED, columns, weights, strict=True)
+        }
+        first, j = arrays[best][0], columns[0]
+        behind = None
+        if way != best:
+            behind = paired_difference(values[:, j], first[:, j], seed=seed, weights=weights[0])
+        found[way] = Way(metrics, kept[way].calibration(way), behind)
     return found
-
-
-def _triple(score: Score) -> _Triple:
-    return tuple(float(getattr(score, name)) for name in RULED)
-
-
-def _mean(group: Sequence[Scored]) -> _Triple:
-    return tuple(np.mean([_triple(answer.score) for answer in group], axis=0).tolist())

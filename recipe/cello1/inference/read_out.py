@@ -19,6 +19,7 @@ Where an engine gives no probabilities each sample votes for the type that it na
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -117,13 +118,13 @@ def _requests(
     matrix = decode == "matrix"
     shown = [cell_first(puzzle, cell) for cell in range(puzzle.n_cells)] if matrix else [puzzle]
     # Answers are held to legal ones where the engine is: then every sample can be read.
-    legal = (puzzle.candidates, puzzle.n_cells) if engine.constraint and not matrix else ()
+    held, n = bool(engine.constraint) and not matrix, puzzle.n_cells
     prefix = first_line(puzzle.candidates) if engine.can_score and matrix else ""
     for cell, turned in enumerate(shown):
         asked = messages(turned, **how)
         for sample in range(cell * samples, (cell + 1) * samples):
             own = None if seed is None else sample_seed(seed, index, sample)
-            yield index, cell, Request(asked, own, *legal, prefix=prefix)
+            yield index, cell, Request(asked, own, puzzle.candidates if held else (), n if held else 0, prefix)
 
 
 def _slots(decode: Decoding, puzzle: Puzzle, cell: int, request: Request, text: str) -> list[Slot]:
@@ -173,7 +174,7 @@ def _read_part(
 ) -> Iterator[tuple[int, Reading | Failure]]:
     """Read some puzzles: first all samples, then all decisions in them."""
     failures: dict[int, Failure] = {}
-    costs = {index: [0, 0, 0] for index in puzzles}
+    costs = {index: Counter[str]() for index in puzzles}
     votes = {index: np.zeros((puzzle.n_cells, len(puzzle.candidates))) for index, puzzle in puzzles.items()}
     # The same decision twice is scored once.
     times: dict[tuple[int, int, str], int] = {}
@@ -186,8 +187,7 @@ def _read_part(
         if isinstance(done, Failure):
             failures.setdefault(index, done)
             continue
-        costs[index][0] += done.tokens
-        costs[index][1] += done.prompt_tokens
+        costs[index].update(tokens=done.tokens, prompt_tokens=done.prompt_tokens)
         puzzle = puzzles[index]
         names = [name.lower() for name in puzzle.candidates]
         for slot in _slots(decode, puzzle, cell, request, done.text):
@@ -200,7 +200,7 @@ def _read_part(
             else:
                 choices.append(Choice(request.messages, slot.prefix, slot.options))
                 times[key] = 1
-                costs[index][2] += 1
+                costs[index].update(scored=1)
     scored = dict(engine.score(choices)) if choices else {}
     for number, ((index, cell, _), count) in enumerate(times.items()):
         row = _probabilities(scored.get(number, NO_RESULT))
@@ -217,7 +217,8 @@ def _read_part(
         totals = votes[index].sum(axis=1, keepdims=True)
         even = np.full(votes[index].shape, 1 / len(puzzle.candidates))  # where no sample could be read
         rows = np.divide(votes[index], totals, out=even, where=totals > 0)
-        yield index, Reading(puzzle.candidates, rows, *costs[index], "model" if engine.can_score else "votes")
+        took, source = costs[index], "model" if engine.can_score else "votes"
+        yield index, Reading(puzzle.candidates, rows, took["tokens"], took["prompt_tokens"], took["scored"], source)
 
 
 def _probabilities(logprobs: np.ndarray | Failure) -> np.ndarray | Failure:

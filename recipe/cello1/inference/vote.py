@@ -72,6 +72,9 @@ def _vote(
         raise ValueError(msg)
     answers = read_answers([record["prediction"] for record in answered], puzzle.n_cells)
     found: dict[str, Any] = {"rule": rule, "voted": [None if answer is None else list(answer) for answer in answers]}
+    for name in ("tokens", "prompt_tokens"):  # what all of them took
+        if all(isinstance(record.get(name), int) for record in answered):
+            found[name] = sum(record[name] for record in answered)
     weights = None
     if weighted:
         if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:

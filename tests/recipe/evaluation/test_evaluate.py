@@ -6,6 +6,7 @@ import pytest
 
 from recipe.cello1.evaluation.baseline import NaiveBayes, puzzle_cells
 from recipe.cello1.evaluation.evaluate import NO_ANSWER, evaluate
+from recipe.cello1.evaluation.html_page import to_html
 from recipe.cello1.evaluation.scores import compare, score_predictions
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.items import puzzle_to_item
@@ -16,6 +17,7 @@ from recipe.cello1.task.answer import format_answer, parse_answer
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.scoring import score_answer
 from tests.helpers.cli import command
+from tests.helpers.published import published_run
 
 main = command("evaluate")
 
@@ -180,23 +182,28 @@ def test_rules_for_several_answers():
     a, b = ("NK cell", "B cell", "T cell"), ("T cell", "NK cell", "B cell")
     records = many([RIGHT, RIGHT, format_answer(a)], 0) + many([format_answer(b), format_answer(a), "?"], 1)
     result = evaluate(records)
-    rules = {rule: metrics["partial_accuracy"].mean for rule, metrics in result.rules.items()}
+    rules = {rule: way.metrics["partial_accuracy"].mean for rule, way in result.rules.items()}
     assert rules["one_sample"] == pytest.approx(((1 + 1 + 1 / 3) / 3 + (1 / 3 + 1 / 3 + 0) / 3) / 2)
     assert rules["medoid"] == pytest.approx((1 + 1 / 3) / 2)
     assert rules["best_of_all"] == pytest.approx((1 + 1 / 3) / 2)
     assert set(rules) == {"one_sample", "majority", "medoid", "consensus", "best_of_all"}
-    assert result.calibration["n"] == 6
-    assert 0 <= result.calibration["ece"] <= 1
+    assert result.calibration == result.rules["consensus"].calibration
+    assert (result.calibration.of, result.calibration.n) == ("consensus", 6)
+    assert 0 <= result.calibration.ece <= 1
+    # One sample takes 10 tokens, all three 30.
+    lengths = {rule: way.metrics["length"].mean for rule, way in result.rules.items()}
+    assert lengths == dict.fromkeys(rules, 30) | {"one_sample": 10}
+    assert result.cost.tokens == 30
     assert not evaluate([record(RIGHT, 0), record("?", 1)]).rules
 
 
 def test_rules_that_use_logprobs():
     sure = [-1.0, -90.0, -90.0]
     result = evaluate(many([RIGHT, ONE_RIGHT, ONE_RIGHT], 0, logprob=sure))
-    rules = {rule: metrics["exact_match"].mean for rule, metrics in result.rules.items()}
+    rules = {rule: way.metrics["exact_match"].mean for rule, way in result.rules.items()}
     assert (rules["consensus"], rules["likeliest"], rules["unweighted_consensus"]) == (1, 1, 0)
     result = evaluate(many([RIGHT, ONE_RIGHT, ONE_RIGHT], 0, logprob=sure), weighted=False)
-    rules = {rule: metrics["exact_match"].mean for rule, metrics in result.rules.items()}
+    rules = {rule: way.metrics["exact_match"].mean for rule, way in result.rules.items()}
     assert (rules["consensus"], rules["weighted_consensus"]) == (0, 1)
     some = many([RIGHT, ONE_RIGHT], 0, logprob=[-1.0, -2.0]) + many([RIGHT, ONE_RIGHT], 1)
     assert not {"likeliest", "weighted_consensus", "unweighted_consensus"} & set(evaluate(some).rules)
@@ -209,11 +216,11 @@ def test_greedy_stands_beside_the_rules():
     records = many([RIGHT, RIGHT, other], 0) + many([other, ONE_RIGHT, "?"], 1) + many([RIGHT, RIGHT], 2)
     found = evaluate(records, greedy=[record(ONE_RIGHT, 0), record(RIGHT, 1)]).rules
     assert next(iter(found)) == "greedy"
-    assert {rule: metrics["partial_accuracy"].n for rule, metrics in found.items()} == dict.fromkeys(found, 2)
-    assert found["greedy"]["partial_accuracy"].mean == pytest.approx((1 / 3 + 1) / 2)
-    behind = found["consensus"]["partial_accuracy"].mean - found["greedy"]["partial_accuracy"].mean
-    assert found["greedy"]["behind"].mean == pytest.approx(behind)
-    assert "behind" not in found["consensus"]
+    assert {rule: way.metrics["partial_accuracy"].n for rule, way in found.items()} == dict.fromkeys(found, 2)
+    means_of = {rule: way.metrics["partial_accuracy"].mean for rule, way in found.items()}
+    assert means_of["greedy"] == pytest.approx((1 / 3 + 1) / 2)
+    assert found["greedy"].behind.mean == pytest.approx(means_of["consensus"] - means_of["greedy"])
+    assert found["consensus"].behind is None
     with pytest.raises(ValueError, match="to other puzzles"):
         evaluate(records, greedy=[record(RIGHT, 7)])
     with pytest.raises(ValueError, match="item 0 has another gold"):
@@ -392,7 +399,7 @@ def test_each_answer_is_parsed_once(monkeypatch):
     for entry in records:
         del entry["answer"]
     result = evaluate(records)
-    assert result.rules["consensus"]["exact_match"].mean == 1
+    assert result.rules["consensus"].metrics["exact_match"].mean == 1
     assert calls.count(trace) == 1
     assert len(calls) <= 8 + 1
     calls.clear()
@@ -452,3 +459,143 @@ def test_a_second_gold_for_the_same_puzzle_is_refused():
     ]
     with pytest.raises(ValueError, match="sample 1: its gold .* is not that of item 0"):
         evaluate(records)
+
+
+# ------------------------------------------------------------------------------------- probabilities, and what it costs
+
+
+def sure(prediction, i, support, **more):
+    return record(prediction, i, support=support, **more)
+
+
+def test_calibration_of_the_probabilities_in_the_records():
+    records = [sure(RIGHT, 0, [0.9, 0.95, 1.0]), sure(ONE_RIGHT, 1, [0.55, 0.5, 0.58]), record("?", 2)]
+    found = evaluate(records).calibration
+    assert (found.of, found.n, found.n_bins) == ("answers", 6, 10)
+    # Above 0.9 three of three are right, between 0.5 and 0.6 one of three.
+    gaps = [1 - (0.9 + 0.95 + 1.0) / 3, abs(1 / 3 - (0.55 + 0.5 + 0.58) / 3)]
+    assert found.ece == pytest.approx(sum(gaps) / 2)
+    squares = [0.1**2, 0.05**2, 0, 0.45**2, 0.5**2, 0.58**2]
+    assert found.brier == pytest.approx(sum(squares) / 6)
+
+
+@pytest.mark.parametrize("support", ["good", 0.9, [0.9], [0.9, 0.9, 1.9], [0.9, 0.9, "x"], [0.9, None, 0.1], {}])
+def test_a_support_that_is_no_probability_of_each_cell_is_no_confidence(support):
+    assert evaluate([sure(RIGHT, 0, support)]).calibration is None
+
+
+def test_calibration_of_voted_predictions_is_that_of_the_votes():
+    records = many([RIGHT, RIGHT, ONE_RIGHT], 0) + many([ONE_RIGHT, RIGHT, ONE_RIGHT], 1)
+    sampled, voted = evaluate(records), evaluate(vote_records(records))
+    assert voted.calibration == replace(sampled.calibration, of="answers")
+    assert (sampled.cost, means(voted)["length"]) == (voted.cost, 30)
+
+
+def test_cost_is_that_of_a_puzzle_whatever_it_was_spent_on():
+    lines = [sure(RIGHT, i, [1.0] * 3, tokens=60, prompt_tokens=300 + i, scored=12 + i) for i in range(2)]
+    cost = evaluate(lines).cost
+    assert (cost.tokens, cost.prompt_tokens, cost.scored) == (60, 300.5, 12.5)
+    sampled = evaluate(many([RIGHT] * 8, 0, prompt_tokens=[70] * 8)).cost
+    assert (sampled.tokens, sampled.prompt_tokens, sampled.scored) == (80, 560, 0)
+    assert evaluate([record(RIGHT, 0)]).cost.prompt_tokens is None
+    assert evaluate([{"index": 0, "prediction": RIGHT, "answer": " | ".join(GOLD)}]).cost is None
+
+
+def test_command_reports_calibration_and_cost_everywhere(tmp_path, capsys):
+    write_items(tmp_path / "p.jsonl", [sure(RIGHT, 0, [0.9] * 3, prompt_tokens=40, scored=5)])
+    files = {suffix: tmp_path / f"r.{suffix}" for suffix in ("json", "md", "html")}
+    options = ["--out", files["json"], "--markdown", files["md"], "--html", files["html"]]
+    assert main([tmp_path / "p.jsonl", *options]) == 0
+    found = json.loads(files["json"].read_text())
+    assert found["calibration"]["ece"] == pytest.approx(0.1)
+    assert (found["calibration"]["of"], found["calibration"]["n_bins"], found["calibration"]["n"]) == ("answers", 10, 3)
+    assert found["cost"] == {"tokens": 10, "prompt_tokens": 40, "scored": 5}
+    said = ("expected calibration error 0.100 (10 bins)", "10.0 generated tokens, 40.0 tokens of prompts, 5.0 scored")
+    for text in (capsys.readouterr().out, files["md"].read_text(), files["html"].read_text()):
+        assert [words for words in said if words not in " ".join(text.split())] == []
+    headlines = files["html"].read_text().split("</dl>")[0]
+    assert "<dt>expected calibration error</dt><dd>0.100</dd>" in headlines
+    assert "of the answers: 10 bins, 3 cells" in headlines
+    plain_page = to_html(evaluate([record(RIGHT, 0)]))
+    assert "calibration" not in plain_page
+
+
+# ------------------------------------------------------------------------------------------- the published evaluator
+
+# Every kind of fault that a response to B cell | NK cell | T cell may have.
+FAULTS = {
+    "none": RIGHT,
+    "in other cases": RIGHT.replace("B cell", "b CELL"),
+    "a line break behind it": RIGHT + "\n",
+    "a remark in the tags": RIGHT.replace("</answer>", "\nI am sure</answer>"),
+    "the list twice": format_answer(GOLD).replace("</answer>", "\nB cell | NK cell | T cell</answer>"),
+    "empty items": RIGHT.replace("B cell |", "| B cell ||"),
+    "two exchanged": ONE_RIGHT,
+    "all wrong": format_answer((GOLD[1], GOLD[2], GOLD[0])),
+    "a type twice": DUPLICATE,
+    "one type for all": format_answer(["T cell"] * 3),
+    "a stranger": format_answer(("B cell", "pericyte", "T cell")),
+    "one missing": SHORT,
+    "the first missing": format_answer(("NK cell", "T cell")),
+    "one type only": format_answer(("B cell",)),
+    "commas": format_answer(GOLD).replace(" |", ","),
+    "nothing in the tags": "<think>x</think>\n<answer></answer>",
+    "only separators": "<think>x</think>\n<answer> | | </answer>",
+    "no answer": "<think>B cell | NK cell | T cell</think>",
+    "no reasoning": "<answer>B cell | NK cell | T cell</answer>",
+    "cut in the reasoning": "<think>B cell | NK",
+    "cut in the answer": RIGHT[:-14],
+    "no line break between": RIGHT.replace("</think>\n", "</think>"),
+    "text before": "Sure. " + RIGHT,
+    "text behind": RIGHT + " Done.",
+    "tags in the reasoning": RIGHT.replace("<think>", "<think><answer>x</answer>"),
+    "tags in the wrong order": "<answer>B cell | NK cell | T cell</answer>\n<think>x</think>",
+    "everything twice": RIGHT + "\n" + RIGHT,
+    "tags in capitals": RIGHT.replace("answer>", "ANSWER>"),
+    "nothing": "",
+    "white space": " \n\t",
+    "another language": "T\u7ec6\u80de | B\u7ec6\u80de",
+    "junk": "\x00\ufffd|\ud800<answer>",
+}
+# The documented differences (task/scoring.py): partial accuracy and exact match of one puzzle, published and here.
+DIFFERENT = {
+    "one too many": (format_answer((*GOLD, "monocyte")), (1, 1), (0, 0)),
+    "contradiction": (RIGHT.replace("</answer>", "\nT cell | NK cell | B cell</answer>"), (1, 1), (0, 0)),
+    "only in the reasoning": ("<think>\nB cell | NK cell | T cell\n</think>\n<answer></answer>", (1, 1), (0, 0)),
+    "on a line of its own": ("<think>\na | b\n</think>\n<answer>\n" + RIGHT.split("<answer>")[1], (0, 0), (1, 1)),
+}
+SHARED = ("partial_accuracy", "exact_match", "format_validity", "uniqueness")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_worth_what_the_published_evaluator_says(fault):
+    found = means(evaluate([record(FAULTS[fault])]))
+    assert {name: found[name] for name in SHARED} == pytest.approx(published_run([(FAULTS[fault], " | ".join(GOLD))]))
+
+
+def test_a_run_with_every_fault_is_worth_what_the_published_evaluator_says():
+    two = puzzle(7, ("a", "b"))
+    texts = [*FAULTS.values(), format_answer(("a", "b")), format_answer(("b", "b"))]
+    of = [puzzle(i) for i in range(len(FAULTS))] + [two, two]
+    records = [record(text, i, of=own) for i, (text, own) in enumerate(zip(texts, of, strict=True))]
+    found = means(evaluate(records))
+    golds = [" | ".join(own.answer) for own in of]
+    expected = published_run(zip(texts, golds, strict=True))
+    assert {name: found[name] for name in SHARED} == pytest.approx(expected)
+    assert 0.2 < expected["partial_accuracy"] < expected["format_validity"] < 0.7
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_documented_differences_from_the_published_evaluator_in_a_run(kind):
+    text, published, here = DIFFERENT[kind]
+    told = published_run([(text, " | ".join(GOLD))])
+    assert (told["partial_accuracy"], told["exact_match"]) == published
+    found = means(evaluate([record(text)]))
+    assert (found["partial_accuracy"], found["exact_match"]) == here
+
+
+def test_failures_of_the_machinery_are_the_last_difference_from_the_published_evaluator():
+    stored = [{"index": 0, "prediction": RIGHT}, {"index": 1, "prediction": "RuntimeError: CUDA out of memory"}]
+    gold = " | ".join(GOLD)
+    assert published_run((entry["prediction"], gold) for entry in stored)["partial_accuracy"] == 0.5
+    assert means(evaluate([entry | {"answer": gold} for entry in stored]))["partial_accuracy"] == 1

@@ -128,18 +128,19 @@ def test_calibration_by_hand():
     confidence = np.array([0.95, 0.92, 0.98, 0.15, 0.11, 0.0, 1.0])
     right = np.array([1, 1, 0, 0, 1, 0, 1], dtype=bool)
     found = calibration(confidence, right)
-    assert [row["n"] for row in found["bins"]] == [1, 2, 4]
+    assert [row["n"] for row in found.bins] == [1, 2, 4]
     gaps = [0.0, abs(0.5 - 0.13), abs(0.75 - 0.9625)]
-    assert found["ece"] == pytest.approx((gaps[0] + 2 * gaps[1] + 4 * gaps[2]) / 7)
-    assert found["brier"] == pytest.approx(((confidence - right) ** 2).mean())
+    assert (found.of, found.n, found.n_bins) == ("answers", 7, 10)
+    assert found.ece == pytest.approx((gaps[0] + 2 * gaps[1] + 4 * gaps[2]) / 7)
+    assert found.brier == pytest.approx(((confidence - right) ** 2).mean())
 
 
 def test_calibrated_confidence_has_little_error():
     rng = np.random.default_rng(0)
     confidence = rng.random(20_000)
     right = rng.random(20_000) < confidence
-    assert calibration(confidence, right)["ece"] < 0.02
-    assert calibration(confidence, ~right)["ece"] > 0.3
+    assert calibration(confidence, right).ece < 0.02
+    assert calibration(confidence, ~right).ece > 0.3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from recipe.cello1.evaluation.evaluate import evaluate
 from recipe.cello1.evaluation.html_page import _draw, to_html
-from recipe.cello1.evaluation.report import render, rules_markdown, to_markdown
+from recipe.cello1.evaluation.report import markdown, render, to_markdown, ways_table
 from recipe.cello1.evaluation.scores import compare
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.predictions import error_record, prediction_record
@@ -89,9 +89,13 @@ def test_markdown_tables_keep_their_columns():
     assert "&lt;script&gt;" in text
 
 
-def test_table_of_the_rules_alone():
-    lines = rules_markdown(whole_result()).splitlines()
-    assert lines[0].startswith("| rule | partial accuracy | exact match |")
+def test_table_of_the_ways_alone():
+    result = whole_result()
+    lines = markdown(ways_table("", result.rules, "consensus", result.length_unit)).splitlines()
+    assert lines[0] == (
+        "| way | partial accuracy | strict accuracy | exact match | legal answers | tokens a puzzle | ECE |"
+        " consensus minus this (partial accuracy) |"
+    )
     assert [line.split(" | ")[0] for line in lines[2:7]] == [
         "| one sample",
         "| majority",

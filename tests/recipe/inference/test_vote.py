@@ -45,6 +45,7 @@ def test_vote_records():
     assert voted["prediction"] == format_answer(ABC, "because")
     assert voted["voted"] == [["b", "a", "c"], ["a", "b", "c"], ["a", "b", "c"], None]
     assert voted["cells"][2]["support"] == 1.0
+    assert voted["tokens"] == 40  # of the four answers
     assert (voted["index"], voted["sample"], voted["tissue"], voted["rule"]) == (0, 0, "blood", "consensus")
     assert evaluate([voted], [puzzle()]).measured.metrics["exact_match"].mean == 1.0
 

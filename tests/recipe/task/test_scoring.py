@@ -1,6 +1,5 @@
 import json
 import os
-import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from recipe.cello1.task.answer import (
 )
 from recipe.cello1.task.scoring import Score, gold_types, score_answer, score_types
 from recipe.cello1.task.text import normal_form
+from tests.helpers.published import listed, published_evaluation, published_score
 
 GOLD = "hepatocyte | Kupffer cell | cholangiocyte | stellate cell"
 
@@ -97,51 +97,6 @@ ON_A_LINE_OF_ITS_OWN = {
     "a table in the reasoning, gold in the tags": (answer(f"\n{GOLD}\n", "\n| gene | level |\n"), -1, 1.0),
     "closing tag on the line of the list": (answer(f"\n{GOLD}"), 0.375, 1.0),
 }
-
-
-def read_as_published(text: str) -> str | None:
-    """The answer that the published code reads, ``None`` for a format it does not accept; written from its rules."""
-    rule = re.fullmatch(
-        r"<think>(?:(?!</?think>|</?answer>).)*</think>\n<answer>((?:(?!</?think>|</?answer>).)*)</answer>\n?",
-        text,
-        re.S,
-    )
-    if rule is None:
-        return None
-    lines = text.splitlines()
-    opening = next(line for line in lines if ANSWER_OPEN in line)
-    read = opening[opening.index(ANSWER_OPEN) + len(ANSWER_OPEN) :].strip()
-    read = read.removesuffix(ANSWER_CLOSE).strip()
-    if read == "":
-        read = next((line.strip() for line in lines if "|" in line), "")
-    return read if "|" in read else None
-
-
-def listed(text: str) -> list[str]:
-    return [item.strip() for item in text.split("|") if item.strip()]
-
-
-def published_score(text: str, gold: str) -> float:
-    """The verdict of the published reward."""
-    read = read_as_published(text)
-    if read is None:
-        return -1
-    given_, wanted = listed(read), listed(gold)
-    if len(given_) != len(wanted) or len(set(given_)) < len(given_):
-        return -1
-    share = sum(a.lower() == b.lower() for a, b in zip(given_, wanted, strict=True)) / len(wanted)
-    return (share + (share == 1)) / 2
-
-
-def published_evaluation(text: str, gold: str) -> tuple[float, int, int, float]:
-    """Partial accuracy, exact match, format and uniqueness of one answer by the published evaluator."""
-    read = read_as_published(text)
-    if read is None:
-        return 0, 0, 0, 0
-    items, wanted = listed(read), listed(gold)
-    right = sum(a.lower() == b.lower() for a, b in zip(items, wanted, strict=False))
-    unique = len(set(items)) / len(items) if items else 0
-    return right / len(wanted), int(right == len(wanted)), 1, unique
 
 
 def is_on_a_line_of_its_own(text: str) -> bool:
