@@ -1,7 +1,6 @@
 """The recipe can be sent to verl as it is: alone in a bare tree, beside verl and nothing of this project."""
 
 import os
-import shutil
 import subprocess
 import sys
 import venv
@@ -9,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.rooms import LIGHT, own_tests
+from recipe.cello1.launch.upstream import write_tree
+from tests.helpers.cli import command
 
 ROOT = Path(__file__).parents[1]
 OURS = {"recipe", "scverse_plugin", "cello1_verl"}
-
-# What is run of tests/recipe: floor 0 and each seam to verl. The rest needs engines, cells or the processes of a run,
-# and knows no more of where the recipe lies than these do.
-OF_LIGHT = [name for name in LIGHT if name not in ("formats.atomic", "formats.provenance")]
-SEAMS = ("rl.reward_manager", "rl.dataset", "rl.replay_buffer", "formats.rl_parquet")
-CONFIGS = (  # of the many compositions, one of each kind
+ROOMS = {"task", "formats", "rl", "cold_start", "launch"}
+# Of its tests, for time: the floor below, each seam to verl, and of the many compositions one of each kind.
+# The whole folder passes as well: `python -m pytest --import-mode=importlib recipe/cello1/tests` in the tree.
+LONG = ("formats/test_items.py", "formats/test_puzzle_files.py", "formats/test_atomic.py", "rl/test_export.py")
+CONFIGS = (
     "test_published_settings",
     "test_classes_named_in_the_config_exist",
     "test_composes_and_passes_verls_own_validation[cello1_grpo-8x80gb]",
@@ -45,14 +44,10 @@ ignore = ["F405", "F403", "E731", "B007", "UP032", "G004", "UP045", "UP035"]
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """A tree like verl's, with the recipe and its tests."""
+    """A tree like verl's, with the recipe in it."""
     tree = tmp_path_factory.mktemp("verl")
     (tree / "pyproject.toml").write_text(UPSTREAM)
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "recipe" / "cello1", tree / "recipe" / "cello1", ignore=ignore)
-    shutil.copytree(ROOT / "tests" / "recipe", tree / "tests" / "recipe", ignore=ignore)
-    shutil.copytree(ROOT / "tests" / "helpers", tree / "tests" / "helpers", ignore=ignore)
-    shutil.copy(ROOT / "tests" / "conftest.py", tree / "tests")
+    write_tree(tree / "recipe" / "cello1")
     return tree
 
 
@@ -91,13 +86,90 @@ print(*util.find_spec("recipe").submodule_search_locations)
     assert result.stdout.splitlines() == ["['verl']", "['verl']", str(tree / "recipe")], result.stderr
 
 
+def test_the_tree_is_the_rooms_of_training_and_nothing_else(tree):
+    recipe = tree / "recipe" / "cello1"
+    modules = [path.relative_to(recipe) for path in recipe.rglob("*.py")]
+    assert {path.parts[0] for path in modules} == {*ROOMS, "tests", "__init__.py", "__main__.py"}
+    assert {path.name for path in recipe.iterdir() if path.suffix != ".py"} == {
+        *ROOMS,
+        *("tests", "config", "README.md", "REQUIRED_VERL.txt", "run_grpo.sh", "run_ppo.sh", "run_sft.sh"),
+    }
+    launch = {path.name for path in (recipe / "launch").iterdir()}
+    assert {"run_rl.sh", "run_env.sh", "cpu_env.sh", "setup_env.sh", "preflight.py", "watch.py"} <= launch
+    assert not {"environment.py", "summary.py", "upstream.py"} & launch
+    lines = {path: len((recipe / path).read_text().splitlines()) for path in modules if path.parts[0] != "tests"}
+    assert sum(lines.values()) < 5_700
+    assert len((recipe / "README.md").read_text().splitlines()) < 60
+    tested = {path.name.removeprefix("test_") for path in modules if path.parts[0] == "tests"}
+    assert {path.name for path in lines if path.parts[0] in ("task", "formats", "rl")} - tested == {
+        *("sharded.py", "model_card.py", "run_metrics.py"),  # by test_export.py
+    }
+
+
+def test_every_module_is_there_that_another_one_needs(tree, python):
+    """Also in functions: the shell of the tree names its commands, and no other."""
+    pytest.importorskip("verl")
+    code = """
+import ast, importlib.util, pathlib
+for path in pathlib.Path("recipe").rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith(("recipe.", "tests.", "scverse_plugin")):
+            if "importorskip" not in path.read_text() or node.col_offset == 0:
+                assert importlib.util.find_spec(node.module), (path, node.module)
+"""
+    result = run(python, tree, "-c", code)
+    assert result.returncode == 0, result.stderr
+    known = run(python, tree, "-m", "recipe.cello1", "--help").stdout
+    assert {line.split()[0] for line in known.splitlines() if line.startswith("  ")} == {
+        *("sft", "export", "preflight", "watch")
+    }
+    refused = run(python, tree, "-m", "recipe.cello1", "predict")
+    assert (refused.returncode, refused.stderr.count("there is no command 'predict'")) == (2, 1)
+
+
 def test_recipe_passes_its_own_tests(tree, python):
     pytest.importorskip("verl")
-    names = [own_tests(name) for name in (*OF_LIGHT, *SEAMS)]
-    names += [f"tests/recipe/config/test_configs.py::{name}" for name in CONFIGS]
-    options = ["--import-mode=importlib", "-q", "-p", "no:cacheprovider", "-m", "not integration"]
-    result = run(python, tree, "-m", "pytest", *options, *names)
+    options = ["--import-mode=importlib", "-q", "-p", "no:cacheprovider", "-m", "not integration", "-W", "ignore"]
+    options += [f"--ignore=recipe/cello1/tests/{name}" for name in LONG]
+    names = ["task", "formats", "rl", *(f"config/test_configs.py::{name}" for name in CONFIGS)]
+    result = run(python, tree, "-m", "pytest", *options, *(f"recipe/cello1/tests/{name}" for name in names))
     assert result.returncode == 0, result.stdout[-5000:] + result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("script", "variables", "said"),
+    [
+        ("run_grpo.sh", {}, "error: MODEL is not set; give MODEL, TRAIN_DATA and VAL_DATA"),
+        ("run_ppo.sh", {"MODEL": "m", "TRAIN_DATA": "t"}, "error: MODEL is set but VAL_DATA is not"),
+        ("run_sft.sh", {"MODEL": "m"}, "error: TRAIN_DATA is not set"),
+        ("run_grpo.sh", {"MODEL": "./m", "TRAIN_DATA": "t", "VAL_DATA": "v"}, "MODEL=./m does not exist"),
+    ],
+)
+def test_launchers_say_what_is_missing(tree, python, tmp_path, script, variables, said):
+    pytest.importorskip("verl")
+    fixed = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "VIRTUAL_ENV": str(python.parents[1])}
+    environment = fixed | {"OUTPUT": str(tmp_path / "out"), "CELLO1_DEVICE": "cpu"} | variables
+    launcher = ["bash", str(tree / "recipe" / "cello1" / script)]
+    done = subprocess.run(launcher, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1 and said in done.stderr
+
+
+def test_an_environment_without_verl_is_named(tree, tmp_path):
+    venv.create(tmp_path / "bare")
+    environment = {"PATH": os.environ["PATH"], "VIRTUAL_ENV": str(tmp_path / "bare"), "MODEL": "m", "TRAIN_DATA": "t"}
+    launcher = ["bash", str(tree / "recipe" / "cello1" / "run_sft.sh")]
+    done = subprocess.run(launcher, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "lacks verl,vllm,ray,transformers,transfer_queue,trl,peft; install what README.md" in done.stderr
+
+
+def test_only_a_new_folder_is_written(tmp_path, capsys):
+    (tmp_path / "mine").touch()
+    assert command("upstream")(["--out", str(tmp_path)]) == 1
+    assert "is not empty; give a new folder" in capsys.readouterr().err
+    assert command("upstream")(["--out", str(tmp_path / "new")]) == 0
+    assert "lines of Python, and " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", ["check", "format --check"])

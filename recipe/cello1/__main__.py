@@ -29,19 +29,27 @@ COMMANDS = {
     "vote": "recipe.cello1.inference.vote",
     "evaluate": "recipe.cello1.evaluation.evaluate",
 }
-# What the launchers call.
+# What the launchers call, and maintainers.
 STEPS = {
     "embedded": "recipe.cello1.cold_start.embedded",
     "preflight": "recipe.cello1.launch.preflight",
     "watch": "recipe.cello1.launch.watch",
     "summary": "recipe.cello1.launch.summary",
+    "upstream": "recipe.cello1.launch.upstream",
 }
 
 
 def commands() -> dict[str, str]:
-    """Return every command with its module, those of other packages included."""
+    """Return every command that is there with its module, those of other packages included."""
     others = {point.name: point.value for point in sorted(entry_points(group=GROUP))}
-    return {**COMMANDS, **others, **STEPS}
+    known = {**COMMANDS, **others, **STEPS}
+    return {name: module for name, module in known.items() if not _is_left_out(module)}
+
+
+def _is_left_out(module: str) -> bool:
+    """Tell whether a module of the recipe is not there: launch/upstream.py leaves some out."""
+    path = Path(__file__).parents[2].joinpath(*module.split("."))
+    return module.startswith("recipe.cello1.") and not path.with_suffix(".py").is_file()
 
 
 def summary(module: str) -> str:
@@ -65,7 +73,7 @@ def usage() -> str:
     known = commands()
     width = max(map(len, known))
     lines = [f"  {name:<{width}}  {summary(module)}" for name, module in known.items() if name not in STEPS]
-    steps = [f"  {name:<{width}}  {summary(module)}" for name, module in STEPS.items()]
+    steps = [f"  {name:<{width}}  {summary(module)}" for name, module in known.items() if name in STEPS]
     return "\n".join(
         [
             "usage: cello1 COMMAND ...",
@@ -75,7 +83,7 @@ def usage() -> str:
             "commands:",
             *lines,
             "",
-            "steps of the launchers:",
+            "steps of the launchers, and of maintainers:",
             *steps,
             "",
             "cello1 COMMAND --help lists its options; with --traceback an error shows where it was raised.",

@@ -13,7 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from recipe import cello1
+
+ROOT = Path(cello1.__file__).parents[2]
 # Before a command: it runs with what verl, Ray and vLLM need on a machine without a GPU.
 IN_CPU_ENVIRONMENT = ("bash", "-c", 'source "$0" && exec "$@"', str(ROOT / "recipe/cello1/launch/cpu_env.sh"))
 # A prompt cut in two makes vLLM turn a seeded request's random generator back, which CPU generators refuse.

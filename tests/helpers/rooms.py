@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-RECIPE = ROOT / "recipe" / "cello1"
+from recipe import cello1
+
+RECIPE = Path(cello1.__file__).parent
+ROOT = RECIPE.parents[1]
 
 # Room -> what it may import besides itself. A name with a dot admits that folder only.
 MAY_IMPORT = {

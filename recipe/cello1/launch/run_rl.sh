@@ -54,6 +54,7 @@ if [ -n "${MODEL:-}" ]; then
   before=("before $title=$MODEL")
 else
   [ -z "${TRAIN_DATA:-}${VAL_DATA:-}" ] || fail "TRAIN_DATA or VAL_DATA is set but MODEL is not; give the model to train"
+  [ -e "$here/../cold_start/embedded.py" ] || fail "MODEL is not set; give MODEL, TRAIN_DATA and VAL_DATA"
   name=embedded scale=embedded size=() sft=(--config embedded)
   [ "$algorithm" = grpo ] || scale+=_$algorithm
   [ "$SMOKE" != 1 ] || { name=smoke scale+=,smoke size=(--smoke); sft+=(--config smoke); }
@@ -126,6 +127,7 @@ if [ ! -e "$OUTPUT/model" ]; then
     --config "$composed" --metrics "$OUTPUT/metrics"
 fi
 
+[ -e "$here/summary.py" ] || exit 0 # not part of the recipe in verl-recipe
 stage "held-out puzzles, before and after"
 "$PYTHON" -m recipe.cello1 summary --data "${files[1]}" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
   --config "$composed" "${before[@]}" "after $title=$OUTPUT/model"

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,7 +14,6 @@ pytest.importorskip("trl")
 pytest.importorskip("omegaconf")
 
 from recipe.cello1.cold_start import sft, sft_data
-from recipe.cello1.cold_start.tiny_model import build_model, build_tokenizer
 from recipe.cello1.formats.atomic import held, read_items, write_items
 from recipe.cello1.formats.model_folder import save_model
 from recipe.cello1.formats.puzzle_files import write_puzzles
@@ -24,13 +22,14 @@ from recipe.cello1.task.answer import parse_answer
 from recipe.cello1.task.prompt import LAYOUTS, messages
 from recipe.cello1.task.puzzle import Puzzle
 from tests.helpers.cli import command
+from tests.helpers.rooms import ROOT
+from tests.helpers.toy_model import build_toy_model
 
 main = command("sft")
 
-ROOT = Path(__file__).parents[3]
 TYPES = ("CD14+ Monocyte", "CD19+ B", "CD56+ NK")
 GENES = {"CD14+ Monocyte": ("LYZ", "CST3"), "CD19+ B": ("CD79A", "CD74"), "CD56+ NK": ("GNLY", "NKG7")}
-TINY = ["eval_fraction=0", "max_length=256", "dtype=float32", "lora=null", "trainer.bf16=false"]
+TINY = ["eval_fraction=0", "max_length=400", "dtype=float32", "lora=null", "trainer.bf16=false"]
 TINY += ["trainer.gradient_checkpointing=false", "trainer.per_device_train_batch_size=4"]
 TINY += ["trainer.gradient_accumulation_steps=1", "trainer.save_strategy=steps"]
 
@@ -52,11 +51,7 @@ PUZZLES = toy_puzzles(24)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sft") / "model"
-    tokenizer = build_tokenizer(PUZZLES, min_count=5, n_merges=16)
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "n_layers": 1, "n_heads": 2}
-    save_model(folder, build_model(tokenizer, seed=0, **sizes), tokenizer)
-    return folder
+    return build_toy_model(tmp_path_factory.mktemp("sft") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +110,7 @@ class TestSettings:
     @pytest.mark.parametrize("name", sorted(path.stem for path in (sft.CONFIG / "sft").glob("*.yaml")))
     def test_every_shipped_file_is_understood(self, name, model, data, tmp_path):
         names = ["embedded", name] if name == "smoke" else [name]  # it goes on top of another
-        settings = sft.load_settings(arguments(model, data, tmp_path)[:3], names)
+        settings = sft.load_settings([*arguments(model, data, tmp_path)[:3], "max_length=400"], names)
         trainer = sft._make_trainer(settings, PUZZLES)
         assert trainer.args.max_steps == settings["max_steps"]
         assert trainer.args.completion_only_loss is True

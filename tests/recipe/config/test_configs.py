@@ -10,11 +10,11 @@ pytest.importorskip("hydra")
 from hydra import compose, initialize_config_dir  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from recipe.cello1.cold_start.embedded import EmbeddedSizes  # noqa: E402
-from recipe.cello1.launch.summary import WINDOW  # noqa: E402
+from recipe.cello1.rl.run_metrics import WINDOW  # noqa: E402
+from tests.helpers.rooms import RECIPE  # noqa: E402
 from tests.helpers.toy_model import build_toy_model  # noqa: E402
 
-CONFIG = Path(__file__).parents[3] / "recipe" / "cello1" / "config"
+CONFIG = RECIPE / "config"
 HARDWARE = sorted(path.stem for path in (CONFIG / "hardware").glob("[!_]*.yaml"))
 SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))
 VARIANTS = sorted(path.stem for path in (CONFIG / "variant").glob("*.yaml"))
@@ -200,8 +200,9 @@ def test_published_settings(name):
 
 def test_the_last_steps_of_the_embedded_default_see_the_puzzles_of_the_first():
     """Rewards of puzzles differ more than training changes them: what is compared must be of the same puzzles."""
+    embedded = pytest.importorskip("recipe.cello1.cold_start.embedded")
     config = composed("cello1_grpo", "hardware=cpu", "+scale=embedded")
-    steps_of_a_pass, rest = divmod(EmbeddedSizes(seed=1).n_train, config.data.train_batch_size)
+    steps_of_a_pass, rest = divmod(embedded.EmbeddedSizes(seed=1).n_train, config.data.train_batch_size)
     assert rest == 0 and not config.data.shuffle
     assert config.trainer.total_training_steps - steps_of_a_pass == WINDOW
 

@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from recipe.cello1.formats import chat_template
+from recipe.cello1.formats.atomic import read_items
 from recipe.cello1.formats.chat_template import (
     ResponseReader,
     completion_of,
@@ -133,12 +134,10 @@ def build(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_one_prompt_and_one_reading(name):
+def test_one_prompt_and_one_reading(name, tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("verl")
     from recipe.cello1.cold_start.sft_data import training_row
-    from recipe.cello1.engines.local import LocalEngine
-    from recipe.cello1.engines.protocol import Request, Sampling
     from recipe.cello1.rl.reward_manager import PuzzleRewardManager
     from verl import DataProto
 
@@ -147,27 +146,23 @@ def test_one_prompt_and_one_reading(name):
     end = end_of_turn(tokenizer)
     assert end == FAMILIES[name][1]
 
-    # SFT, the RL row as verl renders it, and the engine, which both predict and the plugin ask.
+    # The prompt: of SFT, of the RL row as verl renders it.
     row = training_row(PUZZLE, tokenizer, end, layout)
     asked = row["completion_mask"].index(1)
     assert row["completion_mask"] == [0] * asked + [1] * (len(row["input_ids"]) - asked)
     prompt, written = row["input_ids"][:asked], row["input_ids"][asked:]
     chat = rl_row(PUZZLE, "train", 0, layout)["prompt"]
     assert prompt == tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=False)
-    engine = object.__new__(LocalEngine)
-    engine._set_tokenizer(tokenizer, 100_000, constrained=False)
-    found = engine._prompt(Request(messages(PUZZLE, layout)), Sampling())
-    assert found.ids == prompt
     if tokenizer.bos_token:
         assert prompt.count(tokenizer.bos_token_id) == 1
 
-    # What was trained on is a right answer for the engines and for the reward, and nothing else of it is.
-    text = engine._read(written, found.opened)
+    # What was trained on is a right answer, and nothing else of it is.
+    text = ResponseReader(tokenizer).after(prompt, written)
     parsed = parse_answer(text)
     assert (parsed.ok, parsed.items, parsed.reasoning.strip()) == (True, PUZZLE.answer, "Cell 1: MS4A1 -> B cell")
     assert end not in text
     if "thinking" in name or "r1" in name:
-        assert not parse_answer(engine._read(written)).ok, "the completion alone lacks its opening tag"
+        assert not parse_answer(ResponseReader(tokenizer)(written)).ok, "the completion alone lacks its opening tag"
 
     async def reward(ids):
         config = {"reward": {}, "data": {}}
@@ -182,6 +177,40 @@ def test_one_prompt_and_one_reading(name):
 
     assert asyncio.run(reward(written)) == 1.0
     assert asyncio.run(reward(written[: len(written) // 2])) == -1.0
+    assert_asked(tokenizer, layout, prompt, written, text, tmp_path)
+
+
+def assert_asked(tokenizer, layout, prompt, written, text, folder):
+    """Prediction and plugin put this prompt to an engine, and read this text from the tokens that it writes."""
+    local, protocol, predict, annotate = (
+        pytest.importorskip(module, reason="not part of the recipe in verl-recipe")
+        for module in (
+            *("recipe.cello1.engines.local", "recipe.cello1.engines.protocol", "recipe.cello1.inference.predict"),
+            "scverse_plugin.method._ask",
+        )
+    )
+
+    class Engine(local.LocalEngine):
+        name, model, fingerprint = "written", "none", "0"
+
+        def __init__(self):
+            self._set_tokenizer(tokenizer, 100_000, constrained=False)
+            self.asked = []
+
+        def generate(self, requests, sampling):
+            for i, request in enumerate(requests):
+                found = self._prompt(request, sampling)
+                self.asked.append(found.ids)
+                yield i, protocol.Completion(self._read(written, found.opened), "stop", len(written), len(found.ids))
+
+    engine, sampling = Engine(), protocol.Sampling()
+    predict.predict(engine, [PUZZLE], folder / "predictions.jsonl", layout=layout, progress=False)
+    (record,) = read_items(folder / "predictions.jsonl")
+    (reply,) = annotate.ask(
+        *(engine, [PUZZLE]), layout=layout, sampling=sampling, seeds=[0], constrain=False, cache=None, progress=False
+    )
+    assert engine.asked == [prompt, prompt]
+    assert record["prediction"] == reply.text == text
 
 
 class Config(dict):

@@ -1,5 +1,4 @@
 import asyncio
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from omegaconf import OmegaConf  # noqa: E402
 from recipe.cello1.rl.reward_manager import PuzzleRewardManager  # noqa: E402
 from recipe.cello1.task.prompt import render_user  # noqa: E402
 from recipe.cello1.task.puzzle import Puzzle  # noqa: E402
+from tests.helpers.rooms import RECIPE  # noqa: E402
 from verl import DataProto  # noqa: E402
 
 GOLD = "B cell | T cell"
@@ -182,7 +182,7 @@ def test_credit_needs_the_question():
 def test_the_shipped_configs_have_no_shaping_and_take_it_as_an_override(name):
     from hydra import compose, initialize_config_dir
 
-    folder = Path(__file__).parents[3] / "recipe" / "cello1" / "config"
+    folder = RECIPE / "config"
     with initialize_config_dir(str(folder), version_base=None):
         plain = compose(name)
         shaped = compose(name, ["cello1.shaping={overlong: {buffer: 600}, candidates: {credit: 0.1}}"])
@@ -196,7 +196,7 @@ def test_verl_makes_it_from_the_shipped_config():
 
     from verl.trainer.ppo.reward import load_reward_manager
 
-    folder = Path(__file__).parents[3] / "recipe" / "cello1" / "config"
+    folder = RECIPE / "config"
     with initialize_config_dir(str(folder), version_base=None):
         shipped = compose("cello1_grpo")
 

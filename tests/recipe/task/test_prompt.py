@@ -23,6 +23,7 @@ from recipe.cello1.task.prompt import (
 )
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.text import normal_form
+from tests.helpers.rooms import ROOT
 
 PUZZLE = Puzzle(
     cells=(("ALB", "APOA1", "TTR"), ("CD5L", "MARCO")),
@@ -251,9 +252,8 @@ def test_a_question_tells_its_variant(variant):
 
 
 def test_the_instruction_stands_in_one_file_only():
-    root = Path(__file__).parents[3]
     sentence = instruction().split(". ")[1]
-    files = [p for folder in ("recipe", "scverse_plugin", "tests") for p in (root / folder).rglob("*.py")]
+    files = [p for folder in ("recipe", "scverse_plugin", "tests") for p in (ROOT / folder).rglob("*.py")]
     # Every line of code that holds a quarter of a sentence of it would be a second copy.
     quarter = sentence[: len(sentence) // 4]
     assert [p.name for p in files if quarter in p.read_text(encoding="utf-8")] == ["prompt.py"]
