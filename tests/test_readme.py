@@ -58,8 +58,8 @@ POINTS = [point.split(" = ") for point in setup_arguments()["entry_points"]["cel
 KNOWN = shell.commands() | {name: module for name, module in POINTS}
 TYPES = {gene: name for name, gene in MARKERS.items()} | {f"GENE{N_GENES - 1 - i}": f"type {i}" for i in range(N_TYPES)}
 
-# Writes its arguments down; prints what `preflight` does (the files to train on, and their hashes), makes the folder that
-# `export` does.
+# Writes its arguments down; prints what `preflight` does (the files to train on, and their hashes), makes the folder
+# that `export` does.
 RECORDER = r"""#!/usr/bin/env bash
 printf '%s\0' "$@" $'\x1e' >>"$CALLS"
 case ${3:-} in
