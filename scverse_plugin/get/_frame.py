@@ -66,6 +66,14 @@ def cello1_df(
     return votes.set_index(index)
 
 
+def still_there(adata: AnnData, key: str) -> np.ndarray:
+    """Say which groups of a run have cells in this object; all of them where that cannot be known."""
+    groups, groupby = adata.uns[key]["groups"], adata.uns[key]["params"].get("groupby")
+    if groupby is not None and groupby not in adata.obs.columns:
+        return np.ones(len(groups), dtype=bool)
+    return _rows(adata, key, groups) >= 0
+
+
 def _rows(adata: AnnData, key: str, groups: pd.DataFrame) -> np.ndarray:
     """Return one cell of each group, which all have the same votes; -1 for a group that has none any more."""
     params = adata.uns[key]["params"]

@@ -9,6 +9,7 @@ from anndata import AnnData
 from matplotlib.axes import Axes
 
 from scverse_plugin.get import cello1_df
+from scverse_plugin.get._frame import still_there
 from scverse_plugin.pl._shared import finish, literal, make_axes, one_page, room, row_names
 
 
@@ -33,7 +34,8 @@ def support(
     -------
     The figure, the axes with ``show=False``, else ``None``.
     """
-    table, part = one_page(cello1_df(adata, key), page)
+    whole = cello1_df(adata, key)
+    table, part = one_page(whole[still_there(adata, key)], page)
     labelled = (table["status"] == "ok").to_numpy()
     texts = [
         best if status == "ok" else f"{best} ({status})" if best else f"({status})"

@@ -11,13 +11,15 @@ import pytest
 import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 import scverse_plugin
 from recipe.cello1.task.answer import format_answer
 from scverse_plugin._report._genes import Finder
 from tests.helpers.project import project_files
-from tests.helpers.toy_adata import TYPES, FakeEngine, toy
+from tests.helpers.toy_adata import MARKERS, TYPES, FakeEngine, toy
 
 ROOT = Path(__file__).parents[2]
 PLOTS = {
@@ -261,6 +263,77 @@ def test_labels_stand_outside_the_axes(large):
         assert inside.x1 <= box.x0 and box.x1 <= whole.x1 + 1
 
 
+LONG = [
+    "CD8-positive, alpha-beta memory T cell, CD45RO-positive",
+    "effector memory CD4-positive, alpha-beta T cell, terminally differentiated",
+    "conventional dendritic cell",
+    "central memory CD4-positive, alpha-beta T cell",
+]
+
+
+@pytest.fixture(scope="module")
+def long():
+    """Groups and types with names of Cell Ontology length; the first group has no label."""
+    adata = toy()
+    adata.obs["truth"] = adata.obs["truth"].cat.rename_categories(dict(zip(TYPES, LONG, strict=True)))
+    adata.obs["leiden"] = adata.obs["truth"]
+    known = {MARKERS[short]: name for short, name in zip(TYPES, LONG, strict=True)}
+
+    def answer(puzzle):
+        names = [next(known[gene] for gene in cell if gene in known) for cell in puzzle.cells]
+        return "nonsense" if LONG[0] in names else format_answer(names)
+
+    engine = FakeEngine(answer)
+    scverse_plugin.tl.annotate(adata, LONG, groupby="leiden", engine=engine, progress=False, puzzle_size=1)
+    return adata
+
+
+def texts_of(figure):
+    """Every text that a figure shows."""
+    return [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+
+
+@pytest.mark.parametrize("style", ["default", "dark_background"])
+@pytest.mark.parametrize("name", PLOTS)
+def test_long_names_stay_inside_the_figure_and_every_text_can_be_read(name, style, long):
+    with matplotlib.pyplot.style.context(style):
+        figure = PLOTS[name](long, return_fig=True)
+        figure.draw_without_rendering()
+        whole, shown = figure.bbox, texts_of(figure)
+        assert {LONG[1], LONG[2], LONG[3]} <= {text.get_text().removesuffix(" (ok)") for text in shown}
+        for text in shown:
+            box = text.get_window_extent()
+            inside = box.x0 > -2 and box.x1 < whole.x1 + 2 and box.y0 > -2 and box.y1 < whole.y1 + 2
+            assert inside, text.get_text()
+            if text not in figure.axes[0].texts or name == "support":  # those of a heatmap stand on its cells
+                assert abs(light(text.get_color()) - light(figure.get_facecolor())) > 0.5, text.get_text()
+
+
+def light(colour):
+    return sum(to_rgb(colour)) / 3
+
+
+def test_numbers_of_a_heatmap_stand_out_from_their_cells(long):
+    for style in ("default", "dark_background"):
+        with matplotlib.pyplot.style.context(style):
+            ax = scverse_plugin.pl.votes(long, show=False)
+        assert len(ax.texts) == 3
+        for text in ax.texts:
+            column, row = map(int, text.get_position())
+            image = ax.images[0]
+            cell = image.cmap(image.norm(image.get_array()[row, column]))[:3]
+            assert abs(light(text.get_color()) - light(cell)) > 0.4
+
+
+def test_groups_without_a_label_are_grey(long):
+    ax = scverse_plugin.pl.support(long, show=False)
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    colours = [bar.get_facecolor()[:3] for bar in ax.containers[0]]
+    grey = to_rgb("lightgrey")
+    assert [name for name, colour in zip(names, colours, strict=True) if colour == grey] == [LONG[0]]
+    assert "(no_votes)" in [text.get_text() for text in ax.texts]
+
+
 HOSTILE = ["$x^$", "a_$b", "\\frac{", "T $\\alpha$ cell"]
 
 
@@ -306,6 +379,13 @@ def test_what_is_left_of_an_object_is_drawn(done):
     part = done[done.obs["leiden"].isin(["0", "2"])].copy()
     part.obs["leiden"] = part.obs["leiden"].cat.rename_categories({"2": "renamed"})
     assert scverse_plugin.get.cello1_df(part, table="votes").index.tolist() == ["0"]
-    assert [tick.get_text() for tick in scverse_plugin.pl.votes(part, show=False).get_yticklabels()] == ["0"]
+    for draw in (scverse_plugin.pl.votes, scverse_plugin.pl.support):
+        assert [tick.get_text() for tick in draw(part, show=False).get_yticklabels()] == ["0"]
+    ax = scverse_plugin.pl.confusion(part, "truth", show=False)
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["B cell", "T/NK cell"]
+    assert len(scverse_plugin.pl.umap(part, show=False)[0].collections[0].get_offsets()) == 40
+    del part.obs["leiden"]  # nothing says which groups are left: the stored table is drawn whole
+    assert len(scverse_plugin.pl.support(part, show=False).get_yticks()) == 4
+    part.obs["leiden"] = pd.Categorical(["renamed"] * part.n_obs)
     with pytest.raises(ValueError, match="adata no longer has cells of the groups"):
         scverse_plugin.get.cello1_df(part[part.obs["leiden"] == "renamed"].copy(), table="votes")
