@@ -56,6 +56,8 @@ html_theme_options = {
     "page_width": "1240px",
     "body_max_width": "none",
 }
+html_static_path = ["_static"]
+html_css_files = ["page.css"]
 html_sidebars = {"**": ["about.html", "searchfield.html", "navigation.html"]}
 html_show_sourcelink = False
 html_show_copyright = False

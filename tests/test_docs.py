@@ -3,13 +3,18 @@
 import ast
 import doctest
 import functools
+import importlib
 import json
+import os
 import re
 import subprocess
 import sys
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from recipe.cello1.data.options import make_parser
 from recipe.cello1.formats.items import item_to_puzzle, puzzle_to_item
@@ -17,7 +22,8 @@ from recipe.cello1.formats.predictions import error_record, prediction_record
 from recipe.cello1.formats.rl_rows import rl_row
 from recipe.cello1.task.answer import Reason
 from recipe.cello1.task.scoring import score_answer
-from tests.helpers.project import project_files
+from tests.helpers.browser import layouts
+from tests.helpers.project import project_files, setup_arguments
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -32,8 +38,16 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 OF_RAY = {"--head", "--port", "--address", "--num-gpus", "--num-cpus"}
 ELSEWHERE = "…"  # stands in a quotation for what differs from case to case
 
+# Refuses what the extra does not bring, so that the pages can be built with it alone.
 BUILD = """
 import sys
+from importlib.machinery import PathFinder
+refused = set(sys.argv.pop(1).split(","))
+class Only(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in refused else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Only
 from sphinx.cmd.build import main
 code = main(sys.argv[1:])
 print(*{name.partition(".")[0] for name in sys.modules})
@@ -55,29 +69,122 @@ def table_rows(text: str, first: str) -> list[list[str]]:
 # -------------------------------------------------------------------------------------------------------------- site
 
 
+def not_of_the_extra() -> set[str]:
+    """Every package installed here that `pip install .[docs]` would not bring."""
+    wanted = [*setup_arguments()["install_requires"], *setup_arguments()["extras_require"]["docs"]]
+    queue, seen = [Requirement(line) for line in wanted], set()
+    while queue:
+        requirement = queue.pop()
+        name = canonicalize_name(requirement.name)
+        if (name, *sorted(requirement.extras)) in seen:
+            continue
+        seen.add((name, *sorted(requirement.extras)))
+        for line in distribution(name).requires or []:
+            more = Requirement(line)
+            if more.marker is None or any(more.marker.evaluate({"extra": e}) for e in ("", *requirement.extras)):
+                queue.append(more)
+    brought = {name for name, *_ in seen} | {"cello1", "pip", "setuptools"}
+    tops = packages_distributions().items()
+    return {top for top, names in tops if not brought & {canonicalize_name(name) for name in names}}
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> dict[str, str]:
-    """The built pages by name, and under "loaded" the packages that the build has imported."""
+def built(tmp_path_factory) -> Path:
+    """The folder that `sphinx-build -W` has filled, and in the file "loaded" the packages that it has imported."""
     for package in ("sphinx", "myst_parser"):
         pytest.importorskip(package, reason=f"{package} is not installed (extra: docs)")
     out = tmp_path_factory.mktemp("site")
     options = ["-W", "--keep-going", "-n", "-q", "-b", "html", "-d", str(out / "doctrees")]
     run = subprocess.run(
-        [sys.executable, "-c", BUILD, *options, str(DOCS), str(out / "html")],
+        [sys.executable, "-c", BUILD, ",".join(not_of_the_extra()), *options, str(DOCS), str(out / "html")],
         capture_output=True,
         text=True,
         check=False,
         cwd=out,
     )
     assert run.returncode == 0, run.stderr
-    pages = {path.relative_to(out / "html").as_posix(): path.read_text() for path in (out / "html").rglob("*.html")}
-    return {**pages, "loaded": run.stdout}
+    (out / "html" / "loaded").write_text(run.stdout)
+    return out / "html"
+
+
+@pytest.fixture(scope="module")
+def site(built) -> dict[str, str]:
+    """The built pages by name, and under "loaded" what the build has imported."""
+    paths = [built / "loaded", *built.rglob("*.html")]
+    return {path.relative_to(built).as_posix(): path.read_text() for path in paths}
 
 
 def test_the_site_needs_no_training_library(site):
     loaded = set(site["loaded"].split())
     assert "recipe" in loaded
     assert not loaded & HEAVY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [400, 1280])
+def test_no_code_is_cut_and_no_page_scrolls_sideways(built, width, tmp_path):
+    pages = sorted(built.rglob("*.html"))
+    for page, found in zip(pages, layouts(pages, width, tmp_path), strict=True):
+        assert (found["over"], found["cut"]) == (0, []), page.name
+        assert found["field"] >= 280, f"{page.name}: parameters stand in a column of {found['field']} pixels"
+
+
+def test_every_plot_and_a_report_have_a_small_picture_that_says_what_is_seen():
+    import scverse_plugin
+
+    shown = {name: alt for alt, name in re.findall(r"!\[([^\]]+)\]\(images/(\w+)\.png\)", page("plots.md"))}
+    assert set(shown) == {*scverse_plugin.pl.__all__, "report"}
+    for name, alt in shown.items():
+        assert len(alt) > 60 and (DOCS / "images" / f"{name}.png").stat().st_size < 100_000, name
+        assert f"scverse_plugin.{'' if name == 'report' else 'pl.'}{name}(adata" in page("plots.md")
+
+
+@pytest.mark.slow
+def test_the_pictures_are_made_by_the_command_named(tmp_path):
+    assert "`python docs/images/draw.py`" in page("plots.md")
+    command = [sys.executable, str(DOCS / "images" / "draw.py"), "--out", str(tmp_path)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert run.returncode == 0, run.stderr
+    made = {path.name for path in tmp_path.iterdir()}
+    missing = set() if "Chromium is not installed" not in run.stderr else {"report.png"}
+    assert made | missing == {path.name for path in (DOCS / "images").glob("*.png")} - {"training.png"}
+
+
+def test_the_table_of_other_tools_is_dated_and_names_its_sources():
+    text = page("compare.md")
+    head = next(line for line in text.splitlines() if line.startswith("| |"))
+    tools = [name.strip() for name in head.strip("|").split("|")][2:]
+    assert re.search(r"on \d{4}-\d\d-\d\d\.", text)
+    assert [tool for tool in tools if f"[{tool}](https://" not in text] == []
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert len(tools) == 4 and widths == {7}
+
+
+def test_the_page_on_privacy_says_what_the_code_does(tmp_path, monkeypatch):
+    """Of an object with secrets in every place, a request to a server elsewhere holds what the page lists as sent."""
+    import scverse_plugin
+    from scverse_plugin._files import user_cache
+    from tests.helpers.toy_adata import TYPES, toy
+
+    adata = toy()
+    adata.obs_names = [f"BARCODE{i}" for i in range(adata.n_obs)]
+    adata.obs["leiden"] = adata.obs["leiden"].cat.rename_categories(lambda name: f"SECRETGROUP{name}")
+    adata.obs["patient"] = "SECRETPATIENT"
+
+    def sent(base_url="https://api.example.org/v1", **more):
+        options = {"groupby": "leiden", "engine": "openai", "model": "m", "dry_run": True, "base_url": base_url}
+        return str(scverse_plugin.tl.annotate(adata, TYPES, **options, **more))
+
+    assert "MS4A1" in sent() and "monocyte" in sent()
+    assert not re.search("BARCODE|SECRET|female|blood", sent())
+    assert "blood" in sent(context_keys=["tissue"]) and "female" not in sent(context_keys=["tissue"])
+    assert "female" in sent("http://127.0.0.1:1/v1") and "female" not in sent("http://127.0.0.1:1/v1", context=None)
+    assert "From the lung." in sent(context="From the lung.")
+    monkeypatch.setenv("CELLO1_CACHE", str(tmp_path))
+    assert user_cache() == tmp_path
+    named = set(re.findall(r"`(--[\w-]+)", page("privacy.md")))
+    parser = importlib.import_module("scverse_plugin._commands.annotate").build_parser()
+    assert named <= {option for action in parser._actions for option in action.option_strings}
 
 
 def test_every_public_module_is_described_once(site):
@@ -270,7 +377,14 @@ def test_every_reason_is_shown_with_an_example():
 
 
 def test_options_and_commands_named_are_there():
-    known = {*texts_of_code(), *OPTION.findall(make_parser("").format_help()), *OF_RAY, "--no-weighted"}
+    annotate = importlib.import_module("scverse_plugin._commands.annotate").build_parser()
+    known = {
+        *texts_of_code(),
+        *OPTION.findall(annotate.format_help()),
+        *OPTION.findall(make_parser("").format_help()),
+        *OF_RAY,
+        "--no-weighted",
+    }
     for path in DOCS.glob("*.md"):
         text = path.read_text(encoding="utf-8")
         assert set(OPTION.findall(text)) <= known, path.name

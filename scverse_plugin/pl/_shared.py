@@ -82,7 +82,7 @@ def heatmap(ax: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence
     ax.set_yticks(range(len(rows)), literal(rows), **plain)
     if values.size <= 400:
         for (i, j), value in np.ndenumerate(values):
-            if value > 0:
+            if value >= 0.005:
                 colour = "white" if value > 0.6 else "black"
                 ax.text(j, i, f"{value:.2f}".lstrip("0"), ha="center", va="center", fontsize=7, color=colour)
     ax.figure.colorbar(image, ax=ax, label=label, shrink=0.8)

@@ -1,7 +1,4 @@
 import re
-import shutil
-import subprocess
-from html import escape
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +15,7 @@ from matplotlib.text import Text
 import scverse_plugin
 from recipe.cello1.task.answer import format_answer
 from scverse_plugin._report._genes import Finder
+from tests.helpers.browser import overflow
 from tests.helpers.project import project_files
 from tests.helpers.toy_adata import MARKERS, TYPES, FakeEngine, toy
 
@@ -214,32 +212,14 @@ def test_both_reports_have_one_frame():
     assert [path.name for path in pages if "tests" not in path.parts] == ["page.html.j2"]
 
 
-def overflow(html, width, folder):
-    """Return by how many pixels a page is wider than the window, as Chromium lays it out."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
-    frame = (
-        f'<iframe style="border:0;width:{width}px;height:900px" srcdoc="{escape(html)}"></iframe><script>'
-        'onload = () => {const e = document.querySelector("iframe").contentDocument.documentElement;'
-        "document.title = `${e.scrollWidth} ${e.clientWidth}`}</script>"
-    )
-    (folder / "frame.html").write_text(f"<!doctype html><title></title>{frame}")
-    command = [program, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
-    command += ["--virtual-time-budget=10000", "--dump-dom", (folder / "frame.html").as_uri()]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    page, window = map(int, re.search(r"<title>(\d+) (\d+)</title>", found.stdout).groups())
-    assert window <= width
-    return page - window
-
-
 @pytest.mark.parametrize("width", [400, 1280])
 def test_report_is_not_wider_than_the_window(done, large, width, tmp_path):
     long = done.copy()
     long.uns["cello1"]["groups"].loc["0", "group"] = "a_name_without_any_blank_" * 8
     for adata in (long, large):
-        assert overflow(scverse_plugin.report(adata, tmp_path / "a.html").read_text(), width, tmp_path) == 0
-    assert overflow(f"<p style='width:{width + 50}px'>wide", width, tmp_path) > 0  # what the test can see
+        assert overflow(scverse_plugin.report(adata, tmp_path / "a.html"), width, tmp_path) == 0
+    (tmp_path / "b.html").write_text(f"<p style='width:{width + 50}px'>wide")
+    assert overflow(tmp_path / "b.html", width, tmp_path) > 0  # what the test can see
 
 
 def test_plots_of_many_groups_have_pages(large):

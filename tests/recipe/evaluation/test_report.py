@@ -3,6 +3,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import pytest
 from rich.console import Console
 
 from recipe.cello1.evaluation.evaluate import evaluate
@@ -13,6 +14,7 @@ from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.predictions import error_record, prediction_record
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.puzzle import Puzzle
+from tests.helpers.browser import overflow
 
 GOLD = ("B cell", "NK cell", "T cell")
 RIGHT = format_answer(GOLD)
@@ -162,6 +164,15 @@ def test_the_page_begins_with_the_headlines_then_the_slices_and_fits_any_screen(
     assert page.count("<th scope=") == len(re.findall("<th[ >]", page))
     seen = re.findall(r'<figure role="img" aria-label="([^"]+)"', page)
     assert len(seen) == 3 and "0.56 at 3 (chance 0.33)" in seen[0] and "at confidence" in seen[2]
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_page_is_not_wider_than_the_window(width, tmp_path):
+    gold = tuple(f"a cell type with a long name, alpha-beta, number-{i:02}" for i in range(60))
+    item = puzzle(0, gold, tissue="a-tissue-without-any-blank-" * 6)
+    result = evaluate([record(format_answer((*gold[1:], gold[0])), 0, of=item), record(EVIL, 1)], [item, puzzle(1)])
+    (tmp_path / "a.html").write_text(to_html(result))
+    assert overflow(tmp_path / "a.html", width, tmp_path) == 0
 
 
 def test_formulas_in_names_are_text():
