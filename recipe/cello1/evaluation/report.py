@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -253,9 +254,9 @@ def markdown(table: ReportTable) -> str:
 def _cell(text: str) -> str:
     """Escape what Markdown and the HTML in it would take for markup."""
     text = html.escape(" ".join(text.split()), quote=False)
-    for mark in ("\\", "|", "*", "_", "`", "[", "]", "#"):
+    for mark in ("\\", "|", "*", "_", "`", "#"):
         text = text.replace(mark, "\\" + mark)
-    return text
+    return re.sub(r"\](?=[\[(:])", r"\\]", text)  # brackets are plain text but before these, and so intervals stay
 
 
 def _bullets(lines: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from recipe.cello1.evaluation.evaluate import evaluate
 from recipe.cello1.evaluation.html_page import _draw, to_html
-from recipe.cello1.evaluation.report import markdown, render, to_markdown, ways_table
+from recipe.cello1.evaluation.report import ReportTable, markdown, render, to_markdown, ways_table
 from recipe.cello1.evaluation.scores import compare
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.predictions import error_record, prediction_record
@@ -89,6 +89,16 @@ def test_markdown_tables_keep_their_columns():
         assert len(widths) == 1, block
     assert "<script>" not in text
     assert "&lt;script&gt;" in text
+    assert not re.search(r"(?<!\\)\]\(", text)
+    assert re.search(r"\| \d\.\d{3} \[\d\.\d{3}, \d\.\d{3}\] \|", text)
+
+
+def test_brackets_that_would_make_a_link_are_escaped_and_no_others():
+    table = ReportTable("", ["0.5 [0.4, 0.6]"], [["[x](http://evil) [y][z] [w]: u [v]"]])
+    assert markdown(table).splitlines()[::2] == [
+        "| 0.5 [0.4, 0.6] |",
+        r"| [x\](http://evil) [y\][z] [w\]: u [v] |",
+    ]
 
 
 def test_table_of_the_ways_alone():
