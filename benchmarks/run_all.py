@@ -5,7 +5,8 @@ a try of some minutes, whose figures mean little and whose bounds do not count, 
 alone. With ``--metrics``, the metrics folder of a training run, the table says what share of its steps our parts take.
 
 What cannot run here, for want of a package for example, says so in its row. The exit code is 1 if a benchmark failed or
-missed a bound. ``bench_gpu.sh`` and ``bench_voting.py`` are not among them: the one needs a GPU, the other a model.
+missed a bound. ``bench_gpu.sh``, ``bench_voting.py`` and ``bench_labels.py`` are not among them:
+the first needs a GPU, the others a model.
 """
 
 from __future__ import annotations

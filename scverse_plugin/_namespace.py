@@ -43,6 +43,7 @@ class Cello1:
         self._adata = adata
 
     annotate = _method(tl.annotate)
+    calibrate = _method(tl.calibrate)
     ontology_ids = _method(tl.ontology_ids)
     df = _method(get.cello1_df)
     votes = _method(pl.votes)

@@ -27,9 +27,10 @@ _PLAIN: dict[str, tuple[Any, str]] = {
     "n_votes": (int, "rounds"),
     "puzzle_size": (int, "most cells in a puzzle"),
     "n_candidates": (int, "most types shown in a puzzle"),
+    "support": (str, "auto, votes, or readout: the model's probabilities"),
     "min_support": (float, "groups with less support get no label"),
+    "max_false": (float, "share of false labels to accept, judged by --decoys, instead of --min-support"),
     "unassigned": (str, "label of groups without one"),
-    "engine": (str, "vllm, openai or transformers"),
     "base_url": (str, "address of the server"),
     "prompt_layout": (str, f"{', '.join(LAYOUTS)}, as the model was trained"),
     "temperature": (float, "0 is greedy"),
@@ -58,7 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser()
     parser.add_argument("input", type=Path, help="h5ad file or zarr store")
     parser.add_argument("-o", "--output", type=Path, required=True, help=".h5ad file or .zarr store to write")
-    parser.add_argument("--model", help="folder of the model, or its name on the server")
+    parser.add_argument(
+        "--model", action="append", help="folder of the model, or its name on the server; again for each of several"
+    )
+    parser.add_argument("--engine", action="append", help="vllm, openai or transformers; once, or for each model")
     parser.add_argument(
         "--cell-types",
         required=True,
@@ -79,6 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-constrained", action="store_true", help="do not hold the decoder to legal answers")
     parser.add_argument("--no-reasoning", action="store_true", help="do not store puzzles and reasoning")
     parser.add_argument("--engine-options", type=json.loads, help='JSON, {"max_model_len": 8192} for example')
+    parser.add_argument("--back-off", action="store_true", help="label what close types share with their ancestor")
+    parser.add_argument("--calibration", type=Path, help="object that --truth was given for: support as learnt there")
+    parser.add_argument("--truth", help="column of obs with true types: calibrate support on this object")
     parser.add_argument("--ontology", action="store_true", help="add Cell Ontology ids")
     parser.add_argument("--report", type=Path, help="HTML file to write, too")
     parser.add_argument("--dry-run", action="store_true", help="print the prompts as JSON lines and stop")
@@ -100,8 +107,11 @@ def _read_types(text: str, columns: Sequence[str]) -> list[str] | str:
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the parameters of tl.annotate that are given."""
-    names = (*_PLAIN, *_LISTS, "model", "use_raw", "engine_options")
+    names = (*_PLAIN, *_LISTS, "use_raw", "engine_options")
     options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    for name in ("model", "engine"):
+        if (given := getattr(args, name)) is not None:
+            options[name] = given if len(given) > 1 else given[0]
     if (prices := args.price_per_million_tokens) is not None:
         options["price_per_million_tokens"] = prices[0] if len(prices) == 1 else tuple(prices)
     for name, off in (("context", args.no_context), ("cache", args.no_cache)):
@@ -113,9 +123,40 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return options | {
         "shuffle_candidates": args.shuffle_candidates,
         "one_to_one": args.one_to_one,
+        "back_off": args.back_off,
         "constrained": not args.no_constrained,
         "store_reasoning": not args.no_reasoning,
     }
+
+
+def _calibration(path: Path, key: str) -> Any:
+    from scverse_plugin import _files
+
+    if not path.exists():
+        msg = f"--calibration: there is no file {path}"
+        raise FileNotFoundError(msg)
+    found = _files.read_object(path).uns.get(key, {}).get("calibration")
+    if found is None:
+        msg = f"--calibration: {path} has no calibrated run {key!r}; annotate it with --truth COLUMN first"
+        raise ValueError(msg)
+    return found
+
+
+def _calibrate(adata: Any, key: str, truth: str) -> None:
+    """Calibrate; what cannot be calibrated is kept all the same."""
+    import scverse_plugin
+
+    try:
+        scverse_plugin.tl.calibrate(adata, key, truth=truth)
+    except ValueError as error:
+        print(f"not calibrated: {error}", file=sys.stderr)
+        return
+    found = adata.uns[key]["calibration"]
+    print(
+        f"calibrated on {found['n']} groups, {found['n_right']} right: expected calibration error "
+        f"{found['ece_before']:.3f} before, {found['ece_after']:.3f} after; AUROC {found['auroc']:.3f}",
+        file=sys.stderr,
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -133,6 +174,12 @@ def run(args: argparse.Namespace) -> None:
             load_ontology()
     adata = _files.read_object(args.input)
     options = _options(args)
+    key = options.get("key_added", "cello1")
+    if args.truth is not None and args.truth not in adata.obs.columns:
+        msg = f"--truth: obs has no column {args.truth!r}; it has {list(map(str, adata.obs.columns))}"
+        raise ValueError(msg)
+    if args.calibration is not None:
+        options["calibration"] = _calibration(args.calibration, key)
     types = _read_types(args.cell_types, list(map(str, adata.obs.columns)))
     if args.dry_run:
         options.setdefault("model", "none")
@@ -148,7 +195,8 @@ def run(args: argparse.Namespace) -> None:
         return
     _files.check_storable(adata, args.output)
     scverse_plugin.tl.annotate(adata, types, **options)
-    key = options.get("key_added", "cello1")
+    if args.truth is not None:
+        _calibrate(adata, key, args.truth)
     if args.ontology:
         scverse_plugin.tl.ontology_ids(adata, key)
     _files.write_object(adata, args.output)

@@ -129,12 +129,14 @@ def groups_table(
         "sample": _texts([unit.sample for unit in units]),
         "label": _texts(labels),
         "support": calls.support,
+        "raw_support": calls.raw,
         "best": _texts(best),
+        "backed_off_from": _texts([""] * len(units)),
         "runner_up": _texts([name(code) for code in calls.runner_up.tolist()]),
         "runner_up_support": calls.runner_up_support,
         "margin": calls.margin,
         "entropy": calls.entropy,
-        "votes": tally.votes.sum(axis=1).astype(np.int64),
+        "votes": np.rint(tally.votes.sum(axis=1)).astype(np.int64),
         "puzzles": tally.puzzles,
         "failures": tally.failures,
         "status": _texts(calls.status),
@@ -192,6 +194,28 @@ def traces_table(
             ["" if found.ok else (reply.text or "") for found, reply in zip(parsed, replies, strict=True)]
         )
     return pd.DataFrame(table, index=_index(len(drafts)))
+
+
+def model_table(model: str, units: Sequence[Unit], tally: Tally, calls: Calls) -> pd.DataFrame:
+    """Make one model's part of ``uns[key]["models"]``."""
+    table = {
+        "model": _texts([model] * len(units)),
+        "group": _texts([unit.group for unit in units]),
+        "sample": _texts([unit.sample for unit in units]),
+        "best": _texts([tally.types[code] if code >= 0 else "" for code in calls.best.tolist()]),
+        "support": calls.support,
+        "votes": np.rint(tally.votes.sum(axis=1)).astype(np.int64),
+        "status": _texts(calls.status),
+    }
+    return pd.DataFrame(table, index=_index(len(units)))
+
+
+def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Put the tables of several models below each other."""
+    if len(tables) == 1:
+        return tables[0]
+    table = pd.concat(tables)
+    return table.set_axis(_index(len(table)))
 
 
 def position_table(bias: PositionBias) -> pd.DataFrame:

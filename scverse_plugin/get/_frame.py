@@ -12,12 +12,12 @@ from scanpy import logging as logg
 
 from scverse_plugin.adata import _store
 
-TABLES = ("groups", "votes", "traces")
+TABLES = ("groups", "votes", "traces", "models")
 _LISTS = ("groups", "cells", "candidates", "answer")
 
 
 def cello1_df(
-    adata: AnnData, key: str = "cello1", *, table: Literal["groups", "votes", "traces"] = "groups"
+    adata: AnnData, key: str = "cello1", *, table: Literal["groups", "votes", "traces", "models"] = "groups"
 ) -> pd.DataFrame:
     """Return a table of a run.
 
@@ -29,7 +29,7 @@ def cello1_df(
         The run's ``key_added``.
     table
         ``"groups"``: one row for each group. ``"votes"``: support, groups x types. ``"traces"``: one row for each
-        puzzle, its lists as lists.
+        puzzle, its lists as lists. ``"models"``: one row for each model and group, of a run that asked several.
 
     Returns
     -------
@@ -50,6 +50,11 @@ def cello1_df(
         for name in _LISTS:
             traces[name] = [json.loads(text) for text in traces[name]]
         return traces
+    if table == "models":
+        if "models" not in run:
+            msg = f"table: the run {key!r} asked one model; table='groups' has its labels"
+            raise ValueError(msg)
+        return run["models"].reset_index(drop=True).copy()
     groups = run["groups"].copy()
     by_sample = bool((groups["sample"] != "").any())
     index = ["group", "sample"] if by_sample else ["group"]
@@ -74,8 +79,8 @@ def still_there(adata: AnnData, key: str) -> np.ndarray:
     return _rows(adata, key, groups) >= 0
 
 
-def _rows(adata: AnnData, key: str, groups: pd.DataFrame) -> np.ndarray:
-    """Return one cell of each group, which all have the same votes; -1 for a group that has none any more."""
+def cell_groups(adata: AnnData, key: str, groups: pd.DataFrame) -> pd.DataFrame:
+    """Return group and sample of each cell, as the table of the groups names them."""
     params = adata.uns[key]["params"]
     if (groupby := params.get("groupby")) is None:
         column = pd.Series(adata.obs_names.astype(str), index=adata.obs.index)
@@ -88,6 +93,12 @@ def _rows(adata: AnnData, key: str, groups: pd.DataFrame) -> np.ndarray:
     pairs["sample"] = ""
     if (groups["sample"] != "").any():
         pairs["sample"] = adata.obs[params["sample_key"]].astype(str).to_numpy()
+    return pairs
+
+
+def _rows(adata: AnnData, key: str, groups: pd.DataFrame) -> np.ndarray:
+    """Return one cell of each group, which all have the same votes; -1 for a group that has none any more."""
+    pairs = cell_groups(adata, key, groups)
     first = pairs.reset_index().drop_duplicates(["group", "sample"]).set_index(["group", "sample"])["index"]
     wanted = pd.MultiIndex.from_arrays([groups["group"], groups["sample"]])
     rows = first.reindex(wanted).fillna(-1).to_numpy(dtype=np.int64)

@@ -23,7 +23,7 @@ PATIENCE = 4  # answers that are all cut, before it is said so instead of asking
 _COUNTS = ("tokens", "prompt_tokens")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Reply:
     """What came back for a puzzle."""
 
@@ -39,6 +39,8 @@ class Reply:
     error: str = ""
     # Whether it came from the cache
     cached: bool = False
+    # Of each cell and candidate, where they were read out
+    probabilities: np.ndarray | None = None
 
 
 class Cache(Journal):
@@ -132,11 +134,12 @@ def ask(
         msg = f"all {cut} answers were cut at max_tokens={sampling.max_tokens}; raise it"
         raise EngineError(msg)
     if asked.failed and on_error == "raise":
-        raise EngineError(_advice(next(iter(asked.errors)), cut + good, len(requests), cache))
+        raise EngineError(advice(next(iter(asked.errors)), cut + good, len(requests), cache))
     return [replies[key] for key in keys]
 
 
-def _advice(error: str, done: int, total: int, cache: Cache | None) -> str:
+def advice(error: str, done: int, total: int, cache: Cache | None) -> str:
+    """Say what to do when puzzles have no answer."""
     kept = (
         f"The {done} finished ones are kept in {cache.path}: mend the cause and run the same call again, it asks only "
         "what is missing"

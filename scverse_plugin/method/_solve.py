@@ -145,7 +145,8 @@ def solve(
 
     def tally(start: int) -> Tally:
         texts = [reply.text for reply in replies[start:]]
-        return count(drafts[start:], texts, len(units), lists.types, lists.decoys)
+        tables = [reply.probabilities for reply in replies[start:]]
+        return count(drafts[start:], texts, len(units), lists.types, lists.decoys, tables)
 
     done = 0
     asked: set[Hashable] = set()

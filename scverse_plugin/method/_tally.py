@@ -7,13 +7,14 @@ votes do not carry.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import chi2_contingency
 
 from recipe.cello1.task.voting import assign, read_answers, vote_entropy, vote_matrix
+from scverse_plugin.method._false import FalseRate, find_threshold
 from scverse_plugin.method._plan import Draft
 
 SMOOTHING = 0.5  # meetings added to each pair: a type met once must not beat one met ten times
@@ -57,8 +58,9 @@ def count(
     n_units: int,
     types: Sequence[str],
     decoys: Sequence[str] = (),
+    tables: Sequence[np.ndarray | None] | None = None,
 ) -> Tally:
-    """Count votes."""
+    """Count votes; where the probabilities of an answer are known, a vote is divided among the types by them."""
     everything = (*types, *decoys)
     column = {name: j for j, name in enumerate(everything)}
     votes = np.zeros((n_units, len(everything)))
@@ -67,8 +69,16 @@ def count(
     puzzles = np.zeros(n_units, dtype=np.int64)
     repeated = 0
     casts: list[tuple[int, int, int, int, int]] = []
-    for draft, text in zip(drafts, texts, strict=True):
+    for draft, text, table in zip(drafts, texts, tables or [None] * len(drafts), strict=True):
         n = len(draft.members)
+        if table is not None:
+            columns = [column[name] for name in draft.candidates]
+            for row, unit, cell in zip(table, draft.members, draft.cells, strict=True):
+                puzzles[unit] += 1
+                met[unit, columns] += 1
+                votes[unit, columns] += row
+                casts.append((unit, cell, columns[int(row.argmax())], 0, 1))  # each cell stood alone at the front
+            continue
         (answer,) = read_answers([text], n)
         repeated += names_twice(answer)
         counted = vote_matrix([answer], draft.candidates, n)
@@ -84,8 +94,20 @@ def count(
             which = columns[int(chosen[0])]
             votes[unit, which] += 1
             casts.append((unit, draft.cells[position], which, position, n))
-    table = np.array(casts, dtype=np.int64).reshape(-1, 5)
-    return Tally(everything, len(decoys), votes, met, failures, puzzles, repeated, table)
+    return Tally(
+        everything, len(decoys), votes, met, failures, puzzles, repeated, np.array(casts, dtype=np.int64).reshape(-1, 5)
+    )
+
+
+def together(tallies: Sequence[Tally]) -> Tally:
+    """Add up what several models say of the same units."""
+    first = tallies[0]
+    votes, met, failures, puzzles = (
+        sum(getattr(tally, name) for tally in tallies) for name in ("votes", "met", "failures", "puzzles")
+    )
+    repeated = sum(tally.repeated for tally in tallies)
+    casts = np.concatenate([tally.casts for tally in tallies])
+    return Tally(first.types, first.n_decoys, votes, met, failures, puzzles, repeated, casts)
 
 
 def names_twice(answer: Sequence[str] | None) -> bool:
@@ -99,8 +121,10 @@ class Calls:
 
     # int64, the type with most to be said for it; -1 without votes. Never a decoy
     best: np.ndarray
-    # Float array, how often it was chosen when it was met
+    # Float array, how often it was chosen when it was met; calibrated, where there is a map
     support: np.ndarray
+    # Float array, the same before the map
+    raw: np.ndarray
     # int64, the strongest other type, decoys included; -1 where no other type got a vote
     runner_up: np.ndarray
     # Float arrays: its support, and the difference. The margin is negative for a unit that gave way to another, or
@@ -111,10 +135,20 @@ class Calls:
     entropy: np.ndarray
     # For each unit ``"ok"``, which alone means a label, ``"low_support"``, ``"tie"``, ``"decoy"`` or ``"no_votes"``
     status: tuple[str, ...]
+    # The least support of a label, and how many labels are false where decoys have set it
+    threshold: float
+    false: FalseRate | None
 
 
 def call(
-    tally: Tally, allowed: np.ndarray, *, samples: Sequence[str], one_to_one: Sequence[str], min_support: float
+    tally: Tally,
+    allowed: np.ndarray,
+    *,
+    samples: Sequence[str],
+    one_to_one: Sequence[str],
+    min_support: float,
+    max_false: float | None = None,
+    adjust: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> Calls:
     """Decide on the labels."""
     n_types = len(tally.types) - tally.n_decoys
@@ -132,7 +166,7 @@ def call(
         chosen = assign(weighed[np.ix_(rows, columns)], smoothing=SMOOTHING, one_to_one=sample in one_to_one)
         best[rows] = columns[chosen]
     rows = np.arange(len(rates))
-    support = np.where(voted, rates[rows, best], 0.0)
+    raw = np.where(voted, rates[rows, best], 0.0)
     others = rates.copy()
     others[rows[voted], best[voted]] = -1
     second = others.argmax(axis=1) if others.shape[1] > 1 else np.zeros(len(rates), dtype=np.int64)
@@ -140,20 +174,29 @@ def call(
     runner_up = np.where(second_support > 0, second, -1)
     entropy = vote_entropy(rates)
     entropy[~voted] = np.nan
+    support = np.where(voted, adjust(raw), 0.0)
     status = []
     for i in rows.tolist():
         forced = names[i] in one_to_one
         if not voted[i]:
             status.append("no_votes")
-        elif second[i] >= n_types and second_support[i] >= support[i]:
+        elif second[i] >= n_types and second_support[i] >= raw[i]:
             status.append("decoy")
-        elif support[i] == second_support[i] and not forced:
+        elif raw[i] == second_support[i] and not forced:
             status.append("tie")
-        elif support[i] < min_support or support[i] == 0:
-            status.append("low_support")
         else:
-            status.append("ok")
-    return Calls(best, support, runner_up, second_support, support - second_support, entropy, tuple(status))
+            status.append("ok" if raw[i] > 0 else "low_support")
+    threshold, false = min_support, None
+    if max_false is not None:
+        leading = np.array(status) == "ok"
+        of_decoys = adjust(rates[:, n_types:][tally.met[:, n_types:] > 0])
+        n_wrong = float(allowed.sum(axis=1).mean()) - 1
+        false = find_threshold(support[leading], of_decoys, n_wrong, int(voted.sum()), max_false)
+        threshold = false.threshold
+    low = support < threshold
+    status = ["low_support" if text == "ok" and low[i] else text for i, text in enumerate(status)]
+    margin = raw - second_support
+    return Calls(best, support, raw, runner_up, second_support, margin, entropy, tuple(status), threshold, false)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy as copies
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,16 @@ from recipe.cello1.task.prompt import Layout, annotation_messages
 from scverse_plugin._files import visible
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._types import CellTypes
-from scverse_plugin.method._ask import Cache, Reply, ask, completion_seeds
-from scverse_plugin.method._engines import engine_version, opened, public_address
-from scverse_plugin.method._plan import LARGEST_LIST, Draft
-from scverse_plugin.method._solve import Solved, final_rounds, screening, solve
-from scverse_plugin.method._tally import Tally, call, check_cells, decoy_rate, position_bias
+from scverse_plugin.method._ask import Cache
+from scverse_plugin.method._calibrate import apply
+from scverse_plugin.method._false import FalseRate
+from scverse_plugin.method._plan import LARGEST_LIST
+from scverse_plugin.method._solve import final_rounds, screening
+from scverse_plugin.method._tally import call, check_cells, decoy_rate, position_bias, together
+from scverse_plugin.tl._back_off import back_off
 from scverse_plugin.tl._before import Prompts, address, announce, is_here, journal
+from scverse_plugin.tl._models import Answers, about_all, ask_each, wording
+from scverse_plugin.tl._ontology import ontology_tables
 from scverse_plugin.tl._options import Options, Price
 from scverse_plugin.tl._prepare import Prepared, prepare, provenance
 
@@ -54,10 +59,14 @@ def annotate(
     shuffle_candidates: bool = False,
     decoys: Iterable[str] = (),
     one_to_one: bool | Literal["auto"] = False,
+    support: Literal["auto", "votes", "readout"] = "auto",
     min_support: float = 0.5,
+    max_false: float | None = None,
+    back_off: bool = False,
+    calibration: Mapping[str, Any] | None = None,
     unassigned: str = "Unassigned",
-    model: str | Path | None = None,
-    engine: str | Engine = "vllm",
+    model: str | Path | Sequence[str | Path] | None = None,
+    engine: str | Engine | Sequence[str | Engine] = "vllm",
     base_url: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
     prompt_layout: Layout = "system",
@@ -147,15 +156,32 @@ def annotate(
     one_to_one
         Whether no type may be given to two groups (of a sample). Off unless asked, ``"auto"`` included: that there are
         as many groups as types may be chance. Within a puzzle it always holds.
+    support
+        What support is made of. ``"votes"``: the model's answers. ``"readout"``: its probabilities of the candidates,
+        read where it decides on a cell, which needs an engine that gives them (vLLM, transformers): with each cell in
+        turn at the front of the puzzle, if the model's traces go cell by cell as those of the recipe do, else in its
+        answer behind its reasoning. ``"auto"``: the read-out where the engine can, else votes. ``uns`` says which.
     min_support
-        Groups with less support get the label ``unassigned``.
+        Groups with less support get the label ``unassigned``. Not used with ``max_false``.
+    max_false
+        Share of false labels that is accepted, 0.05 for example: instead of ``min_support``, the lowest support is
+        required at which no more of the labels are expected to be false, judged by ``decoys``, which it needs.
+    back_off
+        Whether a group that two close types share gets their nearest common ancestor in the Cell Ontology for a label,
+        if both together have the support that one alone lacks. The ancestor is at most four steps above either, and
+        stands for at most 400 terms of one lineage: "lymphocyte" is a label, "leukocyte" is none.
+    calibration
+        What :func:`calibrate` has stored with a labelled object (``labelled.uns["cello1"]["calibration"]``), from the
+        same model: support becomes the chance of being right.
     unassigned
         Label of groups without one.
     model
-        Folder of the model, or its name on the server.
+        Folder of the model, or its name on the server. A list: each is asked the same, one after the other, and their
+        votes are added up; only one is in memory at a time.
     engine
         ``"vllm"`` (in this process), ``"openai"`` (a server with an OpenAI-compatible API, its key in the environment
-        variable ``OPENAI_API_KEY``), ``"transformers"``, or a :class:`recipe.cello1.engines.protocol.Engine`.
+        variable ``OPENAI_API_KEY``), ``"transformers"``, or a :class:`recipe.cello1.engines.protocol.Engine`. A
+        list of these goes with a list of models, or asks engine objects one after the other.
     base_url
         Address of the server, ``http://127.0.0.1:8000/v1`` for example.
     engine_options
@@ -163,7 +189,8 @@ def annotate(
     prompt_layout
         Layout that the model was trained with.
     constrained
-        Whether the decoder is held to legal answers; ignored for engine objects that cannot.
+        Whether the decoder is held to legal answers; ignored for engine objects that cannot, and always so for a
+        read-out where the engine can.
     temperature, top_p, max_tokens, reasoning_budget
         Sampling options; greedy by default.
     max_concurrency
@@ -176,9 +203,10 @@ def annotate(
         A ``.jsonl`` file in which responses are kept as they come in. A repeated or interrupted call asks only what
         is not in it. ``"auto"``: one for each model in the user's cache folder, said before anything is asked
         (``~/.cache/cello1``, or what the platform has for it); ``None``: nothing is kept. An engine object that is
-        none of this package's has no file by itself.
+        none of this package's has no file by itself. Of several models each has a file of its own.
     on_error
-        ``"raise"``, or ``"skip"`` to go on without the puzzles that the engine failed on. A response that makes no
+        ``"raise"``, or ``"skip"`` to go on without the puzzles (of several models: without the models) that the engine
+        failed on. A response that makes no
         sense is no such failure: it gives no vote, and is counted.
     store_reasoning
         Whether to keep puzzle texts and reasoning in ``uns``.
@@ -201,7 +229,7 @@ def annotate(
     ``adata.obs[key_added]`` : :class:`pandas.Series` (dtype ``category``)
         Label of each cell. Missing for cells outside ``groups``.
     ``adata.obs[key_added + "_support"]`` : :class:`pandas.Series` (dtype ``float32``)
-        Support of the group's best type, 0 to 1.
+        Support of the group's best type, or of the ancestor that it is backed off to, 0 to 1.
     ``adata.obsm[key_added + "_votes"]`` : :class:`numpy.ndarray` (shape ``(n_obs, n_types)``, dtype ``float32``)
         Support for every type; the columns are ``uns[key_added]["types"]``, decoys last.
     ``adata.uns[key_added]["columns"]`` : :class:`numpy.ndarray`
@@ -209,19 +237,27 @@ def annotate(
     ``adata.uns[key_added]["params"]`` : :class:`dict`
         All parameters, model and its fingerprint, seed, versions. No keys, no password.
     ``adata.uns[key_added]["groups"]`` : :class:`pandas.DataFrame`
-        For each group ``group``, ``sample``, ``label``, ``support``, ``best`` (the label, were there no threshold),
+        For each group ``group``, ``sample``, ``label``, ``support``, ``raw_support`` (before calibration), ``best``
+        (the label, were there no threshold), ``backed_off_from`` (types whose ancestor the label is),
         ``runner_up``, ``runner_up_support``, ``margin``, ``entropy`` (bits), ``votes``, ``puzzles``, ``failures``,
-        ``status`` (``ok``, ``low_support``, ``tie``, ``decoy``, ``no_votes``), ``n_cells``, ``cells_asked``,
-        ``cell_agreement``, ``cell_gap`` and ``mixed`` (the group's cells are clear and differ: a mixture).
+        ``status`` (``ok``, ``backed_off``, ``low_support``, ``tie``, ``decoy``, ``no_votes``), ``n_cells``,
+        ``cells_asked``, ``cell_agreement``, ``cell_gap`` and ``mixed`` (the group's cells are clear and differ: a
+        mixture). Of several models also ``agreement``, the share of them whose best type it is.
+    ``adata.uns[key_added]["models"]`` : :class:`pandas.DataFrame`
+        Of several models only: for each model and group ``model``, ``group``, ``sample``, ``best``, ``support``,
+        ``votes``, ``status``.
     ``adata.uns[key_added]["traces"]`` : :class:`pandas.DataFrame`
         For each puzzle ``round``, ``screening``, ``sample``, ``groups``, ``cells``, ``candidates``, ``answer`` (JSON
         lists), ``status``, ``finish_reason``, ``tokens``, ``prompt_tokens``, ``seed``, ``cached``, ``error``; with
-        ``store_reasoning`` also ``puzzle``, ``reasoning`` and ``response`` (of unreadable answers).
+        ``store_reasoning`` also ``puzzle``, ``reasoning`` and ``response`` (of unreadable answers); of several models
+        ``model``.
     ``adata.uns[key_added]["positions"]`` : :class:`pandas.DataFrame`
         For each position in a puzzle the votes, and how often they are for the group's best type.
     ``adata.uns[key_added]["checks"]`` : :class:`dict`
         ``decoy_rate``, ``position_p_value``, ``n_puzzles``, ``n_failures``, ``n_repeated`` (puzzles whose
         answer names a type twice: they count only for the groups whose type stands in it once), ``n_errors``.
+        With ``max_false`` also ``support_threshold``, and the share of false labels to expect beyond it,
+        ``false_rate``, with its 95% interval, ``false_rate_low`` and ``false_rate_high``.
 
     Raises
     ------
@@ -244,23 +280,25 @@ def annotate(
 
 def _run(adata: AnnData, options: Options) -> AnnData | Prompts | None:
     start = logg.info("annotating with cello1")
+    each = options.each()
     if not options.dry_run:
         _store.check_free(adata, options.key_added)
         _store.check_writable(adata, copy=options.copy)
-    place = None if options.dry_run else journal(options)
-    kept = None if place is None else Cache(place)
-    prepared = prepare(adata, options, here=is_here(address(options)))
-    prompts = _prompts(prepared, options)
+        if options.back_off:
+            ontology_tables()
+    places = [None if options.dry_run else journal(one) for one in each]
+    kept = [None if place is None else Cache(place) for place in places]
+    prepared = prepare(adata, options, here=all(is_here(address(one)) for one in each))
+    prompts = _prompts(prepared, options, len(each))
     prompts.check(options.max_puzzles)
     if options.dry_run:
         return prompts
-    announce(prompts, options, prepared.context.keys, place)
+    announce(prompts, options, prepared.context.keys, places)
     del prompts
     if options.copy:
         adata = adata.copy()
-    solved, about = _ask(prepared, options, kept)
-    table = _write(adata, prepared, options, solved, about)
-    _warn(table, prepared, solved.tally)
+    table = _write(adata, prepared, options, ask_each(prepared, each, kept))
+    _warn(table, prepared, adata.uns[options.key_added]["checks"])
     key = options.key_added
     logg.info(
         "    finished",
@@ -275,92 +313,57 @@ def _run(adata: AnnData, options: Options) -> AnnData | Prompts | None:
     return adata if options.copy else None
 
 
-def _wording(prepared: Prepared, options: Options) -> Any:
-    """Return what tells equal questions; sampling answers the same question anew."""
-    return None if options.temperature > 0 else prepared.puzzle
-
-
-def _prompts(prepared: Prepared, options: Options) -> Prompts:
+def _prompts(prepared: Prepared, options: Options, n_models: int) -> Prompts:
     """Draw the puzzles as the run will; which types lead after a screening is not known yet."""
     rng, units, lists, size = copies.deepcopy(prepared.rng), prepared.units, prepared.lists, prepared.size
     drafts = screening(units, lists, size, rng)
-    drafts += final_rounds(units, lists, size, options.n_votes, rng, wording=_wording(prepared, options))
+    drafts += final_rounds(units, lists, size, options.n_votes, rng, wording=wording(prepared, options))
     shown = drafts if options.dry_run else drafts[:: -(-len(drafts) // ENOUGH)]
     found = [annotation_messages(prepared.puzzle(draft), options.prompt_layout) for draft in shown]
-    return Prompts(found, options, len(drafts))
+    return Prompts(found, options, len(drafts) * n_models)
 
 
-def _ask(prepared: Prepared, options: Options, kept: Cache | None) -> tuple[Solved, dict[str, str]]:
-    """Ask all rounds; returns what came out, and what there is to say of the engine."""
-    with opened(
-        options.engine,
-        options.model,
-        base_url=options.base_url,
-        constrained=options.constrained,
-        max_concurrency=options.max_concurrency,
-        options=options.engine_options,
-    ) as running:
-        constrain = options.constrained and bool(running.constraint)
-
-        def put(drafts: Sequence[Draft]) -> list[Reply]:
-            return ask(
-                running,
-                [prepared.puzzle(draft) for draft in drafts],
-                layout=options.prompt_layout,
-                sampling=options.sampling(),
-                seeds=completion_seeds(len(drafts), prepared.rng),
-                constrain=constrain,
-                cache=kept,
-                on_error=options.on_error,
-                progress=options.progress,
-            )
-
-        wording = _wording(prepared, options)
-        solved = solve(prepared.units, prepared.lists, prepared.size, options.n_votes, put, prepared.rng, wording)
-        return solved, {
-            "engine": running.name,
-            "engine_version": engine_version(running),
-            "base_url": public_address(getattr(running, "base_url", None)),  # it may come from the environment
-            "model": running.model,
-            "fingerprint": running.fingerprint,
-            "constraint": running.constraint if constrain else "",
-        }
-
-
-def _write(
-    adata: AnnData, prepared: Prepared, options: Options, solved: Solved, about: Mapping[str, str]
-) -> pd.DataFrame:
+def _write(adata: AnnData, prepared: Prepared, options: Options, answers: Sequence[Answers]) -> pd.DataFrame:
     """Decide on the labels and write everything; returns the table of the groups."""
-    tally = solved.tally
-    samples = [unit.sample for unit in prepared.units]
-    calls = call(
-        tally, prepared.allowed, samples=samples, one_to_one=prepared.one_to_one, min_support=options.min_support
+    decide = partial(
+        call, allowed=prepared.allowed, samples=[u.sample for u in prepared.units], one_to_one=prepared.one_to_one
     )
+    tally = together([answer.solved.tally for answer in answers])
+    calibrated = np.asarray if options.calibration is None else partial(apply, options.calibration)
+    decide = partial(decide, min_support=options.min_support, max_false=options.max_false, adjust=calibrated)
+    calls = decide(tally)
     checks = check_cells(tally, calls.best)
     bias = position_bias(tally, calls.best)
     sizes = np.bincount(prepared.unit_of[prepared.unit_of >= 0], minlength=len(prepared.units))
     table = _store.groups_table(prepared.units, tally, calls, checks, sizes, options.unassigned)
-    reasoning = options.store_reasoning
+    if options.back_off:
+        back_off(table, tally, prepared.allowed, calls.threshold, calibrated)
+    replies = [reply for answer in answers for reply in answer.solved.replies]
+    several = {}
+    if options.several:
+        own = [decide(answer.solved.tally) for answer in answers]
+        table["agreement"] = np.mean([found.best == calls.best for found in own], axis=0)
+        tables = [
+            _store.model_table(a.name, prepared.units, a.solved.tally, c) for a, c in zip(answers, own, strict=True)
+        ]
+        several["models"] = _store.stacked(tables)
     rest = {
-        "params": _store.plain_params(provenance(options, prepared, about)),
-        "traces": _store.traces_table(
-            solved.drafts,
-            [prepared.puzzle(draft) for draft in solved.drafts] if reasoning else [],
-            solved.replies,
-            prepared.units,
-            adata.obs_names,
-            reasoning=reasoning,
-        ),
+        "params": _store.plain_params(provenance(options, prepared, about_all(answers))),
+        "traces": _store.stacked([_traces(adata, prepared, options, answer) for answer in answers]),
+        **several,
         "positions": _store.position_table(bias),
         "checks": {
             "decoy_rate": decoy_rate(tally),
             "position_p_value": bias.p_value,
-            "n_puzzles": len(solved.replies),
+            "n_puzzles": len(replies),
             "n_failures": int(tally.failures.sum()),
             "n_repeated": tally.repeated,
-            "n_errors": sum(reply.text is None for reply in solved.replies),
+            "n_errors": sum(reply.text is None for reply in replies),
+            **({} if calls.false is None else _false_facts(calls.false)),
         },
     }
+    labels = table["label"].tolist()
+    ancestors = sorted(set(labels) - {*prepared.lists.types, options.unassigned})
     _store.write(
         adata,
         options.key_added,
@@ -369,25 +372,54 @@ def _write(
         rates=tally.rates,
         types=tally.types,
         rest=rest,
-        categories=[*prepared.lists.types, options.unassigned],
+        categories=[*prepared.lists.types, *ancestors, options.unassigned],
     )
     return table
 
 
-def _warn(table: pd.DataFrame, prepared: Prepared, tally: Tally) -> None:
+def _false_facts(false: FalseRate) -> dict[str, float]:
+    return {
+        "support_threshold": false.threshold,
+        "false_rate": false.rate,
+        "false_rate_low": false.low,
+        "false_rate_high": false.high,
+    }
+
+
+def _traces(adata: AnnData, prepared: Prepared, options: Options, answer: Answers) -> pd.DataFrame:
+    reasoning, drafts = options.store_reasoning, answer.solved.drafts
+    table = _store.traces_table(
+        drafts,
+        [prepared.puzzle(draft) for draft in drafts] if reasoning else [],
+        answer.solved.replies,
+        prepared.units,
+        adata.obs_names,
+        reasoning=reasoning,
+    )
+    return table.assign(model=_store.plain(answer.name)) if options.several else table
+
+
+def _warn(table: pd.DataFrame, prepared: Prepared, checks: Mapping[str, Any]) -> None:
     """Say what the analyst should look at."""
     if prepared.context.differing:
         logg.hint(
             f"left out of the context where cells of a puzzle differ: {', '.join(prepared.context.differing)} "
             "(sample_key keeps donors apart)"
         )
-    if tally.repeated:
+    if "support_threshold" in checks:
+        rate, low, high = (f"{checks[f'false_rate{end}']:.1%}" for end in ("", "_low", "_high"))
+        logg.info(
+            f"labels need a support of {checks['support_threshold']:.2f}; expected to be false: {rate} "
+            f"(95% interval {low} to {high})"
+        )
+    if (repeated := checks["n_repeated"]) > 0:
         logg.warning(
-            f"{tally.repeated} answers name a type twice: they count only for the groups whose type stands in them once"
+            f"{repeated} answers name a type twice: they count only for the groups whose type stands in them once"
         )
     for status, meaning in (
         ("no_votes", "got no usable answer: they are not labelled"),
-        ("low_support", "have less support than min_support"),
+        ("low_support", "have less support than " + ("max_false asks" if "false_rate" in checks else "min_support")),
+        ("backed_off", "are shared by close types: their label is the nearest common ancestor"),
         ("tie", "have two types with the same support"),
         ("decoy", "look most like a decoy: their type may be missing from cell_types"),
     ):

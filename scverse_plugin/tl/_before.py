@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from recipe.cello1.engines.protocol import EngineBase
 from scverse_plugin._files import check_place, user_cache, visible
 from scverse_plugin.adata._context import AUTO
 from scverse_plugin.method._engines import public_address
-from scverse_plugin.tl._options import Options
+from scverse_plugin.tl._options import Options, safe_name
 
 CHARACTERS_PER_TOKEN = 3  # symbols of genes are cut into more tokens than words are
 
@@ -89,7 +88,7 @@ def journal(options: Options) -> Path | None:
     else:  # what a caller's own engine would answer another time is not known
         return None
     mark = hashlib.sha256("\n".join([name, model, address(options)]).encode()).hexdigest()[:8]
-    path = user_cache() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', Path(model).name)[:40] or 'model'}-{mark}.jsonl"
+    path = user_cache() / f"{safe_name(model)}-{mark}.jsonl"
     try:
         check_place(path, "cache")
     except ValueError as error:
@@ -98,19 +97,21 @@ def journal(options: Options) -> Path | None:
     return path
 
 
-def announce(prompts: Prompts, options: Options, columns: Sequence[str], kept: Path | None) -> None:
+def announce(prompts: Prompts, options: Options, columns: Sequence[str], kept: Sequence[Path | None]) -> None:
     """Say what is about to happen, in one line."""
-    url = address(options)
+    urls = list(dict.fromkeys(filter(None, map(address, options.each()))))
+    models = f" of {len(kept)} models" if len(kept) > 1 else ""
     parts = [
-        f"cello1 asks {prompts.n_puzzles} puzzles: about {prompts.prompt_tokens:,} tokens of prompts, "
+        f"cello1 asks {prompts.n_puzzles} puzzles{models}: about {prompts.prompt_tokens:,} tokens of prompts, "
         f"at most {prompts.max_answer_tokens:,} of answers"
     ]
     if prompts.max_price is not None:
         parts.append(f"price at most {prompts.max_price:.2f}")
-    if url:
-        parts.append(f"sent to {public_address(url)}: {', '.join(['gene lists', *_metadata(options, columns)])}")
-    if kept is not None:
-        parts.append(f"answers are kept in {kept}")
+    if urls:
+        to = " and ".join(map(public_address, urls))
+        parts.append(f"sent to {to}: {', '.join(['gene lists', *_metadata(options, columns)])}")
+    if files := [str(path) for path in kept if path is not None]:
+        parts.append(f"answers are kept in {', '.join(files)}")
     line = visible("; ".join(parts))
     if options.progress:
         tqdm.write(line, file=sys.stderr)

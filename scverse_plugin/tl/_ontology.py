@@ -7,7 +7,7 @@ import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
-from recipe.cello1.task.ontology import load_ontology
+from recipe.cello1.task.ontology import CellOntology, load_ontology
 from scverse_plugin.adata import _store
 
 UNKNOWN = "unknown"  # what CELLxGENE's schema writes for cells without a type
@@ -64,12 +64,17 @@ def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> 
     return adata if copy else None
 
 
-def _look_up(names: list[str]) -> dict[str, str]:
+def ontology_tables() -> CellOntology:
+    """Load the Cell Ontology."""
     try:
-        ontology = load_ontology()
+        return load_ontology()
     except ImportError as error:
         msg = f"{error}, or with the package's [ontology] extra"
         raise ImportError(msg) from error
+
+
+def _look_up(names: list[str]) -> dict[str, str]:
+    ontology = ontology_tables()
     found = {name: ontology.find(name) for name in names}
     other = [(name, ontology.label(term)) for name, term in found.items() if term]
     if renamed := [f"{name} is {label}" for name, label in other if name.lower() != label.lower()]:

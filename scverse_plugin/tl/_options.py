@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from anndata import AnnData
@@ -17,7 +18,9 @@ from scverse_plugin.adata._context import AUTO
 from scverse_plugin.adata._groups import CELL_CHOICES
 from scverse_plugin.adata._types import CellTypes
 from scverse_plugin.method._ask import ON_ERROR
+from scverse_plugin.method._calibrate import check_calibration
 from scverse_plugin.method._engines import check_engine
+from scverse_plugin.method._readout import SUPPORTS
 
 Price = float | tuple[float, float]
 
@@ -48,10 +51,14 @@ class Options:
     shuffle_candidates: bool
     decoys: Iterable[str]
     one_to_one: bool | Literal["auto"]
+    support: Literal["auto", "votes", "readout"]
     min_support: float
+    max_false: float | None
+    back_off: bool
+    calibration: Mapping[str, Any] | None
     unassigned: str
-    model: str | Path | None
-    engine: str | Engine
+    model: str | Path | Sequence[str | Path] | None
+    engine: str | Engine | Sequence[str | Engine]
     base_url: str | None
     engine_options: Mapping[str, Any] | None
     prompt_layout: Layout
@@ -91,6 +98,7 @@ class Options:
         for name, allowed in (
             ("cell_choice", CELL_CHOICES),
             ("on_error", ON_ERROR),
+            ("support", SUPPORTS),
         ):
             if (value := getattr(self, name)) not in allowed:
                 msg = f"{name} must be one of {', '.join(allowed)}, got {value!r}"
@@ -98,7 +106,16 @@ class Options:
         if self.one_to_one not in (True, False, AUTO):
             msg = f"one_to_one must be True, False or 'auto', got {self.one_to_one!r}"
             raise ValueError(msg)
-        check_engine(self.engine, model=self.model, base_url=self.base_url, options=self.engine_options)
+        if self.calibration is not None:
+            check_calibration(self.calibration)
+        if self.several:
+            self.each()  # checks each of them
+        else:
+            engine, model = self.one_engine, self.one_model
+            check_engine(engine, model=model, base_url=self.base_url, options=self.engine_options)
+            if self.support == "readout" and self.engine == "openai":
+                msg = "support='readout' needs probabilities, which a server does not give; use support='votes'"
+                raise ValueError(msg)
         self.sampling()
 
     def _check_numbers(self) -> None:
@@ -113,6 +130,9 @@ class Options:
         if not _is_number(self.min_support) or not 0 <= self.min_support <= 1:
             msg = f"min_support must be a number between 0 and 1, got {self.min_support!r}"
             raise ValueError(msg)
+        if self.max_false is not None and (not _is_number(self.max_false) or not 0 < self.max_false < 1):
+            msg = f"max_false must be a share between 0 and 1 (0.05 for one label in 20), got {self.max_false!r}"
+            raise ValueError(msg)
         if self.price_per_million_tokens is not None:
             prices = self.prices()
             if len(prices) != 2 or not all(_is_number(price) and 0 <= price < np.inf for price in prices):
@@ -126,6 +146,47 @@ class Options:
             msg = f"rng is {self.rng!r}; pass a seed (0 or more) or a numpy Generator, so that the run can be repeated"
             raise ValueError(msg)
 
+    @property
+    def one_engine(self) -> str | Engine:
+        """The engine, of one of :meth:`each`."""
+        return cast("str | Engine", self.engine)
+
+    @property
+    def one_model(self) -> str | Path | None:
+        """The model, of one of :meth:`each`."""
+        return cast("str | Path | None", self.model)
+
+    @property
+    def name(self) -> str:
+        """What the model is called, of one of :meth:`each`."""
+        return name_of(self.one_model, self.one_engine)
+
+    @property
+    def several(self) -> bool:
+        """Whether a list of models is asked."""
+        return any(isinstance(given, list | tuple) for given in (self.model, self.engine))
+
+    def each(self) -> list[Options]:
+        """Return the options of each model; a journal that is named becomes one for each."""
+        if not self.several:
+            return [self]
+        models, engines = (list(x) if isinstance(x, list | tuple) else [x] for x in (self.model, self.engine))
+        n = max(len(models), len(engines))
+        if not models or not engines or {len(models), len(engines)} - {1, n}:
+            msg = (
+                "model and engine must be lists of the same length, or one of them a single value, "
+                f"got {len(models)} models and {len(engines)} engines"
+            )
+            raise ValueError(msg)
+        pairs = list(zip(models * (n // len(models)), engines * (n // len(engines)), strict=True))
+        if repeated := next((pair for i, pair in enumerate(pairs) if pair in pairs[:i]), None):
+            msg = f"model: {name_of(*repeated)!r} is listed twice; list each model once"
+            raise ValueError(msg)
+        return [
+            replace(self, model=model, engine=engine, cache=_own(self.cache, name_of(model, engine), i))
+            for i, (model, engine) in enumerate(pairs)
+        ]
+
     def prices(self) -> tuple[Any, ...]:
         """Return the prices of a million tokens of prompt and of answer."""
         given = self.price_per_million_tokens
@@ -134,6 +195,23 @@ class Options:
     def sampling(self) -> Sampling:
         """Return how is sampled."""
         return Sampling(self.temperature, self.top_p, self.max_tokens, reasoning_budget=self.reasoning_budget)
+
+
+def name_of(model: str | Path | None, engine: str | Engine) -> str:
+    """Name a model."""
+    return str(model if model is not None or isinstance(engine, str) else getattr(engine, "model", "engine"))
+
+
+def safe_name(model: str) -> str:
+    """Make the name of a model part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", Path(model).name)[:40] or "model"
+
+
+def _own(cache: str | Path | None, name: str, number: int) -> str | Path | None:
+    if cache is None or cache == AUTO:
+        return cache
+    path = Path(cache)
+    return path.with_name(f"{path.stem}-{number + 1}-{safe_name(name)}{path.suffix}")
 
 
 def _is_number(value: object) -> bool:

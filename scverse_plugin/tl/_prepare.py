@@ -72,6 +72,12 @@ def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
     of, by_sample = read_types(given.cell_types, adata, given.reference, present)
     types = tuple(sorted({name for found in of.values() for name in found}))
     decoys = check_decoys(given.decoys, types, given.unassigned)
+    if given.max_false is not None and not decoys:
+        msg = (
+            f"max_false={given.max_false} needs decoys, types that these cells cannot be: how often they are chosen "
+            "says how many labels are false; give some, decoys=['neuron', 'hepatocyte'] for blood"
+        )
+        raise ValueError(msg)
     lists = Lists(types, of, decoys, given.n_candidates, given.shuffle_candidates)
     context = given.context
     if isinstance(context, str) and context == AUTO and given.context_keys is None and not here:
@@ -175,7 +181,8 @@ def provenance(given: Options, prepared: Prepared, about: Mapping[str, str]) -> 
     import scverse_plugin
 
     left_out = {"reference", "engine", "model", "engine_options", "base_url", "rng", "progress", "copy", "dry_run"}
-    left_out |= {"mask_var", "cell_types", "cache", "context_keys", "groups", "max_puzzles", "price_per_million_tokens"}
+    left_out |= {"calibration", "mask_var", "cell_types", "cache", "context_keys", "groups", "max_puzzles"}
+    left_out |= {"price_per_million_tokens"}
     found = {field.name: getattr(given, field.name) for field in fields(given) if field.name not in left_out}
     mask, keys = given.mask_var, given.context_keys
     found |= {
@@ -187,6 +194,7 @@ def provenance(given: Options, prepared: Prepared, about: Mapping[str, str]) -> 
         "mask_var": mask if mask is None or isinstance(mask, str) else _mask_mark(mask),
         "context_keys": dict(keys) if isinstance(keys, Mapping) else list(prepared.context.keys),
         "context": prepared.context.given,
+        "calibrated": given.calibration is not None,
         "puzzle_size": max(prepared.size.values()),
         "one_to_one": bool(prepared.one_to_one),
         "matrix": prepared.matrix,

@@ -355,3 +355,28 @@ def test_a_store_with_links_that_leave_it_is_refused(tmp_path, capsys):
         assert not server.bodies
     (line,) = capsys.readouterr().err.splitlines()
     assert f"input: {tmp_path}/in.zarr: its " in line and "more" in line
+
+
+def test_calibrated_support_from_a_labelled_file(tmp_path, capsys):
+    adata = toy(n_per_group=5)
+    adata.obs["chunk"] = [f"c{i}" for i in range(adata.n_obs)]
+    adata.obs["known"] = ["B cell" if i % 4 == 0 else str(name) for i, name in enumerate(adata.obs["truth"])]
+    adata.write_h5ad(tmp_path / "in.h5ad")
+    out, again = tmp_path / "known.h5ad", tmp_path / "new.h5ad"
+    with Server(solved) as server:
+        base = ["annotate", str(tmp_path / "in.h5ad"), "--cell-types", "|".join(TYPES), "--n-votes", "1"]
+        base += ["--engine", "openai", "--base-url", server.url, "--no-constrained", "--puzzle-size", "1", "--groupby"]
+        assert main([*base, "chunk", "-o", str(out), "--model", "m", "--truth", "known"]) == 0
+        assert "calibrated on 20 groups, 17 right: expected calibration error 0.150 before" in capsys.readouterr().err
+        assert main([*base, "leiden", "-o", str(again), "--model", "m", "--calibration", str(out)]) == 0
+        found = ad.read_h5ad(again)
+        assert found.obs["cello1_support"].tolist() == pytest.approx([0.85] * 20)
+        capsys.readouterr()
+        assert main([*base, "leiden", "-o", "x.h5ad", "--model", "m", "--model", "n"]) == 1
+        assert "has no 'n'; it has m. The answers of m are kept in " in capsys.readouterr().err
+        assert main([*base, "leiden", "-o", "x.h5ad", "--model", "m", "--calibration", str(tmp_path / "in.h5ad")]) == 1
+        assert "has no calibrated run 'cello1'; annotate it with --truth COLUMN first" in capsys.readouterr().err
+        assert main([*base, "leiden", "-o", "x.h5ad", "--model", "m", "--truth", "typo"]) == 1
+        assert "--truth: obs has no column 'typo'; it has" in capsys.readouterr().err
+        assert main([*base, "leiden", "-o", "x.h5ad", "--model", "m", "--max-false", "0.05"]) == 1
+        assert "max_false=0.05 needs decoys" in capsys.readouterr().err

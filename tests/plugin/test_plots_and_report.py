@@ -77,7 +77,7 @@ def test_plots_name_what_is_missing(done):
         scverse_plugin.pl.umap(done, basis="tsne")
     with pytest.raises(ValueError, match="ax must be two axes"):
         scverse_plugin.pl.umap(done, ax=[matplotlib.pyplot.gca()])
-    with pytest.raises(ValueError, match="table must be one of groups, votes, traces, got 'x'"):
+    with pytest.raises(ValueError, match="table must be one of groups, votes, traces, models, got 'x'"):
         scverse_plugin.get.cello1_df(done, table="x")
 
 

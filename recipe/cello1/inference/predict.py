@@ -34,13 +34,13 @@ from recipe.cello1.engines.options import (
     sampling_of,
 )
 from recipe.cello1.engines.protocol import Completion, Decoding, Engine, Failure, Request, Sampling, sample_seed
+from recipe.cello1.engines.read_out import Reading, read_out, read_out_sampling
 from recipe.cello1.engines.start import start_engines
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.journal import FolderJournal, Journal
 from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction, error_record, prediction_record
 from recipe.cello1.formats.provenance import check_same
 from recipe.cello1.formats.puzzle_files import load_puzzles
-from recipe.cello1.inference.read_out import Reading, read_out, read_out_sampling
 from recipe.cello1.task.prompt import Layout, Variant, check_layout, messages
 from recipe.cello1.task.puzzle import Puzzle
 
@@ -115,9 +115,9 @@ class _Run:
             return ask(self.engine, todo, self.request, keep, self.sampling, bar=bar)
         asked = Asked()
         own = [(index, self.puzzles[index]) for index, _ in todo]
-        how: dict[str, Any] = {"layout": self.layout, "variant": self.variant}
+        write = partial(messages, layout=self.layout, variant=self.variant)
         for index, result in read_out(
-            self.engine, own, self.sampling, self.decode, samples=self.samples, seed=self.seed, **how
+            self.engine, own, self.sampling, self.decode, samples=self.samples, seed=self.seed, write=write
         ):
             keep((index, 0), result)
             asked.note(result, bar)
@@ -161,7 +161,7 @@ def predict(
     decode
         ``"free"``: as the model answers. ``"constrained"``: held to legal one-to-one matchings, for which the engine
         must be started. ``"matrix"``, ``"soft"``: the probability of each candidate is read out for each cell, and the
-        best matching is the answer; see ``inference/read_out.py``.
+        best matching is the answer; see ``engines/read_out.py``.
     shard
         ``(i, n)``: answer only the items j with j mod n = i. The others of the n may run elsewhere, each with an
         ``.jsonl`` of its own, or all with the same folder.

@@ -174,7 +174,7 @@ class CellOntology:
         if not (first and second):
             same = normalise(answer) == normalise(gold) != ""
             return Match(Relation.EQUIVALENT if same else Relation.UNKNOWN, 0 if same else None, first, second)
-        above, below = self._upward(first), self._upward(second)
+        above, below = self.upward(first), self.upward(second)
         common = [above[term] + below[term] for term in above if term in below]
         distance = min(common) if common else None
         if first == second:
@@ -189,11 +189,23 @@ class CellOntology:
             relation = Relation.DIFFERENT
         return Match(relation, distance, first, second)
 
-    def _upward(self, term: str) -> dict[str, int]:
+    def nearest_ancestor(self, first: str, second: str, *, steps: int, largest: int) -> str:
+        """Find the nearest term above both that is of one lineage and has few terms below; empty if there is none."""
+        ways = self.upward(first), self.upward(second)
+        near: list[tuple[int, int, int, str]] = []
+        for term in ways[0].keys() & ways[1].keys():
+            edges = [way[term] for way in ways]
+            below = sum(term in (entry.get("ancestors") or ()) for entry in self._terms.values())
+            if max(edges) <= steps and below <= largest and self._lineages(term):
+                near.append((max(edges), sum(edges), below, term))
+        return min(near)[-1] if near else ""
+
+    def upward(self, term: str) -> dict[str, int]:
+        """Return a term and all above it, each with the edges between."""
         return {term: 0, **(self._terms[term].get("ancestors") or {})}
 
     def _lineages(self, term: str) -> set[str]:
-        above = self._upward(term)
+        above = self.upward(term)
         found = {name for name, roots in LINEAGES.items() if any(root in above for root in roots)}
         return found - {"hematopoietic"} if found & {"lymphoid", "myeloid"} else found
 

@@ -20,7 +20,7 @@ Where an engine gives no probabilities each sample votes for the type that it na
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,9 +28,9 @@ import numpy as np
 from scipy.special import softmax
 
 from recipe.cello1.engines.asking import NO_RESULT
-from recipe.cello1.engines.protocol import Choice, Decoding, Engine, Failure, Request, Sampling, sample_seed
+from recipe.cello1.engines.protocol import Choice, Decoding, Engine, Failure, Message, Request, Sampling, sample_seed
 from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, format_answer, parse_answer
-from recipe.cello1.task.prompt import Layout, Variant, messages
+from recipe.cello1.task.prompt import messages
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.trace import DECISION, SECOND_LINE, first_decision, first_line
 from recipe.cello1.task.voting import assign, vote_entropy
@@ -38,6 +38,8 @@ from recipe.cello1.task.voting import assign, vote_entropy
 EVIDENCE_TOKENS = 64  # room for the evidence of one cell
 _TOGETHER = 64  # puzzles in work at a time
 _DIGITS = 6
+
+Write = Callable[[Puzzle], Sequence[Message]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +55,8 @@ class Reading:
     scored: int = 0
     # What the probabilities are: the "model"'s own, or shares of "votes"
     source: str = "model"
+    # What the first sample says: of the whole puzzle, or of each cell
+    said: tuple[str, ...] = ()
 
     def answer(self) -> tuple[str, ...]:
         """Name the types of the matching with the highest expected number of right cells."""
@@ -112,7 +116,7 @@ def closed(names: Sequence[str], following: str) -> tuple[str, ...]:
 
 
 def _requests(
-    engine: Engine, index: int, puzzle: Puzzle, decode: Decoding, samples: int, seed: int | None, how: Mapping[str, Any]
+    engine: Engine, index: int, puzzle: Puzzle, decode: Decoding, samples: int, seed: int | None, write: Write
 ) -> Iterator[tuple[int, int, Request]]:
     """Ask for the samples of a puzzle; with its index, and for ``matrix`` the cell at the front."""
     matrix = decode == "matrix"
@@ -121,7 +125,7 @@ def _requests(
     held, n = bool(engine.constraint) and not matrix, puzzle.n_cells
     prefix = first_line(puzzle.candidates) if engine.can_score and matrix else ""
     for cell, turned in enumerate(shown):
-        asked = messages(turned, **how)
+        asked = write(turned)
         for sample in range(cell * samples, (cell + 1) * samples):
             own = None if seed is None else sample_seed(seed, index, sample)
             yield index, cell, Request(asked, own, puzzle.candidates if held else (), n if held else 0, prefix)
@@ -152,16 +156,16 @@ def read_out(
     *,
     samples: int = 1,
     seed: int = 0,
-    layout: Layout = "system",
-    variant: Variant = "batch",
+    write: Write = messages,
 ) -> Iterator[tuple[int, Reading | Failure]]:
     """Read out puzzles, each given with its index in the data set, in order."""
-    how = {"layout": layout, "variant": variant}
     own = seed if sampling.temperature > 0 else None
     sampling = read_out_sampling(decode, sampling, engine.can_score)
     for start in range(0, len(puzzles), _TOGETHER):
         part = dict(puzzles[start : start + _TOGETHER])
-        asked = [each for i, puzzle in part.items() for each in _requests(engine, i, puzzle, decode, samples, own, how)]
+        asked = [
+            each for i, puzzle in part.items() for each in _requests(engine, i, puzzle, decode, samples, own, write)
+        ]
         yield from _read_part(engine, part, asked, sampling, decode)
 
 
@@ -179,6 +183,7 @@ def _read_part(
     # The same decision twice is scored once.
     times: dict[tuple[int, int, str], int] = {}
     choices: list[Choice] = []
+    said: dict[int, dict[int, str]] = {index: {} for index in puzzles}
     unanswered = set(range(len(asked)))
     requests = (request for _, _, request in asked)
     for number, done in sorted(engine.generate(requests, sampling), key=lambda found: found[0]):
@@ -188,6 +193,7 @@ def _read_part(
             failures.setdefault(index, done)
             continue
         costs[index].update(tokens=done.tokens, prompt_tokens=done.prompt_tokens)
+        said[index].setdefault(cell, done.text)
         puzzle = puzzles[index]
         names = [name.lower() for name in puzzle.candidates]
         for slot in _slots(decode, puzzle, cell, request, done.text):
@@ -218,7 +224,8 @@ def _read_part(
         even = np.full(votes[index].shape, 1 / len(puzzle.candidates))  # where no sample could be read
         rows = np.divide(votes[index], totals, out=even, where=totals > 0)
         took, source = costs[index], "model" if engine.can_score else "votes"
-        yield index, Reading(puzzle.candidates, rows, took["tokens"], took["prompt_tokens"], took["scored"], source)
+        facts = took["tokens"], took["prompt_tokens"], took["scored"], source
+        yield index, Reading(puzzle.candidates, rows, *facts, tuple(said[index].values()))
 
 
 def _probabilities(logprobs: np.ndarray | Failure) -> np.ndarray | Failure:

@@ -10,10 +10,10 @@ from recipe.cello1.engines.protocol import (
     Sampling,
     sample_seed,
 )
+from recipe.cello1.engines.read_out import Reading, cell_first, closed, read_out
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.formats.atomic import read_items
 from recipe.cello1.inference.predict import predict
-from recipe.cello1.inference.read_out import Reading, cell_first, closed, read_out
 from recipe.cello1.task.answer import format_answer, parse_answer
 from recipe.cello1.task.prompt import messages
 from recipe.cello1.task.puzzle import Puzzle

@@ -1,0 +1,142 @@
+"""One model or several, one after the other: what each of them answers to the same puzzles."""
+
+from __future__ import annotations
+
+import copy as copies
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from scanpy import logging as logg
+
+from recipe.cello1.engines.protocol import Engine, EngineError
+from recipe.cello1.task.puzzle import Puzzle
+from scverse_plugin._files import one_line
+from scverse_plugin.method._ask import Cache, Reply, ask, completion_seeds
+from scverse_plugin.method._engines import engine_version, opened, public_address
+from scverse_plugin.method._plan import Draft
+from scverse_plugin.method._readout import ask_out, check_readout, find_way
+from scverse_plugin.method._solve import Solved, fill, solve
+from scverse_plugin.tl._options import Options
+from scverse_plugin.tl._prepare import Prepared
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """What one model has answered."""
+
+    name: str
+    solved: Solved
+    # What there is to say of model and engine
+    about: Mapping[str, str]
+
+
+def wording(prepared: Prepared, options: Options) -> Any:
+    """Return what tells equal questions; sampling answers the same question anew."""
+    return None if options.temperature > 0 else prepared.puzzle
+
+
+def ask_each(prepared: Prepared, each: Sequence[Options], kept: Sequence[Cache | None]) -> list[Answers]:
+    """Ask one model after the other, each from the same random numbers."""
+    found: list[Answers] = []
+    files: list[str] = []
+    names: list[str] = []
+    for options, cache in zip(each, kept, strict=True):
+        name = options.name
+        names.append(name if name not in names else f"{name} ({len(names) + 1})")
+        own = replace(prepared, rng=copies.deepcopy(prepared.rng))
+        if len(each) == 1:
+            return [_ask(own, options, cache, name)]
+        try:
+            found.append(_ask(own, options, cache, names[-1]))
+        except Exception as error:
+            msg = f"model {names[-1]}: {one_line(error)}"
+            if options.on_error == "raise":
+                raise EngineError(msg + _left(found, files)) from error
+            logg.warning(f"{msg}; the labels are those of the other models")
+        else:
+            files += [str(cache.path)] if cache is not None else []
+    if not found:
+        msg = f"none of the models {', '.join(names)} has answered; the warnings say why"
+        raise EngineError(msg)
+    return found
+
+
+def _left(found: Sequence[Answers], files: Sequence[str]) -> str:
+    """Say what there is of the models that were asked before."""
+    if not found:
+        return ""
+    names = ", ".join(answers.name for answers in found)
+    if files:
+        return f". The answers of {names} are kept in {', '.join(files)}: run the same call again when this is mended"
+    return f". The answers of {names} had no journal (cache); with on_error='skip' they make the labels alone"
+
+
+def _ask(prepared: Prepared, options: Options, kept: Cache | None, name: str) -> Answers:
+    """Ask a model all rounds."""
+    with opened(
+        options.one_engine,
+        options.one_model,
+        base_url=options.base_url,
+        constrained=options.constrained,
+        max_concurrency=options.max_concurrency,
+        options=options.engine_options,
+    ) as running:
+        constrain = options.constrained and bool(running.constraint)
+        support = _support(running, options)
+        way = find_way(running, _any_puzzle(prepared, options), options.prompt_layout) if support == "readout" else None
+        common: dict[str, Any] = {"layout": options.prompt_layout, "sampling": options.sampling(), "cache": kept}
+        common |= {"on_error": options.on_error, "progress": options.progress}
+
+        def put(drafts: Sequence[Draft]) -> list[Reply]:
+            puzzles = [prepared.puzzle(draft) for draft in drafts]
+            seeds = completion_seeds(len(drafts), prepared.rng)
+            if way is not None:
+                return ask_out(running, puzzles, way=way, seeds=seeds, **common)
+            return ask(running, puzzles, seeds=seeds, constrain=constrain, **common)
+
+        words = wording(prepared, options)
+        solved = solve(prepared.units, prepared.lists, prepared.size, options.n_votes, put, prepared.rng, words)
+        about = {
+            "engine": running.name,
+            "engine_version": engine_version(running),
+            "base_url": public_address(getattr(running, "base_url", None)),  # it may come from the environment
+            "model": running.model,
+            "fingerprint": running.fingerprint,
+            "constraint": running.constraint if way == "soft" or (constrain and way is None) else "",
+            "support": support,
+            "readout": way or "",
+        }
+        return Answers(name, solved, about)
+
+
+def _any_puzzle(prepared: Prepared, options: Options) -> Puzzle:
+    """Make a puzzle to look at the form of the answer."""
+    donor, cell = next(iter(prepared.lists.of)), next(iter(prepared.genes))
+    return fill(Draft(0, donor, (0,), (cell,), prepared.lists.of[donor][: options.n_candidates]), prepared.genes, "")
+
+
+def _support(engine: Engine, options: Options) -> str:
+    """Choose what support is made of, before anything is asked that costs."""
+    support = options.support
+    if support == "readout":
+        check_readout(engine)
+    elif support == "auto":
+        support = "readout" if getattr(engine, "can_score", False) else "votes"
+    fitted = options.calibration["support"] if options.calibration is not None else support
+    if fitted != support:
+        msg = (
+            f"calibration: it is made for the support of {fitted}, and here it is that of {support}; calibrate anew, "
+            f"or ask with support={fitted!r}"
+        )
+        raise ValueError(msg)
+    if options.calibration is not None and (known := options.calibration.get("model")) not in (None, engine.model):
+        logg.warning(f"calibration: it is of the model {known}, here {engine.model} answers")
+    return support
+
+
+def about_all(answers: Sequence[Answers]) -> dict[str, Any]:
+    """Return what there is to say of the models: of several a list of each."""
+    if len(answers) == 1:
+        return dict(answers[0].about)
+    return {name: [answer.about[name] for answer in answers] for name in answers[0].about}
