@@ -231,9 +231,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch",
         type=batch,
         nargs="+",
-        default=[(36, 8), (64, 5)],
+        default=[(24, 8), (64, 5)],
         metavar="PROMPTSxRESPONSES",
-        help="batch of a step (default: 36x8 of the embedded default, 64x5 as published)",
+        help="batch of a step (default: 24x8 of the embedded default, 64x5 as published)",
     )
     parser.add_argument(
         "--tokenizer", help="folder or Hub id of a tokenizer (default: the one of the embedded default)"

@@ -26,8 +26,8 @@ from rows import FAILED, ROOT, Row, finish, machine, markdown, read_rows, softwa
 from recipe.cello1.formats.atomic import atomic_write
 
 HERE = Path(__file__).parent
-METRICS = ROOT / "outputs" / "embedded" / "metrics"  # where the main job leaves them
-EMBEDDED = ("--batch", "36x8")  # of a step of the main job
+METRICS = ROOT / "outputs" / "pancreas" / "metrics"  # where the main job leaves them
+EMBEDDED = ("--batch", "24x8")  # of a step of the main job
 PACKAGES = (
     *("cello1", "numpy", "scipy", "numba", "h5py", "anndata", "isal", "dask"),
     *("torch", "transformers", "vllm", "verl", "datasets"),

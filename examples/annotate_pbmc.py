@@ -1,4 +1,4 @@
-"""Annotate the held-out blood cells of the embedded default with the model that the main job has trained.
+"""Annotate held-out blood cells with the model that ``CELLS=pbmc bash recipe/cello1/run_grpo.sh`` has trained.
 
 ``python examples/annotate_pbmc.py --model outputs/embedded/model --data outputs/embedded/data``
 
@@ -10,7 +10,6 @@ group (as celltypist does with its own answers).
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ import scverse_plugin
 from recipe.cello1.engines.protocol import Engine
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.evaluation.intervals import wilson
+from recipe.cello1.formats.puzzle_files import load_puzzles
 
 # As in the puzzles that the embedded model is trained on: 12 genes, up to 5 cells, as many types as cells.
 AS_TRAINED = {"n_top_genes": 12, "puzzle_size": 5, "n_candidates": 5, "max_tokens": 200}
@@ -29,8 +29,9 @@ AS_TRAINED = {"n_top_genes": 12, "puzzle_size": 5, "n_candidates": 5, "max_token
 
 def load(data: Path, seed: int = 0) -> tuple[ad.AnnData, dict[str, str]]:
     """Return the held-out cells and the type behind each cluster name."""
-    manifest = json.loads((data / "manifest.json").read_text())
-    adata = sc.datasets.pbmc68k_reduced()[manifest["cells"]["test"]].copy()
+    puzzles = load_puzzles(data / "test" / "test_data.json").puzzles
+    adata = sc.datasets.pbmc68k_reduced()
+    adata = adata[adata.obs_names.isin([cell for puzzle in puzzles for cell in puzzle.meta["cell_ids"]])].copy()
     adata.obs["tissue"] = "blood"  # CELLxGENE's columns become the context of the puzzles
     adata.obs["disease"] = "normal"
     types = list(adata.obs["bulk_labels"].cat.categories)
@@ -94,7 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Make the parser."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="outputs/embedded/model", help="model folder")
-    parser.add_argument("--data", type=Path, default=Path("outputs/embedded/data"), help="folder of the embedded data")
+    parser.add_argument("--data", type=Path, default=Path("outputs/embedded/data"), help="folder of its puzzles")
     parser.add_argument("--engine", default="vllm", choices=("vllm", "transformers"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the annotated h5ad and the report")

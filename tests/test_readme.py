@@ -104,11 +104,11 @@ def inputs(tmp_path_factory) -> Path:
     for name, puzzles in {"train": train[9:], "val": train[:9], "test": test, "puzzles": train[:9]}.items():
         write_puzzles(folder / f"{name}.json", puzzles)
     predict(Solver("MODEL"), test, folder / "answers.jsonl", sampling=Sampling(), progress=False)
-    for name in ("MODEL", "outputs/embedded/model", "ncbi/Cell-o1"):
+    for name in ("MODEL", "outputs/pancreas/model", "ncbi/Cell-o1"):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text("{}")
-    (folder / "outputs" / "embedded" / "data").mkdir()
-    shutil.copy(folder / "test.json", folder / "outputs" / "embedded" / "data" / "test.json")
+    (folder / "outputs" / "pancreas" / "data" / "test").mkdir(parents=True)
+    shutil.copy(folder / "test.json", folder / "outputs" / "pancreas" / "data" / "test" / "test_data.json")
     toy(types=["B cell", "NK cell", "monocyte"]).write_h5ad(folder / "in.h5ad")
     return folder
 

@@ -21,6 +21,7 @@ GROUP = "cello1.commands"
 COMMANDS = {
     "prepare": "recipe.cello1.data.prepare",
     "prepare audit": "recipe.cello1.data.leaks",
+    "recombine": "recipe.cello1.cold_start.recombine",
     "traces markers": "recipe.cello1.cold_start.marker_traces",
     "traces teacher": "recipe.cello1.cold_start.teacher_traces",
     "sft": "recipe.cello1.cold_start.sft",
@@ -31,7 +32,8 @@ COMMANDS = {
 }
 # What the launchers call, and maintainers.
 STEPS = {
-    "embedded": "recipe.cello1.cold_start.embedded",
+    "cells": "recipe.cello1.cold_start.cells",
+    "tiny-model": "recipe.cello1.cold_start.tiny_model",
     "preflight": "recipe.cello1.launch.preflight",
     "watch": "recipe.cello1.launch.watch",
     "summary": "recipe.cello1.launch.summary",

@@ -93,15 +93,22 @@ def test_server_gives_the_same_labels_and_can_die(model, in_process, tmp_path):
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory):
-    """Model and data of the main job (CELLO1_EMBEDDED, or outputs/embedded); without it the smoke data, untrained."""
+    """Model and data of the main job on blood cells (CELLO1_EMBEDDED, or outputs/embedded), or an untrained one."""
     folder = Path(os.environ.get("CELLO1_EMBEDDED", ROOT / "outputs" / "embedded"))
     if (folder / "model" / "config.json").is_file() and (folder / "data" / "manifest.json").is_file():
         return folder / "model", folder / "data"
     folder = tmp_path_factory.mktemp("embedded")
-    command = [sys.executable, "-m", "recipe.cello1", "embedded", "--smoke", "--out", str(folder)]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment())
-    assert found.returncode == 0, found.stderr
-    return folder / "model", folder
+    cells, data, model = folder / "cells", folder / "data", folder / "model"
+    options = ["--sizes", "3-5", "--top-genes", "12", "--suspension", "any", "--test-donors", "part_5"]
+    for command in (
+        ["cells", "pbmc", "--out", cells],
+        ["prepare", cells, "--out", data, "--per-size", "0", *options],
+        ["tiny-model", "--data", data / "train" / "train_data.json", "--out", model],
+    ):
+        words = [sys.executable, "-m", "recipe.cello1", *map(str, command)]
+        found = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment())
+        assert found.returncode == 0, found.stderr
+    return model, data
 
 
 def test_example_script(embedded, tmp_path):

@@ -2,8 +2,8 @@
 
 ``python -m recipe.cello1 traces markers --cells train.h5ad --data puzzles.json --out sft.json``
 
-The evidence comes from labelled training cells only. A trace has one line for each cell: the candidates that are left,
-the genes of the cell that speak most for its type, and the type::
+The evidence comes from labelled training cells only: of h5ad files, or those of training puzzles. A trace has one line
+for each cell: the candidates that are left, the genes of the cell that speak most for its type, and the type::
 
     Cell 1: (CD14+ Monocyte / CD19+ B / CD56+ NK) GNLY, NKG7, CD7 -> CD56+ NK
     Cell 2: (CD14+ Monocyte / CD19+ B) LYZ, CST3, AIF1 -> CD14+ Monocyte
@@ -14,8 +14,8 @@ which type is meant, so that behind the genes they came too late. In that order 
 model contained a wrong list.
 
 With ``--teacher markers`` the traces are those of a teacher who does not see the answer: the matching with the highest
-sum of marker scores, of the cells of other donors where ``--donor-column`` names them. Puzzles that it gets wrong are
-left out.
+sum of marker scores, of the cells of other donors where puzzle files, or ``--donor-column``, name them. Puzzles that it
+gets wrong are left out.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from recipe.cello1.formats.items import REASONING_KEY
-from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
-from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.formats.puzzle_files import PUZZLE_SUFFIXES, load_puzzles, write_puzzles
+from recipe.cello1.task.puzzle import Puzzle, labelled_cells
 from recipe.cello1.task.trace import trace_line
 
 Evidence = Mapping[str, Mapping[str, float]]
@@ -125,8 +125,16 @@ def read_cells(
     from recipe.cello1.data.expression.store import Store
 
     lists = GeneLists(n_top=n_top, gene_column=gene_column, use_raw=use_raw)
-    cells, labels, donors = [], [], []
-    for path in paths:
+    cells: list[tuple[str, ...]] = []
+    labels: list[str] = []
+    donors: list[str] = []
+    for path in map(Path, paths):
+        if path.suffix in PUZZLE_SUFFIXES:
+            for found, name, donor in labelled_cells(load_puzzles(path, require_gold=True).puzzles):
+                cells.append(found)
+                labels.append(name)
+                donors.append(donor)
+            continue
         with Store(path) as store:
             for name, column in (("type_column", type_column), ("donor_column", donor_column)):
                 if column is not None and column not in (columns := store.columns()):
@@ -152,7 +160,12 @@ def read_cells(
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--cells", nargs="+", required=True, help="labelled training cells: h5ad files or zarr stores")
+    parser.add_argument(
+        "--cells",
+        nargs="+",
+        required=True,
+        help="labelled training cells: h5ad files, zarr stores, or training puzzles",
+    )
     parser.add_argument("--data", required=True, help="puzzles with answers: JSON or JSONL")
     parser.add_argument(
         "--out", required=True, help="the puzzles with traces: JSON or JSONL, for recipe.cello1.cold_start.sft"
@@ -168,7 +181,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="who answers: gold knows the answer, markers does not, and only puzzles it gets right are kept",
     )
     parser.add_argument(
-        "--donor-column", help="with --teacher markers: column of obs with the donors; a puzzle's own is left out"
+        "--donor-column",
+        help="with --teacher markers and h5ad files: column of obs with the donors; a puzzle's own is left out",
     )
     parser.add_argument("--use-raw", action="store_true", help="read raw instead of X")
     parser.add_argument("--n-genes", type=int, default=3, help="genes to cite for each cell (default %(default)s)")
@@ -193,7 +207,7 @@ def run(args: argparse.Namespace) -> None:
         return marker_evidence([cells[i] for i in rows], [labels[i] for i in rows])
 
     def evidence_of(puzzle: Puzzle) -> Evidence:
-        return evidence_without(str(puzzle.meta.get("donor_id") or "") if args.donor_column else "")
+        return evidence_without(str(puzzle.meta.get("donor_id") or ""))
 
     if args.teacher == "markers":
         traced = teach(puzzles, evidence_of, args.n_genes)

@@ -1,4 +1,6 @@
-"""A tokenizer and a small Qwen2 model made from nothing, for runs without a download (the embedded default).
+"""Make a tokenizer and a small Qwen2 model from nothing, for runs without a download (the embedded default).
+
+``python -m recipe.cello1 tiny-model --data sft.json --out model``
 
 Tokens are what training costs, so each gene, each cell type and each fixed part of the format is one token: a puzzle of
 four cells takes about 130 tokens with its answer. Any other text is spelled by a byte-level BPE.
@@ -10,14 +12,18 @@ tokenizer with another one changes silently when it is loaded.
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.formats.items import REASONING_KEY
+from recipe.cello1.formats.model_folder import save_model
+from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, THINK_CLOSE, THINK_OPEN
-from recipe.cello1.task.prompt import VARIANTS, Layout, instruction, render_user
+from recipe.cello1.task.prompt import LAYOUTS, VARIANTS, Layout, instruction, render_user
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.trace import FIXED
 
@@ -153,3 +159,21 @@ def build_model(
         model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(**ids)
     return model
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the options."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True, help="the puzzles with traces that the model will learn from")
+    parser.add_argument("--out", required=True, help="folder for the untrained model with its tokenizer")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the weights (%(default)s)")
+    parser.add_argument("--layout", choices=LAYOUTS, default="system", help="prompt layout (%(default)s)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command."""
+    tokenizer = build_tokenizer(load_puzzles(args.data).puzzles, layout=args.layout)
+    model = build_model(tokenizer, seed=args.seed)
+    save_model(args.out, model, tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens: {args.out}", file=sys.stderr)

@@ -136,6 +136,9 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         "on all, hold none out (default donor; given for --from-hub, and where file names speak of train and test)",
     )
     group.add_argument(
+        "--test-donors", nargs="+", default=[], metavar="NAME", help="test on these donors (default: they are drawn)"
+    )
+    group.add_argument(
         "--max-test", type=int, help=f"test puzzles at most (default {MAX_TEST}, or a fifth of all where that is less)"
     )
     group.add_argument(
@@ -191,7 +194,8 @@ def settings_of(args: argparse.Namespace) -> PuzzleSettings:
 def plan_of(args: argparse.Namespace, split: str) -> DataPlan:
     """Return how the data set is put together."""
     given = {name: getattr(args, name) for name in ("max_test", "val_size", "drop_overlap", "layout", "raw")}
-    return DataPlan(split=split, min_per_size=args.min_test_per_size, **given)
+    donors = tuple(args.test_donors)
+    return DataPlan(split=split, min_per_size=args.min_test_per_size, test_donors=donors, **given)
 
 
 def check(args: argparse.Namespace) -> None:

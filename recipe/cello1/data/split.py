@@ -14,7 +14,15 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.csgraph import connected_components
 
-from recipe.cello1.data.fingerprints import Fingerprint, all_have_ids, cell_keys, donor_keys, nameless_contexts
+from recipe.cello1.data.fingerprints import (
+    Fingerprint,
+    all_have_ids,
+    cell_keys,
+    donor_id,
+    donor_keys,
+    hash64,
+    nameless_contexts,
+)
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.task.prompt import Layout
 
@@ -84,8 +92,9 @@ def split_puzzles(
     rng: np.random.Generator,
     max_test: int | None = None,
     min_per_stratum: int | None = None,
+    wanted: np.ndarray | None = None,
 ) -> Split:
-    """Choose the test puzzles."""
+    """Choose the test puzzles: by the quotas, or the groups of those that are wanted."""
     strata = np.asarray(strata, dtype=np.int64)
     n = len(strata)
     if n < 2:
@@ -97,13 +106,22 @@ def split_puzzles(
     quotas = quotas_of(Counter(strata.tolist()), max_test, min_per_stratum)
     groups = group_puzzles(keys)
     n_groups = int(groups.max()) + 1
-    if n_groups == 1:
+    if wanted is not None:
+        taken = np.isin(np.arange(n_groups), groups[wanted])
+        counts = Counter(strata[taken[groups]].tolist())
+        share = min(1.0, (max_test or MAX_TEST) / counts.total())
+        quotas = {key: min(count, max(min_per_stratum or 1, int(share * count))) for key, count in counts.items()}
+        if taken.all():
+            msg = "test_donors leaves no puzzle to train on; name fewer donors, or add files of others"
+            raise ValueError(msg)
+    elif n_groups == 1:
         msg = (
             "all puzzles belong together (they are linked by what must not be on both sides), so that none can be "
             "held out; add files, or split by something smaller: --split puzzle always works, but leaks"
         )
         raise ValueError(msg)
-    taken = _take_groups(strata, groups, n_groups, quotas, rng)
+    else:
+        taken = _take_groups(strata, groups, n_groups, quotas, rng)
     side = np.zeros(n, dtype=np.int8)
     for stratum in sorted(quotas):
         inside = np.flatnonzero(taken[groups] & (strata == stratum))
@@ -168,6 +186,8 @@ class DataPlan:
     # :func:`recipe.cello1.data.split.quotas_of`
     max_test: int | None = None
     min_per_size: int | None = None
+    # Donors to test on, where the split is by donor; none: they are drawn
+    test_donors: tuple[str, ...] = ()
     # Validation puzzles taken from the training side, 0 for none
     val_size: int = 0
     # Whether test puzzles that share a cell with training are left out
@@ -184,6 +204,9 @@ def decide_sides(
     """Decide the side of each puzzle."""
     notes: list[str] = []
     flat = [puzzle for own in known for puzzle in own]
+    if plan.test_donors and plan.split != "donor":
+        msg = f"test_donors needs the split 'donor', and it is {plan.split!r}; leave one of them out"
+        raise ValueError(msg)
     if plan.split == "given":
         side = _given_sides(names, known)
     else:
@@ -191,7 +214,9 @@ def decide_sides(
     if plan.split not in ("given", "none"):
         rows, notes = _of_known_donors(flat, plan.split)
         own = [flat[row] for row in rows.tolist()]
-        found, more = _hold_out(own, plan.split, settings.rng("split"), plan.max_test, plan.min_per_size)
+        found, more = _hold_out(
+            own, plan.split, settings.rng("split"), plan.max_test, plan.min_per_size, plan.test_donors
+        )
         side[np.setdiff1d(np.arange(len(flat)), rows)] = LEFT_OUT
         side[rows[found.test]], side[rows[found.left_out]] = "test", LEFT_OUT
         notes += more + _notes_on(found, "test")
@@ -235,7 +260,12 @@ def _given_sides(names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fing
 
 
 def _hold_out(
-    puzzles: Sequence[Fingerprint], mode: str, rng: np.random.Generator, max_test: int | None, least: int | None
+    puzzles: Sequence[Fingerprint],
+    mode: str,
+    rng: np.random.Generator,
+    max_test: int | None,
+    least: int | None,
+    test_donors: Sequence[str] = (),
 ) -> tuple[Split, list[str]]:
     """Choose the test puzzles. Donors stay on one side in every mode but ``puzzle``, if that can be."""
     strata = [puzzle.n_cells for puzzle in puzzles]
@@ -252,7 +282,18 @@ def _hold_out(
             notes.append(
                 f"every {mode} is linked to every other by donors that both have: donors may be in train and in test"
             )
-    return split_puzzles(strata, keys, rng=rng, max_test=max_test, min_per_stratum=least), notes
+    wanted = _of_donors(puzzles, test_donors) if test_donors else None
+    return split_puzzles(strata, keys, rng=rng, max_test=max_test, min_per_stratum=least, wanted=wanted), notes
+
+
+def _of_donors(puzzles: Sequence[Fingerprint], names: Sequence[str]) -> np.ndarray:
+    """Find the puzzles of some donors."""
+    wanted = {hash64("donor", donor_id(name)): name for name in names}
+    if unknown := wanted.keys() - {puzzle.donor for puzzle in puzzles}:
+        names = sorted(wanted[key] for key in unknown)
+        msg = f"test_donors names {names}, of whom there are no puzzles; name donors as the puzzles have them"
+        raise ValueError(msg)
+    return np.array([puzzle.donor in wanted for puzzle in puzzles])
 
 
 def _of_known_donors(puzzles: Sequence[Fingerprint], mode: str) -> tuple[np.ndarray, list[str]]:

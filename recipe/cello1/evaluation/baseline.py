@@ -16,7 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import log_softmax
 
 from recipe.cello1.formats.puzzle_files import load_puzzles
-from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.puzzle import Puzzle, labelled_cells
 
 BASELINES = ("naive_bayes_matched", "naive_bayes")
 ALPHA = 0.3
@@ -24,17 +24,9 @@ Cell = tuple[str, ...]
 
 
 def puzzle_cells(puzzles: Iterable[Puzzle]) -> tuple[list[Cell], list[str]]:
-    """Collect genes and type of the cells of puzzles, each cell once: by ``cell_ids`` where given, else by content."""
-    found: dict[object, tuple[Cell, str]] = {}
-    for number, puzzle in enumerate(puzzles):
-        if puzzle.answer is None:
-            msg = f"puzzle {number} has no answer; the baseline learns from puzzles with known types"
-            raise ValueError(msg)
-        ids = puzzle.meta.get("cell_ids")
-        for i, (genes, cell_type) in enumerate(zip(puzzle.cells, puzzle.answer, strict=True)):
-            key: object = (puzzle.meta.get("dataset"), ids[i]) if ids else (genes, cell_type)
-            found.setdefault(key, (genes, cell_type))
-    return [genes for genes, _ in found.values()], [cell_type for _, cell_type in found.values()]
+    """Collect genes and type of the cells of puzzles, each cell once."""
+    found = labelled_cells(puzzles)
+    return [genes for genes, _, _ in found], [cell_type for _, cell_type, _ in found]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

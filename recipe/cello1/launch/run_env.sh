@@ -6,7 +6,7 @@ fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
 export PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}" VLLM_NO_USAGE_STATS="${VLLM_NO_USAGE_STATS:-1}"
 
-for _name in OUTPUT MODEL TRAIN_DATA VAL_DATA TENSORBOARD_DIR; do # relative paths start here, wherever a process runs
+for _name in OUTPUT H5AD MODEL TRAIN_DATA VAL_DATA TENSORBOARD_DIR; do # relative paths start here, wherever a process runs
   [[ -z ${!_name:-} || ${!_name} == /* ]] && continue
   # A model may be on the Hub, and what does not exist is reported as it was given.
   [[ $_name == @(OUTPUT|TENSORBOARD_DIR) || -e ${!_name} ]] && declare "$_name=$PWD/${!_name}"

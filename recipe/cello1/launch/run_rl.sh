@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # RL training of a Cell-o1 model with verl, from set-up to the table of what was gained. Called by run_grpo.sh, run_ppo.sh.
 #
-#   bash recipe/cello1/run_grpo.sh                        the embedded default: real PBMC puzzles, small model, CPU or GPU
-#   SMOKE=1 bash recipe/cello1/run_grpo.sh                the same in miniature
+#   bash recipe/cello1/run_grpo.sh                        the main job: pancreas cells of four donors, small model, CPU or GPU
+#   SMOKE=1 bash recipe/cello1/run_grpo.sh                the same in miniature, on the blood cells that come with scanpy
+#   H5AD=folder PREPARE_ARGS="--donor-column donor" bash recipe/cello1/run_grpo.sh      the same on your own files
 #   MODEL=... TRAIN_DATA=... VAL_DATA=... bash recipe/cello1/run_grpo.sh       the published 7B configuration on your data
 #
-# Variables: MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle JSON), OUTPUT (folder), HARDWARE (a file
-# of config/hardware), NNODES, RAY_ADDRESS (a running Ray cluster, for several nodes), SEED, TRAIN_ONLY (1: neither export nor
-# evaluation). Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance. verl runs in OUTPUT,
+# Variables: H5AD (file or folder of h5ad and zarr), PREPARE_ARGS (options of `cello1 prepare`, such as the columns), CELLS
+# (pancreas or pbmc: which cells are taken without H5AD), MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle
+# JSON), OUTPUT (folder), HARDWARE (a file of config/hardware), NNODES, RAY_ADDRESS (a running Ray cluster, for several nodes),
+# SEED, TRAIN_ONLY (1: neither export nor evaluation). Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance. verl runs in OUTPUT,
 # where relative paths in overrides start.
 # Killed and started again with the same OUTPUT it goes on where it was; with another model, data or settings it is refused.
 set -euo pipefail
@@ -47,6 +49,7 @@ elif ! "$PYTHON" -P -c "import importlib.util as u, sys; sys.exit(u.find_spec('f
 fi
 
 if [ -n "${MODEL:-}" ]; then
+  [ -z "${H5AD:-}${CELLS:-}" ] || fail "MODEL is set, and H5AD or CELLS, of which a small model is made; leave one of them out"
   [ -n "${TRAIN_DATA:-}" ] || fail "MODEL is set but TRAIN_DATA is not; give RL parquet or puzzle JSON to train on"
   [ -n "${VAL_DATA:-}" ] || fail "MODEL is set but VAL_DATA is not; give RL parquet or puzzle JSON to evaluate on"
   OUTPUT=${OUTPUT:-$root/outputs/$algorithm}
@@ -54,15 +57,15 @@ if [ -n "${MODEL:-}" ]; then
   before=("before $title=$MODEL")
 else
   [ -z "${TRAIN_DATA:-}${VAL_DATA:-}" ] || fail "TRAIN_DATA or VAL_DATA is set but MODEL is not; give the model to train"
-  [ -e "$here/../cold_start/embedded.py" ] || fail "MODEL is not set; give MODEL, TRAIN_DATA and VAL_DATA"
-  name=embedded scale=embedded size=() sft=(--config embedded)
-  [ "$algorithm" = grpo ] || scale+=_$algorithm
-  [ "$SMOKE" != 1 ] || { name=smoke scale+=,smoke size=(--smoke); sft+=(--config smoke); }
+  [ -e "$here/small_model.sh" ] || fail "MODEL is not set; give MODEL, TRAIN_DATA and VAL_DATA"
+  # shellcheck source=small_model.sh
+  source "$here/small_model.sh"
   [ "$algorithm" = grpo ] || name+=-$algorithm
   OUTPUT=${OUTPUT:-$root/outputs/$name}
   HARDWARE=${HARDWARE:-1x80gb}
   settings+=("+scale=[$scale]")
 fi
+evaluation=()
 for name in OUTPUT MODEL TRAIN_DATA VAL_DATA TENSORBOARD_DIR; do
   [[ ${!name:-} != *'${'* ]] || fail "$name=${!name} contains '\${', which verl would expand; rename the folder or file"
 done
@@ -77,15 +80,15 @@ source "$here/run_env.sh"
 cd "$OUTPUT" # Ray puts the working directory first on the path of its workers
 
 if [ -z "${MODEL:-}" ]; then
-  stage "puzzles, tokenizer and model from the PBMC cells that come with scanpy"
-  "$PYTHON" -m recipe.cello1 embedded --out "$OUTPUT/data" --seed "$SEED" "${size[@]}"
-  stage "cold start: supervised fine-tuning on expert-style traces"
+  make_data
+  stage "cold start: supervised fine-tuning on the traces"
   "$PYTHON" -m recipe.cello1 sft "${sft[@]}" "model=$OUTPUT/data/model" "train=$OUTPUT/data/sft.json" \
     "output=$OUTPUT/sft" "seed=$SEED"
   before=("before SFT=$OUTPUT/data/model" "after SFT=$OUTPUT/sft/model")
   MODEL=$OUTPUT/sft/model
-  TRAIN_DATA=$OUTPUT/data/train.parquet
-  VAL_DATA=$OUTPUT/data/test.parquet
+  TRAIN_DATA=$OUTPUT/data/rl.json
+  VAL_DATA=$OUTPUT/data/rl/test.parquet
+  evaluation=(--decode greedy,constrained,matrix --baseline "$OUTPUT/data/train/train_data.json")
 fi
 
 if [ -n "${WANDB_API_KEY:-}" ]; then
@@ -130,4 +133,4 @@ fi
 [ -e "$here/summary.py" ] || exit 0 # not part of the recipe in verl-recipe
 stage "held-out puzzles, before and after"
 "$PYTHON" -m recipe.cello1 summary --data "${files[1]}" --metrics "$OUTPUT/metrics" --out "$OUTPUT/summary" \
-  --config "$composed" "${before[@]}" "after $title=$OUTPUT/model"
+  --config "$composed" "${evaluation[@]}" "${before[@]}" "after $title=$OUTPUT/model"

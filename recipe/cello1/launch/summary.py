@@ -14,15 +14,29 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.engines.protocol import EngineError, Sampling
+import numpy as np
+
+from recipe.cello1.engines.protocol import Decoding, EngineError, Sampling
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.evaluation.baseline import read_baseline
 from recipe.cello1.evaluation.evaluate import evaluate
-from recipe.cello1.evaluation.report import LABELS, label, markdown, metric_table, print_table, terminal
-from recipe.cello1.evaluation.results import plain
+from recipe.cello1.evaluation.intervals import calibration
+from recipe.cello1.evaluation.report import (
+    LABELS,
+    ReportTable,
+    change,
+    label,
+    markdown,
+    metric_table,
+    print_table,
+    terminal,
+    with_interval,
+)
+from recipe.cello1.evaluation.results import Comparison, Metrics, plain
 from recipe.cello1.evaluation.scores import baseline_scores, chance, difference, reference, score_predictions, summarise
 from recipe.cello1.formats.atomic import atomic_write, dumps, replacing
 from recipe.cello1.formats.items import puzzle_to_item
@@ -31,8 +45,11 @@ from recipe.cello1.formats.predictions import iter_predictions
 from recipe.cello1.formats.puzzle_files import PuzzleFile, load_puzzles
 from recipe.cello1.inference.predict import predict
 from recipe.cello1.rl.run_metrics import REWARD, WINDOW, first_and_last, read_metrics
+from recipe.cello1.task.answer import parse_answer
+from recipe.cello1.task.puzzle import Puzzle
 
-DECODINGS = ("greedy", "constrained")
+DECODINGS: dict[str, Decoding] = {"greedy": "free", "constrained": "constrained", "matrix": "matrix"}
+_IN_ROWS = ("partial_accuracy", "exact_match", "legal", "length")
 CURVES = {REWARD: "mean reward"} | {
     f"training/reward/{name}": LABELS[name] for name in ("partial_accuracy", "exact_match", "legal")
 }
@@ -63,7 +80,7 @@ def answer_puzzles(
                 sampling=Sampling(max_tokens=max_tokens),
                 layout=data.layout,
                 variant=data.variant,
-                decode="constrained" if decoding == "constrained" else "free",
+                decode=DECODINGS[decoding],
             )
             if done.failed:
                 worst = dict(done.errors)
@@ -112,6 +129,30 @@ def plot(steps: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         figure.savefig(temporary, dpi=150, format="png")
 
 
+def row_table(
+    metrics: Mapping[tuple[str, str], Metrics], differences: Mapping[tuple[str, str], Comparison], unit: str
+) -> ReportTable:
+    """Set models and ways of decoding below each other, then what the last training changed."""
+    columns = ["model", "decoding", *(label(name, unit) for name in _IN_ROWS)]
+    rows = [
+        [*key, *(with_interval(name, found[name]) if name != "length" or found[name].mean else "" for name in _IN_ROWS)]
+        for key, found in metrics.items()
+    ]
+    rows += [[*key, *(change(name, found.metrics[name]) for name in _IN_ROWS)] for key, found in differences.items()]
+    return ReportTable("Held-out puzzles", columns, rows)
+
+
+def matrix_calibration(path: Path, puzzles: Sequence[Puzzle]) -> dict[str, Any]:
+    """Compare the probabilities of a matrix with how often its answers are right, over cells."""
+    support: list[float] = []
+    right: list[bool] = []
+    for record in iter_predictions(path):
+        support += record["support"]
+        types = parse_answer(record["prediction"]).items
+        right += [a == b for a, b in zip(types, puzzles[record["index"]].answer or (), strict=True)]
+    return calibration(np.array(support), np.array(right))
+
+
 def _stage(text: str) -> tuple[str, str]:
     name, mark, model = text.partition("=")
     if not (name and mark and model):
@@ -130,7 +171,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", help="composed configuration of the training, whose limits of length hold here too")
     parser.add_argument("--max-tokens", type=int, help=f"longest response (without --config {MAX_TOKENS})")
     parser.add_argument("--max-model-len", type=int, help="longest prompt and response together, in tokens")
-    parser.add_argument("--decode", default="greedy", help="ways of decoding, separated by commas: greedy, constrained")
+    parser.add_argument(
+        "--decode", default="greedy", help=f"ways of decoding, separated by commas: {', '.join(DECODINGS)}"
+    )
     parser.add_argument("--baseline", type=Path, metavar="TRAIN", help="training puzzles of the naive Bayes baseline")
     parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
     return parser
@@ -140,7 +183,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     decodings = args.decode.split(",")
     if unknown := [name for name in decodings if name not in DECODINGS]:
-        msg = f"--decode: unknown decoding {unknown[0]!r}; use {' or '.join(DECODINGS)}, or both with a comma"
+        msg = f"--decode: unknown decoding {unknown[0]!r}; use {', '.join(DECODINGS)}, several with commas between"
         raise ValueError(msg)
     limits = read_limits(args.config) if args.config else {"max_tokens": MAX_TOKENS}
     given = {name: getattr(args, name) for name in ("max_tokens", "max_model_len")}
@@ -150,27 +193,32 @@ def run(args: argparse.Namespace) -> None:
     baseline = read_baseline(args.baseline)
     puzzles = [reference(puzzle, baseline) for puzzle in data.puzzles]
     args.out.mkdir(parents=True, exist_ok=True)
-    scores = {}
+    scores, paths = {}, {}
     for name, model in args.stages:
         stem = args.out / re.sub(r"\W+", "-", name.lower())
         for decoding, path in answer_puzzles(model, data, stem, decodings, **limits).items():
-            scores[name, decoding] = score_predictions(iter_predictions(path), puzzles)
-
-    def column(name: str, decoding: str) -> str:
-        return name if len(decodings) == 1 else f"{name}, {decoding}"
+            scores[name, decoding], paths[decoding] = score_predictions(iter_predictions(path), puzzles), path
 
     baselines = baseline_scores(next(iter(scores.values())))
-    runs = {column(*key): found for key, found in scores.items()}
-    runs |= {label(name): found for name, found in baselines.items()}
-    unit = "tokens" if all(found.length_unit == "tokens" for found in runs.values()) else "words"
-    metrics = {name: summarise(*found.arrays(unit)) for name, found in runs.items()}
+    unit = "tokens" if all(found.length_unit == "tokens" for found in scores.values()) else "words"
+    of_models = {key: summarise(*found.arrays(unit)) for key, found in scores.items()}
+    of_baselines = {name: summarise(*found.arrays(unit)) for name, found in baselines.items()}
     differences = {}
     names = [name for name, _ in args.stages]
     for decoding in decodings if len(names) > 1 else ():
         old, new = names[-2:]
-        title = f"{column(new, decoding)} minus {old}"
-        differences[title] = difference(scores[old, decoding], scores[new, decoding], other=old)
-    table = metric_table("Held-out puzzles", metrics, differences, unit)
+        differences[f"{new} minus {old}", decoding] = difference(
+            scores[old, decoding], scores[new, decoding], other=old
+        )
+    if len(decodings) > 1:
+        table = row_table(
+            of_models | {(label(name), ""): found for name, found in of_baselines.items()}, differences, unit
+        )
+    else:
+        columns = {name: found for (name, _), found in of_models.items()}
+        columns |= {label(name): found for name, found in of_baselines.items()}
+        changes = {title: found for (title, _), found in differences.items()}
+        table = metric_table("Held-out puzzles", columns, changes, unit)
 
     steps = read_metrics(args.metrics)
     gain = training_gain(steps)
@@ -184,16 +232,22 @@ def run(args: argparse.Namespace) -> None:
             f"\nMean training reward: {gain['first']:+.3f} over the first {gain['window']} of {gain['steps']} steps, "
             f"{gain['last']:+.3f} over the last {gain['window']} (gain {gain['gain']:+.3f})."
         )
+    calibrated = matrix_calibration(paths["matrix"], data.puzzles) if "matrix" in paths else None
+    if calibrated:
+        note += (
+            f"\nProbabilities of {names[-1]}, matrix: expected calibration error {calibrated['ece']:.3f} over cells."
+        )
     report: dict[str, Any] = {"n": len(puzzles), "chance": level, "training": gain, "length_unit": unit}
-    kept = {label(name) for name in baselines}
+    title = ", ".join if len(decodings) > 1 else itemgetter(0)
     report["stages"] = {
-        name: {"n_errors": sum(found.errors.values()), "n_missing": len(found.missing), "metrics": plain(metrics[name])}
-        for name, found in runs.items()
-        if name not in kept
+        title(key): {"n_errors": sum(found.errors.values()), "n_missing": len(found.missing)}
+        | {"metrics": plain(of_models[key])}
+        for key, found in scores.items()
     }
     report |= {
-        "baselines": {name: plain(metrics[label(name)]) for name in baselines},
-        "differences": plain(differences),
+        "baselines": plain(of_baselines),
+        "differences": plain({title(key): found for key, found in differences.items()}),
+        "calibration": plain(calibrated),
     }
     atomic_write(args.out / "summary.json", dumps(report, indent=1))
     atomic_write(args.out / "summary.md", f"{markdown(table)}\n\n{note}\n")
@@ -204,5 +258,6 @@ def run(args: argparse.Namespace) -> None:
     model = args.stages[-1][1]
     console.print(f"model:    {model}\nresults:  {args.out}", soft_wrap=True, highlight=False, markup=False)
     command = ["python", "-m", "recipe.cello1", "predict", "--model", model, "--data", args.data]
-    command += ["--samples", "8", "--temperature", "1", "--out", "samples.jsonl"]
+    how = ["--decode", "matrix"] if "matrix" in decodings else ["--samples", "8", "--temperature", "1"]
+    command += [*how, "--out", "predictions.jsonl"]
     console.print(f"next:     {shlex.join(command)}", soft_wrap=True, highlight=False, markup=False)

@@ -119,3 +119,32 @@ def _sequence(name: str, values: object) -> tuple[Any, ...]:
         msg = f"{name} must be a sequence of str, got {type(values).__name__}: {shown(values)}"
         raise ValueError(msg)
     return tuple(values)
+
+
+def labelled_cells(puzzles: Iterable[Puzzle]) -> list[tuple[tuple[str, ...], str, str]]:
+    """Collect genes, type and donor of the cells of puzzles, each once: by ``cell_ids`` where given, else by content.
+
+    Parameters
+    ----------
+    puzzles
+        Puzzles with answers.
+
+    Returns
+    -------
+    The cells in the order of the puzzles; the donor is empty where ``meta`` names none.
+
+    Raises
+    ------
+    ValueError
+        If a puzzle has no answer.
+    """
+    found: dict[object, tuple[tuple[str, ...], str, str]] = {}
+    for number, puzzle in enumerate(puzzles):
+        if puzzle.answer is None:
+            msg = f"puzzle {number} has no answer; cells are taken from puzzles with known types"
+            raise ValueError(msg)
+        ids = puzzle.meta.get("cell_ids")
+        for i, (genes, cell_type) in enumerate(zip(puzzle.cells, puzzle.answer, strict=True)):
+            key: object = (puzzle.meta.get("dataset"), ids[i]) if ids else (genes, cell_type)
+            found.setdefault(key, (genes, cell_type, str(puzzle.meta.get("donor_id") or "")))
+    return list(found.values())

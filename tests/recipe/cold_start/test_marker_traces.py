@@ -172,3 +172,20 @@ class TestCommand:
         err = capsys.readouterr().err
         assert err.startswith("cello1 traces markers: error: ") and message in err and err.count("\n") == 1
         assert not (tmp_path / "sft.json").exists()
+
+
+def test_cells_may_be_those_of_training_puzzles_and_the_teacher_does_not_see_the_donor(tmp_path, capsys):
+    """Donor b contradicts donor a: what each donor's puzzles are taught from are the cells of the other."""
+
+    def batch(donor, first, second):
+        meta = {"donor_id": donor, "dataset": "d", "cell_ids": [f"{donor}1", f"{donor}2"]}
+        return Puzzle(((first, "X"), (second, "Y")), ("Mono", "NK"), ("NK", "Mono"), "", meta)
+
+    train, ask = [batch("a", "P", "Q"), batch("b", "Q", "P")], [batch("a", "Q", "P"), batch("b", "Q", "P")]
+    write_puzzles(tmp_path / "train.json", train)
+    write_puzzles(tmp_path / "ask.json", ask)
+    words = ["--cells", tmp_path / "train.json", "--data", tmp_path / "ask.json", "--out", tmp_path / "sft.json"]
+    assert main([*words, "--teacher", "markers"]) == 0
+    (kept,) = load_puzzles(tmp_path / "sft.json").puzzles
+    assert kept.meta["donor_id"] == "a" and kept.cells == ask[0].cells
+    assert "1 of 2 puzzles with traces, from 2 types" in capsys.readouterr().err

@@ -7,6 +7,7 @@ pytest.importorskip("transformers")
 
 from recipe.cello1.cold_start.tiny_model import CHAT_TEMPLATE, build_model, build_tokenizer  # noqa: E402
 from recipe.cello1.formats.model_folder import save_folder, save_model  # noqa: E402
+from recipe.cello1.formats.puzzle_files import write_puzzles
 from recipe.cello1.task.answer import format_answer  # noqa: E402
 from recipe.cello1.task.prompt import LAYOUTS, messages  # noqa: E402
 from recipe.cello1.task.puzzle import Puzzle  # noqa: E402
@@ -157,3 +158,15 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     save_folder(target, lambda folder: (folder / "b").write_text("3"))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert [path.name for path in target.iterdir()] == ["b"]
+
+
+def test_command_makes_the_model_of_its_seed(tmp_path, capsys):
+    from tests.helpers.cli import command
+    from tests.helpers.toy_model import toy_puzzles
+
+    write_puzzles(tmp_path / "sft.json", toy_puzzles(12))
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert command("tiny-model")(["--data", tmp_path / "sft.json", "--out", tmp_path / name, "--seed", seed]) == 0
+    assert "parameters" in capsys.readouterr().err
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b != c

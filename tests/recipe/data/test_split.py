@@ -307,6 +307,24 @@ def test_max_test_on_the_command(folder, tmp_path):
     assert manifest(tmp_path)["splits"]["test"]["puzzles"] == 30
 
 
+def test_named_donors_are_the_test_side(folder, tmp_path, capsys):
+    build(folder, tmp_path / "a", "--test-donors", "d0_1", "d2_3")
+    donors = manifest(tmp_path / "a")["splits"]
+    assert set(donors["test"]["by_donor"]) == {"d0_1", "d2_3"}
+    assert not set(donors["test"]["by_donor"]) & set(donors["train"]["by_donor"])
+    assert sum(donors["train"]["by_donor"].values()) + sum(donors["test"]["by_donor"].values()) == 60  # all are tested
+    build(folder, tmp_path / "b", "--test-donors", "d0_1", "--max-test", "2")
+    assert manifest(tmp_path / "b")["splits"]["test"]["puzzles"] == 2
+    capsys.readouterr()
+    for options, message in (
+        (["--test-donors", "Ann", "d0_1"], "test_donors names ['Ann'], of whom there are no puzzles"),
+        (["--test-donors", *donors["train"]["by_donor"], *donors["test"]["by_donor"]], "leaves no puzzle to train on"),
+        (["--test-donors", "d0_1", "--split", "tissue"], "test_donors needs the split 'donor'"),
+    ):
+        assert run(folder, "--out", tmp_path / "c", *FEW, *options) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_none_is_held_out_on_request(folder, made, tmp_path):
     puzzles = build(folder, tmp_path / "a", "--split", "none")
     assert len(puzzles) == 60

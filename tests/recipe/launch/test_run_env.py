@@ -194,4 +194,95 @@ def test_the_embedded_default_in_miniature(start, tmp_path):
         assert f"+scale=[{scale},smoke]" in calls(tmp_path, "verl.trainer.main_ppo")[-1][1]
     (_, sft), *_ = calls(tmp_path, "sft")
     assert sft[3:7] == ["--config", "embedded", "--config", "smoke"]
-    assert "--smoke" in calls(tmp_path, "embedded")[0][1]
+    assert [call[3:5] for _, call in calls(tmp_path, "cells")] == [["pbmc", "--out"]]
+    assert calls(tmp_path, "tiny-model")
+
+
+def steps_of(folder: Path) -> list[str]:
+    """The commands of the recipe that were run, in order."""
+    found = [words for _, words in calls(folder, "recipe.cello1")]
+    return [words[words.index("recipe.cello1") + 1] for words in found]
+
+
+def test_the_main_job_step_by_step(start, tmp_path):
+    assert run(start()).returncode == 0
+    done = [
+        "cells",
+        "prepare",
+        "recombine",
+        "recombine",
+        "traces",
+        "tiny-model",
+        "sft",
+        "preflight",
+        "watch",
+        "export",
+        "summary",
+    ]
+    assert steps_of(tmp_path) == done
+    ((_, prepare),) = calls(tmp_path, "prepare")
+    inputs, out = str(ROOT / "outputs" / "cells" / "human"), str(tmp_path / "out" / "data")
+    assert prepare[3:7] == [inputs, "--out", out, "--quiet"]
+    assert prepare[prepare.index("--test-donors") + 1] == "human3"
+    assert [call[call.index("--cells") + 1] for _, call in calls(tmp_path, "recombine")] == [inputs] * 2
+    ((_, summary),) = calls(tmp_path, "summary")
+    assert summary[summary.index("--decode") + 1] == "greedy,constrained,matrix"
+    assert summary[summary.index("--baseline") + 1] == f"{out}/train/train_data.json"
+    assert run(start()).returncode == 0
+    assert steps_of(tmp_path)[len(done) :][:2] == ["cells", "sft"], "data that are there are not made again"
+    other = run(start(SEED="2"))
+    assert other.returncode == 2 and "was made with other settings" in other.stderr
+
+
+def test_the_main_job_on_files_of_ones_own(start, tmp_path):
+    (tmp_path / "my cells").mkdir()
+    options = """--type-column 'cell type' --donor-column=donor --test-donors "Ann B" $(touch x)"""
+    assert run(start(H5AD="my cells", PREPARE_ARGS=options)).returncode == 0
+    assert not calls(tmp_path, "cells") and not (tmp_path / "x").exists()
+    ((_, prepare),) = calls(tmp_path, "prepare")
+    assert prepare[3] == str(tmp_path / "my cells")
+    assert prepare[-7:] == [
+        "--type-column",
+        "cell type",
+        "--donor-column=donor",
+        "--test-donors",
+        "Ann B",
+        "$(touch",
+        "x)",
+    ]
+    assert str(tmp_path / "my cells") in calls(tmp_path, "recombine")[0][1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"H5AD": "none"}, "H5AD=none does not exist; give an h5ad file, or a folder of them"),
+        ({"H5AD": ".", "CELLS": "pbmc"}, "H5AD and CELLS are set; leave one of them out"),
+        ({"CELLS": "liver"}, "CELLS=liver is unknown; it is pancreas or pbmc"),
+        (
+            {"H5AD": ".", "PREPARE_ARGS": "--type-column 'a"},
+            "PREPARE_ARGS has a quote without its end: --type-column 'a",
+        ),
+        (
+            {"H5AD": ".", "MODEL": "m"},
+            "MODEL is set, and H5AD or CELLS, of which a small model is made; leave one of them out",
+        ),
+    ],
+)
+def test_cells_that_cannot_be_taken(start, variables, message):
+    found = run(start(**variables))
+    assert found.returncode == 2
+    assert found.stderr == f"error: {message}\n"
+
+
+def test_without_a_network_the_blood_cells_are_taken_with_a_note(start, tmp_path):
+    python = tmp_path / "env" / "bin" / "python"
+    python.write_text(
+        STAND_IN.replace("while (($#)); do", '[[ "$*" != *"cells pancreas"* ]] || exit 1\nwhile (($#)); do')
+    )
+    found = run(start())
+    assert found.returncode == 0, found.stderr
+    assert "note: the blood cells that come with scanpy are taken instead (CELLS=pbmc)" in found.stderr
+    ((_, prepare),) = calls(tmp_path, "prepare")
+    assert prepare[3] == str(tmp_path / "out" / "cells")
+    assert run(start(CELLS="pancreas", OUTPUT=str(tmp_path / "b"))).returncode == 1

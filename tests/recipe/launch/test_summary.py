@@ -125,7 +125,7 @@ def test_command_writes_all(run, engine, capsys):
     assert (run / "out" / "training.png").exists()
 
 
-def test_decodings_and_baseline_are_columns(run, engine, capsys):
+def test_decodings_and_baseline_are_rows(run, engine, capsys):
     write_puzzles(run / "train.json", toy_puzzles(6))
     command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out")]
     more = ["--decode", "greedy,constrained", "--baseline", str(run / "train.json")]
@@ -137,12 +137,18 @@ def test_decodings_and_baseline_are_columns(run, engine, capsys):
         "GRPO, greedy": pytest.approx(5 / 6), "GRPO, constrained": 1,
     }  # fmt: skip
     assert set(report["baselines"]) == {"naive_bayes_matched", "naive_bayes"}
-    assert list(report["differences"]) == ["GRPO, greedy minus SFT", "GRPO, constrained minus SFT"]
-    assert "| naive Bayes, matched | naive Bayes, cell by cell |" in (run / "out" / "summary.md").read_text()
+    assert list(report["differences"]) == ["GRPO minus SFT, greedy", "GRPO minus SFT, constrained"]
+    rows = (run / "out" / "summary.md").read_text().splitlines()
+    assert rows[0] == "| model | decoding | partial accuracy | exact match | legal answers | length (tokens) |"
+    assert [row.split(" | ")[:2] for row in rows[2:10]] == [
+        ["| SFT", "greedy"], ["| SFT", "constrained"], ["| GRPO", "greedy"], ["| GRPO", "constrained"],
+        ["| naive Bayes, matched", ""], ["| naive Bayes, cell by cell", ""],
+        ["| GRPO minus SFT", "greedy"], ["| GRPO minus SFT", "constrained"],
+    ]  # fmt: skip
     assert main([*command, "SFT=a", "GRPO=b"]) == 0
     assert engine.asked == ["a", "b"]  # one start for both decodings, and what is there is kept
     assert main([*command, "--decode", "beam", "SFT=a"]) == 1
-    assert "unknown decoding 'beam'; use greedy or constrained" in capsys.readouterr().err
+    assert "unknown decoding 'beam'; use greedy, constrained, matrix" in capsys.readouterr().err
 
 
 CONFIG = """
