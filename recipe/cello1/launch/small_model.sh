@@ -8,7 +8,8 @@ cells=${CELLS:-pancreas}
 fetched=$root/outputs/cells
 if [ -n "${H5AD:-}" ]; then
   cells=h5ad
-elif [ "$cells" = pancreas ] && ! PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" "$PYTHON" -P -m recipe.cello1 cells pancreas --out "$fetched"; then
+elif [ "$cells" = pancreas ] && ! PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" \
+  "$PYTHON" -m recipe.cello1 cells pancreas --out "$fetched"; then
   [ -z "${CELLS:-}" ] || exit 1
   printf 'note: the blood cells that come with scanpy are taken instead (CELLS=pbmc)\n' >&2
   cells=pbmc
