@@ -25,7 +25,7 @@ pancreas)
 pbmc) name=embedded prepare+=(--sizes 3-5 --test-donors part_5) ;;
 h5ad)
   name=h5ad prepare+=(--sizes 4-6 --max-cells 3000)
-  settings+=(data.max_prompt_length=512 data.max_response_length=384 actor_rollout_ref.rollout.max_model_len=1024)
+  settings+=(data.max_prompt_length=512 data.max_response_length=384 actor_rollout_ref.rollout.max_model_len=2048)
   ;;
 esac
 scale=embedded sft=(--config embedded)

@@ -24,7 +24,7 @@ from recipe.cello1.engines.protocol import Decoding, EngineError, Sampling
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.evaluation.baseline import read_baseline
 from recipe.cello1.evaluation.evaluate import evaluate
-from recipe.cello1.evaluation.intervals import calibration
+from recipe.cello1.evaluation.intervals import Calibration, calibration
 from recipe.cello1.evaluation.report import (
     LABELS,
     ReportTable,
@@ -142,7 +142,7 @@ def row_table(
     return ReportTable("Held-out puzzles", columns, rows)
 
 
-def matrix_calibration(path: Path, puzzles: Sequence[Puzzle]) -> dict[str, Any]:
+def matrix_calibration(path: Path, puzzles: Sequence[Puzzle]) -> Calibration:
     """Compare the probabilities of a matrix with how often its answers are right, over cells."""
     support: list[float] = []
     right: list[bool] = []
@@ -150,7 +150,7 @@ def matrix_calibration(path: Path, puzzles: Sequence[Puzzle]) -> dict[str, Any]:
         support += record["support"]
         types = parse_answer(record["prediction"]).items
         right += [a == b for a, b in zip(types, puzzles[record["index"]].answer or (), strict=True)]
-    return calibration(np.array(support), np.array(right))
+    return calibration(np.array(support), np.array(right), "matrix")
 
 
 def _stage(text: str) -> tuple[str, str]:
@@ -234,9 +234,7 @@ def run(args: argparse.Namespace) -> None:
         )
     calibrated = matrix_calibration(paths["matrix"], data.puzzles) if "matrix" in paths else None
     if calibrated:
-        note += (
-            f"\nProbabilities of {names[-1]}, matrix: expected calibration error {calibrated['ece']:.3f} over cells."
-        )
+        note += f"\nProbabilities of {names[-1]}, matrix: expected calibration error {calibrated.ece:.3f} over cells."
     report: dict[str, Any] = {"n": len(puzzles), "chance": level, "training": gain, "length_unit": unit}
     title = ", ".join if len(decodings) > 1 else itemgetter(0)
     report["stages"] = {
