@@ -25,6 +25,10 @@ def run(output: Path, *arguments: str, **variables: str) -> subprocess.Completed
     return launch("run_grpo.sh", output, *arguments, **variables)
 
 
+def stages(*models: str) -> list[str]:
+    return [f"{model}, {decoding}" for model in models for decoding in ("greedy", "constrained", "matrix")]
+
+
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("variables", "message"),
@@ -94,7 +98,7 @@ def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_pa
     assert Counter(trained) == Counter(batch[n_prompts : 2 * n_prompts] * n_responses)
 
     summary = json.loads((output / "summary" / "summary.json").read_text())
-    assert list(summary["stages"]) == ["before SFT", "after SFT", "after GRPO"]
+    assert list(summary["stages"]) == stages("before SFT", "after SFT", "after GRPO")
     assert all(stage["n_errors"] == stage["n_missing"] == 0 for stage in summary["stages"].values())
     assert (output / "summary" / "training.png").exists()
     assert len(second.stderr) < 100_000, "the log belongs into the file, not on the terminal"
@@ -118,7 +122,7 @@ def test_smoke_run_of_ppo(tmp_path):
     assert steps[-1]["critic/lr"] == pytest.approx(1e-3)
     assert len(list((output / "ppo").glob("global_step_*/critic"))) == 2, "both are kept"
     summary = json.loads((output / "summary" / "summary.json").read_text())
-    assert list(summary["stages"]) == ["before SFT", "after SFT", "after PPO"]
+    assert list(summary["stages"]) == stages("before SFT", "after SFT", "after PPO")
     assert json.loads((output / "run.json").read_text())["name"] == "cello1_ppo"
     assert (output / "model" / "config.json").is_file()
     assert processes_of(output) == {}
