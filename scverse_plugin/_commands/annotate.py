@@ -15,6 +15,10 @@ from recipe.cello1.task.prompt import LAYOUTS
 # Options of annotate that are named as the parameters of tl.annotate: kind, and what to say of them.
 _PLAIN: dict[str, tuple[Any, str]] = {
     "groupby": (str, "column of obs whose groups are labelled; without it every cell is"),
+    "tissue": (str, "where the cells are from, if the model is to name the types itself"),
+    "organism": (str, "human or mouse, for example; symbols are checked against it"),
+    "evidence": (str, "cells or markers: what the model sees when it names types itself"),
+    "refine": (str, "label of an earlier run in the file whose cells get finer labels"),
     "sample_key": (str, "column of obs with the donor"),
     "context": (str, "what is known of the donor, in sentences"),
     "layer": (str, "layer with the expression"),
@@ -65,8 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", action="append", help="vllm, openai or transformers; once, or for each model")
     parser.add_argument(
         "--cell-types",
-        required=True,
-        help="types separated by '|', @FILE with one a line, or the name of an obs column with types",
+        help="types separated by '|', @FILE with one a line, or the name of an obs column with types; "
+        "needed unless --tissue or --refine is given",
     )
     for name, (kind, text) in _PLAIN.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
@@ -92,8 +96,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_types(text: str, columns: Sequence[str]) -> list[str] | str:
+def _read_types(text: str | None, columns: Sequence[str]) -> list[str] | str | None:
     """Read --cell-types. A name alone is a column: a misspelt one must not become the only type."""
+    if text is None:
+        return None
     if text.startswith("@"):
         lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         return [line.strip() for line in lines if line.strip()]

@@ -86,6 +86,15 @@ def read_groups(adata: AnnData, groupby: str | None, groups: Iterable[str] | Non
     return found
 
 
+def only(groups: Codes, inside: np.ndarray) -> Codes:
+    """Keep some cells, and the groups that have any of them."""
+    codes = np.where(inside, groups.codes, -1)
+    present = np.unique(codes[codes >= 0])
+    lookup = np.full(len(groups.names) + 1, -1, dtype=np.int64)
+    lookup[present] = np.arange(len(present))
+    return Codes(lookup[codes], tuple([groups.names[code] for code in present.tolist()]))
+
+
 def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> Codes | None:
     """Read the samples (donors)."""
     if sample_key is None:

@@ -255,6 +255,17 @@ def _weights(source: Expression, rows: np.ndarray) -> np.ndarray:
     return specificity(total, len(rows))
 
 
+def mean_profiles(source: Expression, groups: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the mean expression of some groups of cells (groups x symbols), every cell brought to the same sum."""
+    means = np.zeros((len(groups), len(source.genes.names)))
+    for i, rows in enumerate(groups):
+        for _, block in _blocks(source, np.unique(rows)):
+            dense = np.asarray(block.toarray() if sp.issparse(block) else block, dtype=np.float64)
+            sums = dense.sum(axis=1, keepdims=True)
+            means[i] += np.divide(dense, sums, out=np.zeros_like(dense), where=sums > 0).sum(axis=0) / len(rows)
+    return means
+
+
 def most_typical(source: Expression, rows: np.ndarray, n: int) -> np.ndarray:
     """Choose the cells that are most like the mean of all of them (cosine of the log values)."""
     ordered = np.unique(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,14 +85,15 @@ def ask(
     cache: Cache | None,
     on_error: str = "raise",
     progress: bool = True,
+    write: Callable[[Puzzle, Layout], list[dict[str, str]]] = annotation_messages,
 ) -> list[Reply]:
-    """Put puzzles to an engine."""
+    """Put puzzles to an engine, as ``write`` writes them."""
     requests: dict[str, Request] = {}  # the same request is asked once
     keys: list[str] = []
     for puzzle, seed in zip(puzzles, seeds, strict=True):
         legal = (puzzle.candidates, puzzle.n_cells) if constrain else ()
         own = int(seed) if sampling.temperature > 0 else None
-        request = Request(annotation_messages(puzzle, layout), own, *legal)
+        request = Request(write(puzzle, layout), own, *legal)
         keys.append(request_key(engine, request, sampling))
         requests[keys[-1]] = request
     replies: dict[str, Reply] = {}

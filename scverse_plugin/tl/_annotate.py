@@ -14,7 +14,7 @@ from anndata import AnnData
 from scanpy import logging as logg
 
 from recipe.cello1.engines.protocol import Engine
-from recipe.cello1.task.prompt import Layout, annotation_messages
+from recipe.cello1.task.prompt import Evidence, Layout, annotation_messages
 from scverse_plugin._files import visible
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._types import CellTypes
@@ -26,6 +26,7 @@ from scverse_plugin.method._solve import final_rounds, screening
 from scverse_plugin.method._tally import call, check_cells, decoy_rate, position_bias, together
 from scverse_plugin.tl._back_off import back_off
 from scverse_plugin.tl._before import Prompts, address, announce, is_here, journal
+from scverse_plugin.tl._free import dispatch
 from scverse_plugin.tl._models import Answers, about_all, ask_each, wording
 from scverse_plugin.tl._ontology import ontology_tables
 from scverse_plugin.tl._options import Options, Price
@@ -36,10 +37,14 @@ ENOUGH = 500  # prompts to estimate the length of all from
 
 def annotate(
     adata: AnnData,
-    cell_types: CellTypes,
+    cell_types: CellTypes | None = None,
     *,
     groupby: str | None = None,
     groups: Iterable[str] | None = None,
+    tissue: str | None = None,
+    organism: str | None = None,
+    evidence: Evidence = "cells",
+    refine: str | None = None,
     sample_key: str | None = None,
     reference: AnnData | None = None,
     context: str | Mapping[str, str] | None = "auto",
@@ -101,13 +106,30 @@ def annotate(
     cell_types
         The types that the cells may be: a list (or set, array, ...), a mapping of samples to lists (needs
         ``sample_key``; each sample of a group then gets a label of its own), or the name of an ``obs`` column with
-        types (of ``reference``, if given). What names no type ("unknown", NaN) is left out.
+        types (of ``reference``, if given). What names no type ("unknown", NaN) is left out. ``None``, with ``tissue``:
+        the model names the types itself. In an open-ended round it says what each group is; names that the Cell
+        Ontology has (as label or synonym) become the candidates, the others are kept as text in
+        ``uns[key_added]["names"]`` and counted. Needs the ``[ontology]`` extra and ``groupby``.
     groupby
         Column of ``obs``, categorical or of texts, whose groups are labelled; cells without a group ("unknown", NaN)
         get no label. ``None`` labels every cell by itself, which takes up to ``n_votes`` puzzles for each; more than
         1,000 are asked only if ``max_puzzles`` allows them.
     groups
         The groups to label; all by default. Other cells get no value.
+    tissue
+        Where the cells are from, in a word or two; for ``cell_types=None``. It is told to the model, wherever it runs.
+    organism
+        The species, ``"human"`` or ``"mouse"`` for example; told to the model with ``tissue``. The listed symbols are
+        checked against its way to write them: upper-case symbols of a mouse are listed as a mouse's (``CD3E`` as
+        ``Cd3e``), a mouse's symbols with ``organism="human"`` are refused. Without it, symbols are listed as they are.
+    evidence
+        What the open-ended round shows: ``"cells"``, one cell of each group, or ``"markers"``, the genes that are most
+        specific to each group among its cells.
+    refine
+        A label of the run ``key_added``, ``"T cell"`` for example: its cells are asked about again, with the terms
+        below it in the Cell Ontology as candidates (or ``cell_types``, if given). The run is stored as
+        ``key_added + "_T_cell"``; in ``obs[key_added]`` and its support only cells with enough support for a finer
+        label change.
     sample_key
         Column of ``obs`` with the donor (or sample). No puzzle has cells of two.
     reference
@@ -251,6 +273,9 @@ def annotate(
         lists), ``status``, ``finish_reason``, ``tokens``, ``prompt_tokens``, ``seed``, ``cached``, ``error``; with
         ``store_reasoning`` also ``puzzle``, ``reasoning`` and ``response`` (of unreadable answers); of several models
         ``model``.
+    ``adata.uns[key_added]["names"]`` : :class:`pandas.DataFrame`
+        With ``cell_types=None``: ``group``, ``answer`` (as the model wrote it), ``term``, ``cell_type`` (both empty for
+        a name that the Cell Ontology lacks) and ``n``, how often.
     ``adata.uns[key_added]["positions"]`` : :class:`pandas.DataFrame`
         For each position in a puzzle the votes, and how often they are for the group's best type.
     ``adata.uns[key_added]["checks"]`` : :class:`dict`
@@ -275,10 +300,10 @@ def annotate(
     """
     given = dict(locals())
     _store.check_object(given.pop("adata"))
-    return _run(adata, Options(**given))
+    return dispatch(adata, Options(**given), _run)
 
 
-def _run(adata: AnnData, options: Options) -> AnnData | Prompts | None:
+def _run(adata: AnnData, options: Options, prepared: Prepared | None = None) -> AnnData | Prompts | None:
     start = logg.info("annotating with cello1")
     each = options.each()
     if not options.dry_run:
@@ -288,7 +313,7 @@ def _run(adata: AnnData, options: Options) -> AnnData | Prompts | None:
             ontology_tables()
     places = [None if options.dry_run else journal(one) for one in each]
     kept = [None if place is None else Cache(place) for place in places]
-    prepared = prepare(adata, options, here=all(is_here(address(one)) for one in each))
+    prepared = prepared or prepare(adata, options, here=all(is_here(address(one)) for one in each))
     prompts = _prompts(prepared, options, len(each))
     prompts.check(options.max_puzzles)
     if options.dry_run:

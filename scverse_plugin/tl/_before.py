@@ -97,7 +97,9 @@ def journal(options: Options) -> Path | None:
     return path
 
 
-def announce(prompts: Prompts, options: Options, columns: Sequence[str], kept: Sequence[Path | None]) -> None:
+def announce(
+    prompts: Prompts, options: Options, columns: Sequence[str], kept: Sequence[Path | None], note: str = ""
+) -> None:
     """Say what is about to happen, in one line."""
     urls = list(dict.fromkeys(filter(None, map(address, options.each()))))
     models = f" of {len(kept)} models" if len(kept) > 1 else ""
@@ -107,6 +109,7 @@ def announce(prompts: Prompts, options: Options, columns: Sequence[str], kept: S
     ]
     if prompts.max_price is not None:
         parts.append(f"price at most {prompts.max_price:.2f}")
+    parts += [note] if note else []
     if urls:
         to = " and ".join(map(public_address, urls))
         parts.append(f"sent to {to}: {', '.join(['gene lists', *_metadata(options, columns)])}")

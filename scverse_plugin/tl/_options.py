@@ -12,7 +12,7 @@ import numpy as np
 from anndata import AnnData
 
 from recipe.cello1.engines.protocol import Engine, Sampling
-from recipe.cello1.task.prompt import Layout, check_layout
+from recipe.cello1.task.prompt import EVIDENCE, Evidence, Layout, check_layout
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._context import AUTO
 from scverse_plugin.adata._groups import CELL_CHOICES
@@ -29,9 +29,13 @@ Price = float | tuple[float, float]
 class Options:
     """What the parameters of ``tl.annotate`` say; it documents them, and has their defaults."""
 
-    cell_types: CellTypes
+    cell_types: CellTypes | None
     groupby: str | None
     groups: Iterable[str] | None
+    tissue: str | None
+    organism: str | None
+    evidence: Evidence
+    refine: str | None
     sample_key: str | None
     reference: AnnData | None
     context: str | Mapping[str, str] | None
@@ -78,6 +82,7 @@ class Options:
     progress: bool
     key_added: str
     copy: bool
+    within: np.ndarray | None = None  # no parameter: the only cells that are labelled
 
     def __post_init__(self) -> None:
         _store.check_key(self.key_added)
@@ -86,7 +91,7 @@ class Options:
         except ValueError as error:
             msg = f"prompt_layout: {error}"
             raise ValueError(msg) from None
-        for name in ("groupby", "sample_key", "layer", "gene_symbols"):
+        for name in ("groupby", "sample_key", "layer", "gene_symbols", "tissue", "organism", "refine"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
                 msg = f"{name} must be one name, a str, got {value!r}"
@@ -96,6 +101,7 @@ class Options:
             raise ValueError(msg)
         self._check_numbers()
         for name, allowed in (
+            ("evidence", tuple(EVIDENCE)),
             ("cell_choice", CELL_CHOICES),
             ("on_error", ON_ERROR),
             ("support", SUPPORTS),

@@ -16,8 +16,9 @@ from recipe.cello1.task.gene_names import compile_patterns
 from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._context import ContextWriter
-from scverse_plugin.adata._groups import make_units, read_groups, read_samples
+from scverse_plugin.adata._groups import make_units, only, read_groups, read_samples
 from scverse_plugin.adata._matrix import check_values, list_genes, open_expression
+from scverse_plugin.adata._species import check_symbols
 from scverse_plugin.adata._types import check_decoys, read_types
 from scverse_plugin.method._plan import Draft, choose_puzzle_size
 from scverse_plugin.method._solve import Lists, fill
@@ -63,13 +64,15 @@ def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
     seed = int(rng.integers(2**31)) if isinstance(rng, np.random.Generator) else int(rng)
     own = np.random.default_rng(seed)
     groups = read_groups(adata, given.groupby, given.groups)
+    if given.within is not None:
+        groups = only(groups, given.within)
     rows = np.flatnonzero(groups.codes >= 0)
     _check_cells(given, len(rows))
     samples = read_samples(adata, given.sample_key, rows)
     present = None
     if samples is not None:
         present = [samples.names[code] for code in np.unique(samples.codes[rows]).tolist()]
-    of, by_sample = read_types(given.cell_types, adata, given.reference, present)
+    of, by_sample = read_types(() if given.cell_types is None else given.cell_types, adata, given.reference, present)
     types = tuple(sorted({name for found in of.values() for name in found}))
     decoys = check_decoys(given.decoys, types, given.unassigned)
     if given.max_false is not None and not decoys:
@@ -104,6 +107,7 @@ def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
     one_to_one = _one_to_one(units, of, by_sample) if given.one_to_one is True else ()
     drawn = np.array([row for unit in units for row in unit.cells], dtype=np.int64)
     genes = list_genes(source, drawn, adata.obs_names, n_top=given.n_top_genes, rank_by=given.rank_by)
+    genes = check_symbols(genes, given.organism)
     _note_housekeeping(genes)
     allowed = np.zeros((len(units), len(types)), dtype=bool)
     column = {name: j for j, name in enumerate(types)}
@@ -113,7 +117,7 @@ def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
         units,
         unit_of,
         lists,
-        _sizes(given, units, lists),
+        puzzle_sizes(given, units, lists),
         allowed,
         one_to_one,
         genes,
@@ -124,7 +128,7 @@ def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
     )
 
 
-def _sizes(given: Options, units: Sequence[Unit], lists: Lists) -> dict[str, int]:
+def puzzle_sizes(given: Options, units: Sequence[Unit], lists: Lists) -> dict[str, int]:
     """Choose how many cells the puzzles of each donor have: never more than candidates."""
     sizes = {}
     for donor, types in lists.of.items():
@@ -182,7 +186,7 @@ def provenance(given: Options, prepared: Prepared, about: Mapping[str, str]) -> 
 
     left_out = {"reference", "engine", "model", "engine_options", "base_url", "rng", "progress", "copy", "dry_run"}
     left_out |= {"calibration", "mask_var", "cell_types", "cache", "context_keys", "groups", "max_puzzles"}
-    left_out |= {"price_per_million_tokens"}
+    left_out |= {"price_per_million_tokens", "within"}
     found = {field.name: getattr(given, field.name) for field in fields(given) if field.name not in left_out}
     mask, keys = given.mask_var, given.context_keys
     found |= {

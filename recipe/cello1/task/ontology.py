@@ -168,6 +168,14 @@ class CellOntology:
         """Return the label of a term."""
         return self._terms[term]["label"]
 
+    def descendants(self, term: str) -> list[str]:
+        """Return the ids of all terms in use below a term."""
+        return [
+            other
+            for other, entry in self._terms.items()
+            if term in (entry.get("ancestors") or {}) and other != term and not entry.get("deprecated")
+        ]
+
     def compare(self, answer: str, gold: str) -> Match:
         """Tell how an answer relates to the gold."""
         first, second = self.find(answer), self.find(gold)

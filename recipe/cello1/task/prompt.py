@@ -69,6 +69,7 @@ class _Task:
     numbered: bool
     candidates: bool
     context_end: str = " "  # the published puzzles have a blank between the last sentence and the line break
+    label: str = "Cell"
 
 
 VARIANTS: dict[Variant, _Task] = {
@@ -106,6 +107,42 @@ VARIANTS: dict[Variant, _Task] = {
     ),
 }
 
+# Not published: what is true of clusters, of which two may be of one type.
+_NAMES = (
+    "Name types as the Cell Ontology does, as precisely as the genes allow; "
+    "write 'unknown' where they do not tell the type."
+)
+Evidence = Literal["cells", "markers"]
+EVIDENCE: dict[Evidence, _Task] = {
+    "cells": _Task(
+        opening=(
+            _ROLE,
+            "You will be given one cell of each of N clusters; several clusters may be of the same type. "
+            "For each cell, the top expressed genes are provided in descending order of expression. "
+            "Using both the genes and the context, determine the cell type of each cell.",
+            _NAMES,
+        ),
+        closing=_BATCH_ANSWER,
+        question="Name the cell type of each cell above.",
+        numbered=True,
+        candidates=False,
+    ),
+    "markers": _Task(
+        opening=(
+            _ROLE,
+            "You will be given N clusters of cells; several clusters may be of the same type. "
+            "For each cluster, its marker genes are provided, the most specific first. "
+            "Using both the genes and the context, determine the cell type of each cluster.",
+            _NAMES,
+        ),
+        closing=_BATCH_ANSWER,
+        question="Name the cell type of each cluster above.",
+        numbered=True,
+        candidates=False,
+        label="Cluster",
+    ),
+}
+
 _CONTEXT = "Context: "
 _BLOCK = "\n\n"
 _NO_META: Mapping[str, Any] = MappingProxyType({})
@@ -130,7 +167,10 @@ def instruction(variant: Variant = "batch", layout: Layout = "system") -> str:
     ValueError
         If ``variant`` or ``layout`` is unknown.
     """
-    task = _task(variant)
+    return _instruction(_task(variant), layout)
+
+
+def _instruction(task: _Task, layout: Layout) -> str:
     extra = (_EXACT_FORMAT,) if check_layout(layout) == "user" else ()
     return " ".join([*task.opening, *extra, _TAGS, task.closing])
 
@@ -192,6 +232,34 @@ def annotation_messages(puzzle: Puzzle, layout: Layout = "system") -> list[dict[
     return found
 
 
+def free_messages(puzzle: Puzzle, layout: Layout = "system", evidence: Evidence = "cells") -> list[dict[str, str]]:
+    """Make the messages that ask for the types of clusters, without candidates.
+
+    Parameters
+    ----------
+    puzzle
+        A cell of each cluster, or its marker genes; candidates are not shown.
+    layout
+        See :func:`chat`.
+    evidence
+        ``"cells"`` or ``"markers"``, which the messages then say.
+
+    Returns
+    -------
+    Messages with ``role`` and ``content``.
+
+    Raises
+    ------
+    ValueError
+        If ``layout`` or ``evidence`` is unknown.
+    """
+    if evidence not in EVIDENCE:
+        msg = f"evidence must be one of {', '.join(EVIDENCE)}, got {evidence!r}"
+        raise ValueError(msg)
+    task = EVIDENCE[evidence]
+    return _chat(_render(task, puzzle), layout, _instruction(task, layout))
+
+
 def check_layout(layout: str) -> Layout:
     """Return ``layout`` if it is one of ``LAYOUTS``.
 
@@ -249,6 +317,10 @@ def render_user(puzzle: Puzzle, variant: Variant = "batch") -> str:
     if task.candidates and not puzzle.candidates:
         msg = f"variant {variant!r} lists candidates, the puzzle has none; use {variant + '_open'!r}"
         raise ValueError(msg)
+    return _render(task, puzzle)
+
+
+def _render(task: _Task, puzzle: Puzzle) -> str:
     context = puzzle.context + task.context_end if puzzle.context else ""
     cells = "\n".join(
         [_cell_label(task, i) + GENE_SEPARATOR.join(genes) for i, genes in enumerate(puzzle.cells, start=1)]
@@ -258,7 +330,7 @@ def render_user(puzzle: Puzzle, variant: Variant = "batch") -> str:
 
 
 def _cell_label(task: _Task, number: int) -> str:
-    return f"Cell {number}: " if task.numbered else "Cell: "
+    return f"{task.label} {number}: " if task.numbered else f"{task.label}: "
 
 
 def parse_user(
@@ -359,7 +431,10 @@ def chat(user_text: str, layout: Layout = "system", variant: Variant = "batch") 
     ValueError
         If ``variant`` or ``layout`` is unknown.
     """
-    task_text = instruction(variant, layout)
+    return _chat(user_text, layout, instruction(variant, layout))
+
+
+def _chat(user_text: str, layout: Layout, task_text: str) -> list[dict[str, str]]:
     if layout in _ONE_MESSAGE:
         return [{"role": "user", "content": user_text + _ONE_MESSAGE[layout] + task_text}]
     return [{"role": "system", "content": task_text}, {"role": "user", "content": user_text}]
