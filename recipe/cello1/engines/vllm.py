@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,8 +23,16 @@ from recipe.cello1.engines.protocol import (
 )
 from recipe.cello1.engines.token_tree import Context
 
+# What keeps the sockets of an engine or a training on this machine.
+_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
+ON_THIS_MACHINE = {
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": _INTERFACE,
+    "NCCL_SOCKET_IFNAME": _INTERFACE,
+    "VERL_LOOPBACK_STORE": "1",  # read by verl/utils/loopback_store.py
+}
 # For the start only, and only where the user has not set them.
-_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", **ON_THIS_MACHINE}
 _ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     # vLLM binds threads to cores, which it must share with nobody; on a shared machine that costs half a minute.
@@ -90,6 +99,7 @@ class VllmEngine(LocalEngine):
                 try:
                     self._llm = LLM(
                         model,
+                        trust_remote_code=False,
                         dtype=cpu_dtype(model) if dtype == "auto" and on_cpu else dtype,
                         # -1: as long as the model allows and the memory holds.
                         max_model_len=-1 if max_model_len is None else max_model_len,

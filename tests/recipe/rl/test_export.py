@@ -88,7 +88,7 @@ def test_shards_become_the_model_again(tmp_path, monkeypatch, mesh):
     build_toy_model(tmp_path / "model")
     weights = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     checkpoint(tmp_path / "actor", mesh, weights)
-    loaded = load_shards(tmp_path / "actor")
+    loaded = load_shards(tmp_path / "actor", trusted=True)  # the stand-in is no tensor
     assert loaded.keys() == weights.keys()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
     assert compare_logits(tmp_path / "model", loaded) == 0
