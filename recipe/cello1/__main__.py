@@ -12,6 +12,7 @@ Exit codes: 0 done, 1 the input or the run failed, 2 wrong usage, 130 interrupte
 from __future__ import annotations
 
 import ast
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Terminal:
     """A stream that lets nothing through that a terminal would obey, but for the moves of a progress bar."""
 
     _COLOUR = re.compile(r"\x1b\[[\d;]*m")
-    _MOVE = re.compile(r"\r|(?:\n|\x1b\[A)+\Z")
+    _MOVE = re.compile(r"(?:\r|(?:\n|\x1b\[A)+\Z)?")
 
     def __init__(self, stream: Any, *, moves: bool) -> None:
         self._stream = stream
@@ -57,9 +58,8 @@ class Terminal:
 
     def write(self, text: str) -> int:
         """Write a piece of text, or a move."""
-        move = self._MOVE.match(text) if self._moves else None
-        start = move.end() if move else 0
-        self._stream.write(text[:start] + visible(self._COLOUR.sub("", text[start:])))
+        move = self._MOVE.match(text)[0] if self._moves else ""  # type: ignore[index]
+        self._stream.write(move + visible(self._COLOUR.sub("", text[len(move) :])))
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -120,7 +120,8 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command."""
-    if argv is None:  # the program itself; progress bars go to stderr
+    if argv is None:  # the program itself; progress bars go to stderr, and what it starts runs no module that lies here
+        os.environ["PYTHONSAFEPATH"] = "1"
         sys.stdout, sys.stderr = Terminal(sys.stdout, moves=False), Terminal(sys.stderr, moves=True)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):

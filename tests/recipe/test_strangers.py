@@ -412,6 +412,28 @@ def test_a_module_of_the_working_directory_is_not_run(tmp_path):
         assert "x.json" in done.stderr and not (tmp_path / "ran").exists()
 
 
+def test_what_a_command_starts_runs_no_module_of_the_working_directory_either(tmp_path):
+    for shadow in ("multiprocessing", "verl", "torch"):
+        (tmp_path / f"{shadow}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').close()\nraise SystemExit(3)\n")
+    code = """
+import multiprocessing, subprocess, sys
+from recipe.cello1.__main__ import main
+sys.argv = ["cello1", "--help"]
+main()
+if __name__ == "__main__":
+    process = multiprocessing.get_context("spawn").Process(target=print, args=["spawned"])
+    process.start()
+    process.join()
+    sys.exit(process.exitcode or subprocess.run([sys.executable, "-c", "import multiprocessing"]).returncode)
+"""
+    (tmp_path / "elsewhere").mkdir()
+    script = tmp_path / "elsewhere" / "cello1"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and "spawned" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_pickles_are_traps(tmp_path):
     """The trap of these tests does work."""
     pickle.loads(pickle.dumps(Trap(tmp_path / "ran")))

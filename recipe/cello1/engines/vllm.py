@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,15 +21,8 @@ from recipe.cello1.engines.protocol import (
     constraint_args,
 )
 from recipe.cello1.engines.token_tree import Context
+from recipe.cello1.formats.loopback import ON_THIS_MACHINE
 
-# What keeps the sockets of an engine or a training on this machine.
-_INTERFACE = "lo0" if sys.platform == "darwin" else "lo"
-ON_THIS_MACHINE = {
-    "VLLM_HOST_IP": "127.0.0.1",
-    "GLOO_SOCKET_IFNAME": _INTERFACE,
-    "NCCL_SOCKET_IFNAME": _INTERFACE,
-    "VERL_LOOPBACK_STORE": "1",  # read by verl/utils/loopback_store.py
-}
 # For the start only, and only where the user has not set them.
 _QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", **ON_THIS_MACHINE}
 _ON_CPU = {

@@ -17,37 +17,26 @@ def read_yaml(path: str | Path, name: str) -> Any:
     """Read plain values; ``name`` is the parameter that named the file."""
     import yaml
 
+    n_aliases = depth = 0
+    reason = f"is longer than {_LONGEST:,} bytes; give the right file"
     try:
         with open(path, "rb") as file:
-            text = file.read(_LONGEST + 1).decode("utf-8")
-        if len(text) > _LONGEST:
-            reason = f"is longer than {_LONGEST:,} bytes; give the right file"
-        else:
-            n_aliases, depth = _count(text)
-            if depth > _DEEPEST:
-                reason = f"is nested more than {_DEEPEST} deep; write it flatter"
-            elif n_aliases > _MOST_ALIASES:
-                reason = f"has {n_aliases} aliases, and {_MOST_ALIASES} may be; write the values out"
-            else:
-                return yaml.safe_load(text)
+            if len(content := file.read(_LONGEST + 1)) <= _LONGEST:
+                for event in yaml.parse(text := content.decode(), Loader=yaml.SafeLoader):
+                    n_aliases += isinstance(event, yaml.AliasEvent)
+                    depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+                    if depth > _DEEPEST:
+                        break
+                else:
+                    if n_aliases <= _MOST_ALIASES:
+                        return yaml.safe_load(text)
+                    reason = f"has {n_aliases} aliases, and {_MOST_ALIASES} may be; write the values out"
     except (yaml.YAMLError, ValueError) as error:
         reason = f"is not YAML: {' '.join(str(error).split())}"
+    if depth > _DEEPEST:
+        reason = f"is nested more than {_DEEPEST} deep; write it flatter"
     msg = f"{name}: {path} {reason}"
     raise ValueError(msg)
-
-
-def _count(text: str) -> tuple[int, int]:
-    """Count the aliases, and how deep it goes, to a level too many."""
-    import yaml
-
-    n_aliases = depth = deepest = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        n_aliases += isinstance(event, yaml.AliasEvent)
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        deepest = max(deepest, depth)
-        if deepest > _DEEPEST:
-            break
-    return n_aliases, deepest
 
 
 def read_config(path: str | Path, name: str) -> DictConfig:

@@ -124,9 +124,8 @@ def _complete(actor: Path, base: str, folder: Path) -> Path:
 
 def _merge(source: Path, folder: Path, actor: Path, trusted: bool) -> None:
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(source)]
-    # Also what verl says may hold anything.
-    environment = os.environ if trusted else {**os.environ, "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1"}
     command += ["--target_dir", str(folder)]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "TORCH_FORCE_WEIGHTS_ONLY_LOAD": str(int(not trusted))}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]

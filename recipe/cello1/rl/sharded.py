@@ -30,10 +30,7 @@ def load_shard(file: Path, *, trusted: bool = False, mmap: bool = False) -> dict
     try:
         return torch.load(file, map_location="cpu", weights_only=not trusted, mmap=mmap)
     except UnpicklingError:
-        msg = (
-            f"{file} holds more than tensors, and to read it could run what its maker wants; if you trust them, set "
-            "trust_checkpoint"
-        )
+        msg = f"{file} holds more than tensors, and could run code; set trust_checkpoint if you trust its maker"
         raise ValueError(msg) from None
 
 
