@@ -117,8 +117,9 @@ def published(model: str, puzzles: Sequence[Puzzle], max_tokens: int) -> Answere
 
     def start() -> Any:
         # bfloat16 as published where the processor has it; emulated it would only be slower.
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-        return pipeline("text-generation", model=loaded, tokenizer=AutoTokenizer.from_pretrained(model))
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", trust_remote_code=False, weights_only=True)
+        return pipeline("text-generation", model=loaded, tokenizer=tokenizer)
 
     seconds, pipe = timed(start)
     pad = pipe.tokenizer.eos_token_id

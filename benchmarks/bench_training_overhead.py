@@ -54,7 +54,7 @@ def build_tokenizer(puzzles: Sequence[Puzzle], path: str | None) -> Any:
     if path:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     from recipe.cello1.cold_start.tiny_model import build_tokenizer
 
     return build_tokenizer(puzzles)

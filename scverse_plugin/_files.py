@@ -17,6 +17,7 @@ from anndata import AnnData
 
 from recipe.cello1.formats.atomic import replacing
 from recipe.cello1.formats.outside_links import BadFileError, refuse_outside_links
+from recipe.cello1.task.text import visible
 
 H5AD, ZARR = ".h5ad", ".zarr"
 
@@ -109,13 +110,6 @@ def one_line(error: BaseException) -> str:
     """Return the first line that an error says, without what a terminal would obey."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return visible(lines[0]) if lines else type(error).__name__
-
-
-def visible(text: str) -> str:
-    """Replace what a terminal would obey instead of showing it; line breaks stay."""
-    if text.isprintable():
-        return text
-    return "".join([c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text])
 
 
 def check_input(path: Path) -> None:

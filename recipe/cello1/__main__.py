@@ -4,18 +4,25 @@ A command is a module with ``build_parser()`` and ``run(args)``; what follows ``
 parser has a default for it. ``run`` returns nothing when all is done, a sentence when something is missing, or an
 exit code of its own. Other packages add commands through the entry-point group ``cello1.commands``.
 
+What a command prints is filtered: file names, types and the answers of servers hold what a terminal would obey.
+
 Exit codes: 0 done, 1 the input or the run failed, 2 wrong usage, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import ast
+import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+from recipe.cello1.task.text import visible
 
 GROUP = "cello1.commands"
 COMMANDS = {
@@ -39,6 +46,26 @@ STEPS = {
     "summary": "recipe.cello1.launch.summary",
     "upstream": "recipe.cello1.launch.upstream",
 }
+
+
+class Terminal:
+    """A stream that lets nothing through that a terminal would obey, but for the moves of a progress bar."""
+
+    _COLOUR = re.compile(r"\x1b\[[\d;]*m")
+    _MOVE = re.compile(r"(?:\r|(?:\n|\x1b\[A)+\Z)?")
+
+    def __init__(self, stream: Any, *, moves: bool) -> None:
+        self._stream = stream
+        self._moves = moves
+
+    def write(self, text: str) -> int:
+        """Write a piece of text, or a move."""
+        move = self._MOVE.match(text)[0] if self._moves else ""  # type: ignore[index]
+        self._stream.write(move + visible(self._COLOUR.sub("", text[len(move) :])))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def commands() -> dict[str, str]:
@@ -95,6 +122,9 @@ def usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command."""
+    if argv is None:  # the program itself; progress bars go to stderr, and what it starts runs no module that lies here
+        os.environ["PYTHONSAFEPATH"] = "1"
+        sys.stdout, sys.stderr = Terminal(sys.stdout, moves=False), Terminal(sys.stderr, moves=True)
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage(), file=sys.stdout if words else sys.stderr)

@@ -14,7 +14,8 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
+# shellcheck source=launch/messages.sh
+source "$here/launch/messages.sh"
 
 settings=()
 full=0

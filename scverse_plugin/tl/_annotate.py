@@ -15,7 +15,7 @@ from scanpy import logging as logg
 
 from recipe.cello1.engines.protocol import Engine
 from recipe.cello1.task.prompt import Evidence, Layout, annotation_messages
-from scverse_plugin._files import visible
+from recipe.cello1.task.text import visible
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._types import CellTypes
 from scverse_plugin.method._ask import Cache

@@ -15,7 +15,8 @@ from scanpy import logging as logg
 from tqdm.auto import tqdm
 
 from recipe.cello1.engines.protocol import EngineBase
-from scverse_plugin._files import check_place, user_cache, visible
+from recipe.cello1.task.text import visible
+from scverse_plugin._files import check_place, user_cache
 from scverse_plugin.adata._context import AUTO
 from scverse_plugin.method._engines import public_address
 from scverse_plugin.tl._options import Options, safe_name

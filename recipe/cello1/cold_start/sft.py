@@ -32,6 +32,7 @@ from recipe.cello1.formats.atomic import append_jsonl, held, read_items, sha256,
 from recipe.cello1.formats.chat_template import end_of_turn
 from recipe.cello1.formats.model_folder import check_model_path, model_fingerprint, save_model
 from recipe.cello1.formats.provenance import check_same_run, write_run
+from recipe.cello1.formats.yaml_file import read_config
 from recipe.cello1.task.prompt import check_layout
 from recipe.cello1.task.puzzle import Puzzle
 
@@ -51,7 +52,6 @@ _FREE_TRAINER = (
     "save_steps",
     "eval_steps",
 )
-_MAX_ALIASES = 20
 _CHECKPOINTS = "checkpoints"
 _STATE = "trainer_state.json"
 _SETTINGS = "settings.json"
@@ -85,7 +85,7 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    base = OmegaConf.load(CONFIG / "cello1_sft.yaml")
+    base = read_config(CONFIG / "cello1_sft.yaml", "settings")
     merged = base
     for name in configs:
         path = Path(name) if Path(name).suffix in (".yaml", ".yml") else CONFIG / "sft" / f"{name}.yaml"
@@ -93,8 +93,7 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
             known = ", ".join(sorted(file.stem for file in (CONFIG / "sft").glob("*.yaml")))
             msg = f"--config {name}: {path} does not exist; give a path, or one of {known}"
             raise FileNotFoundError(msg)
-        _check_yaml(path)
-        merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        merged = OmegaConf.merge(merged, read_config(path, "--config"))
     paths, others = {}, []
     for text in overrides:
         key, mark, value = text.partition("=")
@@ -113,20 +112,6 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
         raise ValueError(msg) from None
     _check_settings(settings, list(base.keys()))
     return settings
-
-
-def _check_yaml(path: Path) -> None:
-    """Refuse a file of many aliases: those of aliases make gigabytes of a few hundred bytes."""
-    import yaml
-
-    try:
-        n_aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(path.read_text()))
-    except yaml.YAMLError as error:
-        msg = f"--config: {path} is not YAML: {' '.join(str(error).split())}"
-        raise ValueError(msg) from None
-    if n_aliases > _MAX_ALIASES:
-        msg = f"--config: {path} has {n_aliases} aliases, and {_MAX_ALIASES} may be; write the values out"
-        raise ValueError(msg)
 
 
 def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
@@ -277,19 +262,26 @@ def _train(settings: Mapping[str, Any]) -> Path:
 def _unsharded(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> Any:
     """Return the base model with its adapters, holding the weights."""
     from peft import get_peft_model
-    from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings), trust_remote_code=False)
+    base = _load(settings)
     model = get_peft_model(base, _lora(settings["lora"]))
     model.load_state_dict(weights)
     return model
+
+
+def _load(settings: Mapping[str, Any]) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        settings["model"], dtype=_dtype(settings), trust_remote_code=False, weights_only=True
+    )
 
 
 def _make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any:
     """Build the TRL trainer for puzzles."""
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+    from transformers import AutoTokenizer, PrinterCallback, set_seed
     from transformers import logging as hf_logging
     from trl import SFTConfig, SFTTrainer
 
@@ -310,7 +302,7 @@ def _make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any
     tokenizer = AutoTokenizer.from_pretrained(settings["model"], trust_remote_code=False)
     train_data, eval_data = (Dataset.from_list(rows) for rows in _rows(puzzles, tokenizer, settings))
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(settings["model"], dtype=_dtype(settings), trust_remote_code=False),
+        model=_load(settings),
         args=config,
         processing_class=tokenizer,
         train_dataset=train_data,

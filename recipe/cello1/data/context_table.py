@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recipe.cello1.formats.yaml_file import read_yaml
 from recipe.cello1.task.context import DATASET_FIELDS, FIELD_RULES, FieldRule, build_context, rules_from_table
 
 EVERY_FOLDER = "*"
@@ -46,14 +47,7 @@ def load_context_table(path: str | Path | None) -> ContextTable:
     """Read a user's table on top of the shipped one."""
     if path is None:
         return ContextTable()
-    import yaml
-
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        table = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        msg = f"{path} is not YAML: {' '.join(str(error).split())}"
-        raise ValueError(msg) from None
+    table = read_yaml(path, "context table")
     if not isinstance(table, Mapping) or not set(table) <= {"fields", "datasets"}:
         found = sorted(map(str, table)) if isinstance(table, Mapping) else type(table).__name__
         msg = f"{path} must have the keys 'fields' and 'datasets' (or one of them), found {found}"
@@ -76,4 +70,4 @@ def load_context_table(path: str | Path | None) -> ContextTable:
         if unknown := [name for name in datasets[str(folder)] if name not in rules]:
             msg = f"{path}: datasets: {folder!r} names the columns {unknown}, which have no entry under fields"
             raise ValueError(msg)
-    return ContextTable(rules, datasets, text)
+    return ContextTable(rules, datasets, Path(path).read_text(encoding="utf-8"))

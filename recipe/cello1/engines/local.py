@@ -114,7 +114,7 @@ def cpu_dtype(model: str) -> str:
     import torch
     from transformers import AutoConfig
 
-    if AutoConfig.from_pretrained(model).dtype == torch.float32:
+    if AutoConfig.from_pretrained(model, trust_remote_code=False).dtype == torch.float32:
         return "float32"
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return "auto"

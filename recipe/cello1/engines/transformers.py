@@ -52,9 +52,12 @@ class TransformersEngine(LocalEngine):
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
             device = accelerator.type if accelerator else "cpu"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+            tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left", trust_remote_code=False)
             loaded = AutoModelForCausalLM.from_pretrained(
-                model, dtype=cpu_dtype(model) if dtype == "auto" and device == "cpu" else dtype
+                model,
+                dtype=cpu_dtype(model) if dtype == "auto" and device == "cpu" else dtype,
+                trust_remote_code=False,
+                weights_only=True,
             )
             if lora is not None:
                 from peft import PeftModel

@@ -21,9 +21,10 @@ from recipe.cello1.engines.protocol import (
     constraint_args,
 )
 from recipe.cello1.engines.token_tree import Context
+from recipe.cello1.formats.loopback import ON_THIS_MACHINE
 
 # For the start only, and only where the user has not set them.
-_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", **ON_THIS_MACHINE}
 _ON_CPU = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     # vLLM binds threads to cores, which it must share with nobody; on a shared machine that costs half a minute.
@@ -90,6 +91,7 @@ class VllmEngine(LocalEngine):
                 try:
                     self._llm = LLM(
                         model,
+                        trust_remote_code=False,
                         dtype=cpu_dtype(model) if dtype == "auto" and on_cpu else dtype,
                         # -1: as long as the model allows and the memory holds.
                         max_model_len=-1 if max_model_len is None else max_model_len,

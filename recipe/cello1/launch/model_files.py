@@ -51,6 +51,23 @@ def read_model(folder: Path) -> ModelFacts:
     return ModelFacts(n_parameters, config.get("text_config", config))
 
 
+def refuse_own_code(model: str) -> None:
+    """Refuse a model that brings code: a part of verl (its reward loop) reads the tokenizer of any model trustingly."""
+    from transformers import PretrainedConfig
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    parts = {
+        "config.json": PretrainedConfig.get_config_dict(model)[0],
+        "tokenizer_config.json": get_tokenizer_config(model),
+    }
+    if named := [name for name, part in parts.items() if part.get("auto_map")]:
+        msg = (
+            f"MODEL={model} brings code of its own (auto_map in {' and '.join(named)}), which verl would run; if "
+            "transformers knows the model without it, remove the entry from a copy"
+        )
+        raise ValueError(msg)
+
+
 def _json(file: Path) -> dict[str, Any]:
     content = file.read_bytes()
     if content.startswith(_POINTER):

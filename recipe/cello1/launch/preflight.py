@@ -17,6 +17,7 @@ import argparse
 import importlib.util
 import os
 import socket
+import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from itertools import islice
@@ -40,8 +41,8 @@ from recipe.cello1.formats.rl_parquet import (
     write_rl_parquet,
 )
 from recipe.cello1.formats.rl_rows import row_question
-from recipe.cello1.launch.batch_sizes import check_batches, check_lengths, check_rows
-from recipe.cello1.launch.model_files import ModelFacts, read_model
+from recipe.cello1.launch.batch_sizes import check_batches, check_lengths, check_rows, get
+from recipe.cello1.launch.model_files import ModelFacts, read_model, refuse_own_code
 from recipe.cello1.launch.resources import ask_cluster, check_cpus, check_disk, check_memory
 from recipe.cello1.rl.export import TRACKER
 from recipe.cello1.task.prompt import chat, check_layout
@@ -303,6 +304,8 @@ def run(args: argparse.Namespace) -> None:
     check_rows(config, n_rows(train))
     check_batches(config)
     check_lengths(config, facts.config.get("max_position_embeddings") if facts else None)
+    for model in {args.model, get(config, "actor_rollout_ref.model.tokenizer_path") or args.model}:
+        refuse_own_code(model)
     for file in (train, val):
         check_prompts(args.model, file, config)
     identity = run_identity(args.config, config, args.model, train, val)
@@ -310,4 +313,5 @@ def run(args: argparse.Namespace) -> None:
     check_wandb(config)
     check_machine(config, facts, args.run)
     check_run(args.run, identity)
-    print(train, val, os.environ.get(CHECKED, ""), sep="\0", end="\0")
+    found = (str(train), str(val), os.environ.get(CHECKED, ""), "")
+    sys.stdout.buffer.write(os.fsencode("\0".join(found)))  # names as they are, unlike what a terminal is shown

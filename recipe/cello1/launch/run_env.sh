@@ -1,6 +1,5 @@
 # Sourced by the launchers with OUTPUT set: the folder of a run is made and locked, and what the run writes elsewhere goes
 # into a temporary folder that is removed at its end. Caches (models, compiled kernels) stay where they are.
-fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
 
 # A module of the working directory is not taken for an installed one.
 export PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1

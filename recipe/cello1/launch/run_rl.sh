@@ -20,8 +20,8 @@ title=${algorithm^^}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 configs=$(cd "$here/../config" && pwd)
 root=$(cd "$here/../../.." && pwd)
-fail() { printf 'error: %s\n' "$1" >&2; exit 2; }
-stage() { printf '\n== %s\n' "$1" >&2; }
+# shellcheck source=messages.sh
+source "$here/messages.sh"
 set_text() { # a Hydra override whose value may hold any character: before a quote, the last one too, backslashes count double
   local rest=$2\" part text=""
   while [ -n "$rest" ]; do

@@ -43,6 +43,7 @@ from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.model_folder import model_fingerprint
 from recipe.cello1.formats.predictions import iter_predictions
 from recipe.cello1.formats.puzzle_files import PuzzleFile, load_puzzles
+from recipe.cello1.formats.yaml_file import read_config
 from recipe.cello1.inference.predict import predict
 from recipe.cello1.rl.run_metrics import REWARD, WINDOW, first_and_last, read_metrics
 from recipe.cello1.task.answer import parse_answer
@@ -94,7 +95,7 @@ def read_limits(config: str | Path) -> dict[str, int]:
     """Read how long prompts and responses may be in a training."""
     from omegaconf import OmegaConf
 
-    settings = OmegaConf.load(config)
+    settings = read_config(config, "--config")
     keys = {"max_tokens": "data.max_response_length", "max_model_len": "actor_rollout_ref.rollout.max_model_len"}
     limits = {name: OmegaConf.select(settings, key) for name, key in keys.items()}
     if limits["max_tokens"] is None:

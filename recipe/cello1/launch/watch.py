@@ -33,6 +33,8 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
+from recipe.cello1.formats.loopback import ON_THIS_MACHINE
+
 METRICS_VARIABLE = "VERL_FILE_LOGGER_PATH"  # where verl's "file" logger writes one JSON line a step
 METRICS_MARK = "@METRICS@"  # stands for that file in the command, for workers that do not inherit the environment
 _TOTAL_STEPS = re.compile(rb"Total training steps: (\d+)")
@@ -94,9 +96,7 @@ def own_environment(folder: str) -> dict[str, str]:
     ours = {
         "RAY_TMPDIR": folder,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray then binds loopback, and TransferQueue and vLLM after it
-        "VLLM_HOST_IP": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
+        **ON_THIS_MACHINE,
         "VERL_IPC_TAG": Path(folder).name,  # read by verl/utils/ipc_tag.py
     }
     return {**ours, **os.environ, "TMPDIR": folder}

@@ -6,13 +6,14 @@ CHECKPOINTS is the run's ``trainer.default_local_dir`` (the launchers': ``OUTPUT
 (``global_step_N/actor``). The sharded weights of any world size are merged by ``verl.model_merger``, adapters into the
 base; the result is loaded and its logits are compared with those of the sharded weights; a model card says where it
 comes from. Checkpoints of the published code hold the sharded weights alone: configuration and tokenizer are then those
-of the base model.
+of the base model. A checkpoint that holds more than tensors could run code: it is refused, unless you trust its maker.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.cello1.formats.model_folder import check_model_path, save_folder
+from recipe.cello1.formats.yaml_file import read_config
 from recipe.cello1.rl.model_card import model_card
 from recipe.cello1.rl.run_metrics import read_metrics
 
@@ -66,6 +68,7 @@ def export(
     *,
     base: str | None = None,
     keep_adapter: bool = False,
+    trust_checkpoint: bool = False,
     config: str | Path | None = None,
     metrics: str | Path | None = None,
 ) -> Path:
@@ -84,10 +87,17 @@ def export(
         )
         raise FileNotFoundError(msg)
 
+    if not trust_checkpoint:
+        from recipe.cello1.rl.sharded import load_shard
+
+        for file in actor.glob(_SHARDS):
+            load_shard(file, mmap=True)
+
     def write(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as completed:
-            _merge(actor if base is None else _complete(actor, base, Path(completed)), folder, actor)
-        difference = _finish(folder, actor, keep_adapter)
+            source = actor if base is None else _complete(actor, base, Path(completed))
+            _merge(source, folder, actor, trust_checkpoint)
+        difference = _finish(folder, actor, keep_adapter, trust_checkpoint)
         if not difference < MAX_DIFFERENCE:  # also if it is not a number
             msg = f"the logits of the exported model differ from those of {actor} by {difference:.3f} of their norm"
             raise RuntimeError(msg)
@@ -112,16 +122,18 @@ def _complete(actor: Path, base: str, folder: Path) -> Path:
     return folder
 
 
-def _merge(source: Path, folder: Path, actor: Path) -> None:
+def _merge(source: Path, folder: Path, actor: Path, trusted: bool) -> None:
     command = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp", "--local_dir", str(source)]
-    result = subprocess.run([*command, "--target_dir", str(folder)], capture_output=True, text=True, check=False)
+    command += ["--target_dir", str(folder)]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "TORCH_FORCE_WEIGHTS_ONLY_LOAD": str(int(not trusted))}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
         msg = f"verl.model_merger failed on {actor}: {last}"
         raise RuntimeError(msg)
 
 
-def _finish(model: Path, actor: Path, keep_adapter: bool) -> float:
+def _finish(model: Path, actor: Path, keep_adapter: bool, trusted: bool = False) -> float:
     """Merge the adapter, if there is one, and compare the logits."""
     from recipe.cello1.rl.sharded import compare_logits, load_shards, merge_adapters, round_weights
 
@@ -131,7 +143,7 @@ def _finish(model: Path, actor: Path, keep_adapter: bool) -> float:
         scaling = settings["lora_alpha"] / settings["r"]
         if not keep_adapter:
             _merge_adapter(model, adapter)
-    weights = load_shards(actor)
+    weights = load_shards(actor, trusted=trusted)
     round_weights(weights)
     if scaling is None:
         return compare_logits(model, weights)
@@ -147,7 +159,7 @@ def _merge_adapter(model: Path, adapter: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=False, weights_only=True)
     merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     merged.to(torch.bfloat16).save_pretrained(model)
     shutil.rmtree(adapter)
@@ -158,7 +170,7 @@ def _read_config(path: str | Path | None) -> dict[str, Any]:
         return {}
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return OmegaConf.to_container(read_config(path, "config"), resolve=False)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -170,6 +182,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--base", help="model that was trained, for checkpoints of the published code")
     parser.add_argument("--step", type=int, help="step to export (default: the last complete one)")
     parser.add_argument("--keep-adapter", action="store_true", help="leave LoRA adapters beside the base model")
+    parser.add_argument(
+        "--trust-checkpoint", action="store_true", help="read it even if it holds more than tensors, and could run code"
+    )
     parser.add_argument(
         "--config", help="composed configuration of the run (HYDRA_DIR/.hydra/config.yaml), for the card"
     )
@@ -183,5 +198,5 @@ def run(args: argparse.Namespace) -> None:
     if len(given) != 2 or given[1] is None or (args.base_out and (args.base or args.out)):
         msg = "give the model's folder: `export RUN --out OUT`, or `export ACTOR BASE OUT` for published checkpoints"
         raise ValueError(msg)
-    options = {"keep_adapter": args.keep_adapter, "config": args.config, "metrics": args.metrics}
+    options = {name: getattr(args, name) for name in ("keep_adapter", "trust_checkpoint", "config", "metrics")}
     print(export(args.run, given[1], args.step, base=given[0], **options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,7 +23,18 @@ def find_world_size(actor: str | Path) -> int:
     return int(size)
 
 
-def load_shards(actor: str | Path) -> dict[str, torch.Tensor]:
+def load_shard(file: Path, *, trusted: bool = False, mmap: bool = False) -> dict[str, torch.Tensor]:
+    """Read the file of one rank: tensors, and nothing that runs, unless it is trusted."""
+    import torch.distributed.tensor  # noqa: F401  (DTensor, as verl writes weights, is a tensor only then)
+
+    try:
+        return torch.load(file, map_location="cpu", weights_only=not trusted, mmap=mmap)
+    except UnpicklingError:
+        msg = f"{file} holds more than tensors, and could run code; set trust_checkpoint if you trust its maker"
+        raise ValueError(msg) from None
+
+
+def load_shards(actor: str | Path, *, trusted: bool = False) -> dict[str, torch.Tensor]:
     """Put the weights of all ranks together; of groups of ranks that hold the same (hybrid sharding), the first."""
     from torch.distributed.tensor import DTensor
 
@@ -31,9 +43,7 @@ def load_shards(actor: str | Path) -> dict[str, torch.Tensor]:
     parts: dict[str, list[torch.Tensor]] = {}
     rank, n_shards = 0, world_size
     while rank < n_shards:
-        # Checkpoints of one's own run: DTensor, and with it pickle, is how verl writes them.
-        file = Path(actor) / f"model_world_size_{world_size}_rank_{rank}.pt"
-        shard = torch.load(file, map_location="cpu", weights_only=False)
+        shard = load_shard(Path(actor) / f"model_world_size_{world_size}_rank_{rank}.pt", trusted=trusted)
         for name in list(shard):
             weight = shard.pop(name)
             placement = weight.placements[-1] if isinstance(weight, DTensor) else None
@@ -81,7 +91,9 @@ def compare_logits(model: str | Path, weights: Mapping[str, torch.Tensor], adapt
     """Compare a model folder with weights that it should hold."""
     from transformers import AutoModelForCausalLM
 
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        model, dtype=torch.float32, trust_remote_code=False, weights_only=True
+    )
     if adapter is None:
         found = logits(loaded)
     else:

@@ -7,6 +7,10 @@ import re
 import unicodedata
 
 UNUSABLE = frozenset({"", "nan", "unknown", "none", "na", "<na>"})  # "<NA>" is how pandas prints its missing value
+# What a terminal obeys or cannot show: control characters, line separators, marks of direction, halves of characters.
+_OBEYED = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _ALIKE = str.maketrans({"\u00b5": "\u03bc", "\u2010": "-", "\u2011": "-"})  # micro sign, two more hyphens
 # What fonts do not show beside format characters (Cf): joiner, fillers, variation selectors.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
@@ -34,6 +38,11 @@ def is_usable(value: object) -> bool:
 def clean_value(value: object) -> str:
     """Return a value as one line in normal form, every run of white space one blank; empty if it says nothing."""
     return " ".join(normal_form(str(value)).split()) if is_usable(value) else ""
+
+
+def visible(text: str) -> str:
+    """Replace what a terminal would obey instead of showing it; line breaks and tabs stay."""
+    return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def shown(value: object, limit: int = 80) -> str:

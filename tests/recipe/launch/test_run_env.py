@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from recipe.cello1.task.text import visible
 from tests.helpers.processes import ROOT
 
 LAUNCHERS = ROOT / "recipe" / "cello1"
@@ -112,6 +113,25 @@ def test_verl_gets_every_name_as_it_is(start, tmp_path, name):
     assert given["ray_kwargs.ray_init.address"] == "local"
     # Ray puts the working directory first on the path of its workers: it is no stranger's.
     assert (seen["cwd"], seen["PYTHONSAFEPATH"]) == (output, "1")
+
+
+ESCAPES = "\x1b]8;;x\x1b\\\x07\x7f\n\r\x9b31m\u202e\u2066\u061c\u200f\u2028 \x1b[2J"
+
+
+@pytest.mark.parametrize("script", ["run_grpo.sh", "run_sft.sh"])
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_launchers_show_what_a_terminal_would_obey(start, tmp_path, script, locale):
+    """In an error and in a heading."""
+    inputs = {"MODEL": "m", "TRAIN_DATA": "t", "VAL_DATA": "v", "LC_ALL": locale}
+    (tmp_path / f"o{ESCAPES}é").touch()
+    refused = run(start(script, **inputs, OUTPUT=f"o{ESCAPES}é"))
+    unknown = run(start("run_grpo.sh", **inputs, HARDWARE=f"x{ESCAPES}é"))
+    for done in (refused, unknown):
+        assert (done.returncode, done.stderr.count("\n"), done.stderr) == (2, 1, visible(done.stderr))
+        assert done.stderr.startswith("error: ") and "31m" in done.stderr and "é" in done.stderr
+    fine = run(start("run_grpo.sh", **inputs, OUTPUT=f"q{ESCAPES}é"))
+    assert fine.returncode == 0 and "== GRPO with verl" in fine.stderr
+    assert fine.stderr == visible(fine.stderr)
 
 
 @pytest.mark.parametrize("name", ["MODEL", "TRAIN_DATA", "VAL_DATA", "OUTPUT", "TENSORBOARD_DIR"])

@@ -244,3 +244,62 @@ def test_sender_and_receiver_of_weights_have_a_socket_of_their_run():
     for result in found:
         assert_ok(result)
     assert [result.stdout.split()[-1] for result in found] == ["ffffffff-cello1-a", "ffffffff-cello1-b"]
+
+
+LISTENING = """
+    import psutil, torch
+    import {module}
+    from torch.distributed import TCPStore, init_process_group
+    from torch.distributed.rendezvous import _create_c10d_store, default_pg_timeout
+    {before}
+
+    def listening():
+        return sorted({{found.laddr.ip for found in psutil.Process().net_connections() if found.status == "LISTEN"}})
+
+    init_process_group("gloo", init_method="{method}", rank=0, world_size=1)
+    again = _create_c10d_store("127.0.0.1", {port}, 0, 1, default_pg_timeout)
+    again.set("a", "b")
+    other = TCPStore("127.0.0.1", {port}, is_master=False)
+    assert other.get("a") == b"b"
+    print(*listening())
+    """
+
+
+@pytest.mark.parametrize("method", ["env://", "tcp://127.0.0.1:{port}"])
+@pytest.mark.parametrize(
+    ("module", "before"),
+    [
+        ("verl", ""),
+        ("vllm", "from cello1_verl.workers.rollout.vllm_rollout.cpu_weight_sync import register; register()"),
+    ],
+)
+def test_the_store_of_a_run_listens_on_this_machine_alone(free_port, module, before, method):
+    pytest.importorskip(module)
+    code = LISTENING.format(module=module, before=before, port=free_port, method=method.format(port=free_port))
+    variables = {"VERL_LOOPBACK_STORE": "1", "GLOO_SOCKET_IFNAME": "lo", "VERL_PLATFORM": ""}
+    result = run(code, free_port, **variables)
+    assert_ok(result)
+    assert result.stdout.split()[-1] == "127.0.0.1" and "::" not in result.stdout
+
+
+def test_the_store_patch_is_still_needed(free_port):
+    """Fails once torch listens where the host says: then delete loopback_store.py."""
+    result = run(LISTENING.format(module="torch", before="", port=free_port, method="env://"), free_port)
+    assert_ok(result)
+    assert "::" in result.stdout.split()
+
+
+def test_a_port_that_is_taken_is_reported_by_torch():
+    result = run(
+        """
+        import socket
+        import verl
+        from torch.distributed.rendezvous import _create_c10d_store, default_pg_timeout
+
+        taken = socket.create_server(("127.0.0.1", 0))
+        _create_c10d_store("127.0.0.1", taken.getsockname()[1], 0, 1, default_pg_timeout)
+        """,
+        VERL_LOOPBACK_STORE="1",
+    )
+    assert result.returncode == 1
+    assert "EADDRINUSE" in result.stderr

@@ -30,7 +30,7 @@ import torch
 from verl.plugin.platform.platform_base import PlatformBase
 from verl.plugin.platform.platform_manager import PlatformRegistry
 
-from ...utils import ipc_tag
+from ...utils import ipc_tag, loopback_store
 
 
 def _resident_bytes() -> int:
@@ -175,6 +175,7 @@ class PlatformCPU(PlatformBase):
 
 
 ipc_tag.apply()
+loopback_store.apply()
 if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
     from ...utils import distributed_cpu
 

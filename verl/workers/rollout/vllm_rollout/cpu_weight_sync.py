@@ -20,15 +20,18 @@
 
 packs each linear layer for oneDNN and drops the original parameter together with its ``weight_loader``, so a later
 ``load_weights`` finds nothing to load into. (Where the CPU cannot multiply in the model's dtype, packing fails and the
-plain path is taken, which is why bf16 on older CPUs happens to work.) vLLM loads this function in each of its processes
-through its ``vllm.general_plugins`` entry point; it acts only under ``VERL_PLATFORM=cpu``, so serving keeps oneDNN.
+plain path is taken, which is why bf16 on older CPUs happens to work.) vLLM calls ``register`` in each of its processes
+through its ``vllm.general_plugins`` entry point; this acts only under ``VERL_PLATFORM=cpu``, so serving keeps oneDNN.
 """
 
 import os
 
+from ....utils import loopback_store
+
 
 def register() -> None:
     """Make vLLM multiply with ``torch.nn.functional.linear`` in the processes of a CPU training run."""
+    loopback_store.apply()  # of any run that asks for it
     if os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu":
         return
     from vllm import _custom_ops
