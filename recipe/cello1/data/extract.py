@@ -28,7 +28,7 @@ from recipe.cello1.data.pool import (
 )
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.atomic import JsonListWriter
-from recipe.cello1.formats.outside_links import BadFileError
+from recipe.cello1.formats.stores import BadFileError
 from recipe.cello1.task.context import CONTEXT_FIELDS
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.sampling import PuzzleIndex

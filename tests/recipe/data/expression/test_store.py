@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from recipe.cello1.data.expression.reader import CellReader, GeneLists
-from recipe.cello1.data.expression.store import BadFileError, Store, make_labels, reading
+from recipe.cello1.data.expression.store import Store, make_labels
+from recipe.cello1.formats.stores import BadFileError, reading
 from recipe.cello1.task.sampling import sample_puzzles
 from tests.helpers.toy_h5ad import toy_adata, write
 
@@ -159,15 +160,13 @@ def test_files_that_cannot_be_opened(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadFileError, match="HDF5 file cannot be read .*fetch or write it again"):
         Store(path)
-    path.write_text("not HDF5")
-    with pytest.raises(BadFileError, match="HDF5 file cannot be read"):
-        Store(path)
     (tmp_path / "b.zarr").mkdir()
-    with pytest.raises(BadFileError, match="zarr store cannot be read"):
+    with pytest.raises(BadFileError, match="it is a folder, but no zarr store"):
         Store(tmp_path / "b.zarr")
 
 
 def test_without_the_package_for_zarr(tmp_path, monkeypatch):
+    (tmp_path / "a.zarr").mkdir()
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(BadFileError, match="zarr is not installed; pip install zarr"):
         Store(tmp_path / "a.zarr")
