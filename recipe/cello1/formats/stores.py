@@ -178,7 +178,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def check_hdf5(file: Any) -> None:
-    """Check that an opened HDF5 file takes nothing from outside; loads ``hdf5plugin``, if it is there, where a filter of its is used."""
+    """Check that an opened HDF5 file takes nothing from outside; loads ``hdf5plugin`` where a filter is lacking."""
     from h5py import h5d, h5g, h5l, h5o, h5z
 
     todo, seen, lacking = [("", file["/"].id)], set(), False
