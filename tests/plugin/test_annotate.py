@@ -465,7 +465,7 @@ def test_what_is_to_be_said_of_gene_names_is_said(monkeypatch):
     said = logged(monkeypatch)
     adata = toy()
     names = adata.var_names.tolist()
-    names[6], names[7], names[8], names[9] = f"{names[5]}-1", f"{names[5]}-2", "HLA.A", ""
+    names[6], names[7], names[9], names[11] = f"{names[5]}-1", f"{names[5]}-2", "HLA.A", ""
     adata.var_names = names
     run(adata, mask_var="half")
     assert "adata.var: " not in said.getvalue()  # what is hidden on request is not missing

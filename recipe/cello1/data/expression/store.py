@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -18,59 +17,12 @@ import numpy as np
 
 from recipe.cello1.formats.stores import BadFileError, close_store, open_store, reading
 from recipe.cello1.task.gene_names import are_row_numbers
+from recipe.cello1.task.labels import Labels, make_labels
 from recipe.cello1.task.text import clean_value
 
 SUFFIXES = (".h5ad", ".zarr")
 INDEX = "index"  # as a column name: the index of the table, unless a column has that name
 _NAME_BLOCK = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """A column of text as codes, in the form of ``task.sampling.Coded``."""
-
-    # int32, one for each row; -1 where the value is missing or says nothing
-    codes: np.ndarray
-    # The values, sorted
-    categories: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def take(self, rows: np.ndarray) -> Labels:
-        """Return some of the rows."""
-        return Labels(self.codes[rows], self.categories)
-
-    def value(self, row: int) -> str:
-        """Return the value of a row, empty if missing."""
-        code = self.codes[row]
-        return self.categories[code] if code >= 0 else ""
-
-
-def make_labels(values: Any, clean: Callable[[Any], str] = clean_value) -> Labels:
-    """Code a column by the form that ``clean`` gives its values; those that say nothing count as missing."""
-    if hasattr(values, "codes") and hasattr(values, "categories"):
-        codes, names = np.asarray(values.codes, dtype=np.int64), _plain(np.asarray(values.categories))
-    else:
-        array = np.asarray(values)
-        if array.dtype.kind in "biuf":
-            distinct, codes = np.unique(array, return_inverse=True)
-            names = _plain(distinct)
-        else:
-            first: dict[Any, int] = {}
-            codes = np.fromiter((first.setdefault(v, len(first)) for v in array.tolist()), np.int64, len(array))
-            names = list(first)
-    cleaned = [clean(name.decode() if isinstance(name, bytes) else name) for name in names]
-    ordered = tuple(sorted({name for name in cleaned if name}))
-    position = {name: i for i, name in enumerate(ordered)}
-    # The entry after the last serves the code -1.
-    lookup = np.array([*(position.get(name, -1) for name in cleaned), -1], dtype=np.int32)
-    return Labels(lookup[codes], ordered)
-
-
-def _plain(values: np.ndarray) -> list[Any]:
-    """Return values that are written as they were given: as a Python float, a float32 would have a double's digits."""
-    return list(map(str, values)) if values.dtype.kind == "f" else values.tolist()
 
 
 class Store:
