@@ -16,7 +16,7 @@ import h5py
 from anndata import AnnData
 
 from recipe.cello1.formats.atomic import replacing
-from recipe.cello1.formats.outside_links import BadFileError, refuse_outside_links
+from recipe.cello1.formats.stores import BadFileError, check_store, is_zarr, remedy_of
 from recipe.cello1.task.text import visible
 
 H5AD, ZARR = ".h5ad", ".zarr"
@@ -67,7 +67,7 @@ def check_output(path: Path, name: str = "output") -> None:
     if importlib.util.find_spec("zarr") is None:
         msg = f"{name}: {path} needs the package zarr, which is not installed: pip install zarr"
         raise ValueError(msg)
-    if path.is_dir() and any(path.iterdir()) and not _is_zarr(path):
+    if path.is_dir() and any(path.iterdir()) and not is_zarr(path):
         msg = f"{name}: {path} is a folder of other files, no zarr store; choose another name"
         raise ValueError(msg)
     if path.is_file():
@@ -113,32 +113,25 @@ def one_line(error: BaseException) -> str:
 
 
 def check_input(path: Path) -> None:
-    """Check that there is an h5ad file or a zarr store."""
+    """Check that there is an h5ad file or a zarr store, and nothing else by that name."""
     if not path.exists():
         msg = f"input: there is no file {path}"
         raise FileNotFoundError(msg)
-    if path.suffix == ".h5mu":
-        msg = f"input: {path} holds several objects (MuData); write one of them: mdata['rna'].write(...)"
-        raise ValueError(msg)
-    if path.is_dir() and not _is_zarr(path):
-        msg = f"input: {path} is a folder, but no zarr store; give an {H5AD} file or a {ZARR} store"
-        raise ValueError(msg)
-    if path.is_dir() and importlib.util.find_spec("zarr") is None:
-        msg = f"input: {path} needs the package zarr, which is not installed: pip install zarr"
-        raise ValueError(msg)
+    try:
+        check_store(path)
+    except BadFileError as error:
+        msg = f"input: {path}: {error}"
+        raise ValueError(msg) from None
 
 
 def read_object(path: Path) -> AnnData:
     """Read an h5ad file or a zarr store."""
     check_input(path)
     try:
-        refuse_outside_links(path)
         return ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
-    except BadFileError as error:
-        msg = f"input: {path}: {error}"
-        raise ValueError(msg) from None
     except Exception as error:
-        msg = f"input: {path} cannot be read as an AnnData object ({type(error).__name__}: {one_line(error)})"
+        remedy = remedy_of(error) or "if it is whole, write it anew with anndata"
+        msg = f"input: {path} cannot be read as an AnnData object ({type(error).__name__}: {one_line(error)}); {remedy}"
         raise ValueError(msg) from error
 
 
@@ -161,7 +154,3 @@ def write_object(adata: AnnData, path: Path) -> None:
         if not path.exists() and old.exists():
             old.rename(path)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _is_zarr(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs"))

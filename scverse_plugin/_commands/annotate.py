@@ -7,10 +7,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from recipe.cello1.formats.atomic import held
 from recipe.cello1.task.ontology import load_ontology
 from recipe.cello1.task.prompt import LAYOUTS
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 # Options of annotate that are named as the parameters of tl.annotate: kind, and what to say of them.
 _PLAIN: dict[str, tuple[Any, str]] = {
@@ -167,38 +171,56 @@ def _calibrate(adata: Any, key: str, truth: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command; what cannot be kept at the end is refused before anything is asked."""
-    import scverse_plugin
     from scverse_plugin import _files
     from scverse_plugin._report import check_path
 
     _files.check_input(args.input)
-    if not args.dry_run:
-        _files.check_output(args.output)
-        if args.report is not None:
-            check_path(args.report)
-        if args.ontology:
-            load_ontology()
-    adata = _files.read_object(args.input)
-    options = _options(args)
-    key = options.get("key_added", "cello1")
+    if args.dry_run:
+        _dry_run(args)
+        return
+    _files.check_output(args.output)
+    if args.report is not None:
+        check_path(args.report)
+    if args.ontology:
+        load_ontology()
+    with held(args.output, "output"):
+        _annotate(args)
+
+
+def _read(args: argparse.Namespace) -> tuple[AnnData, list[str] | str | None, dict[str, Any]]:
+    """Read the object, the types and the other parameters of tl.annotate."""
+    from scverse_plugin import _files
+
+    adata, options = _files.read_object(args.input), _options(args)
     if args.truth is not None and args.truth not in adata.obs.columns:
         msg = f"--truth: obs has no column {args.truth!r}; it has {list(map(str, adata.obs.columns))}"
         raise ValueError(msg)
     if args.calibration is not None:
-        options["calibration"] = _calibration(args.calibration, key)
-    types = _read_types(args.cell_types, list(map(str, adata.obs.columns)))
-    if args.dry_run:
-        options.setdefault("model", "none")
-        prompts: Any = scverse_plugin.tl.annotate(adata, types, dry_run=True, **options)
-        for prompt in prompts:
-            print(json.dumps(prompt))
-        price = "" if prompts.max_price is None else f", price at most {prompts.max_price:.2f}"
-        print(
-            f"{prompts.n_puzzles} puzzles, about {prompts.prompt_tokens} tokens of prompts, "
-            f"at most {prompts.max_answer_tokens} of answers{price}",
-            file=sys.stderr,
-        )
-        return
+        options["calibration"] = _calibration(args.calibration, options.get("key_added", "cello1"))
+    return adata, _read_types(args.cell_types, list(map(str, adata.obs.columns))), options
+
+
+def _dry_run(args: argparse.Namespace) -> None:
+    import scverse_plugin
+
+    adata, types, options = _read(args)
+    prompts: Any = scverse_plugin.tl.annotate(adata, types, dry_run=True, **{"model": "none", **options})
+    for prompt in prompts:
+        print(json.dumps(prompt))
+    price = "" if prompts.max_price is None else f", price at most {prompts.max_price:.2f}"
+    print(
+        f"{prompts.n_puzzles} puzzles, about {prompts.prompt_tokens} tokens of prompts, "
+        f"at most {prompts.max_answer_tokens} of answers{price}",
+        file=sys.stderr,
+    )
+
+
+def _annotate(args: argparse.Namespace) -> None:
+    import scverse_plugin
+    from scverse_plugin import _files
+
+    adata, types, options = _read(args)
+    key = options.get("key_added", "cello1")
     _files.check_storable(adata, args.output)
     scverse_plugin.tl.annotate(adata, types, **options)
     if args.truth is not None:

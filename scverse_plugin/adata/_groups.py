@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ from anndata import AnnData
 from natsort import natsorted
 from scanpy import logging as logg
 
+from recipe.cello1.task.labels import Labels, make_labels
 from recipe.cello1.task.text import is_usable
 from scverse_plugin.adata._matrix import Expression, most_typical
 from scverse_plugin.method._units import Unit, draw_cells
@@ -19,33 +19,18 @@ CELL_CHOICES = ("random", "representative")
 TYPICAL_AMONG = 50  # cells of a group that the representative ones are chosen from
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Codes:
-    """A column as codes."""
-
-    # int64, -1 where the column says nothing
-    codes: np.ndarray
-    # Name of each code
-    names: tuple[str, ...]
-
-
 def obs_names(adata: AnnData) -> list[str]:
     """Return the columns of ``obs``, for messages."""
     return list(map(str, adata.obs.columns))
 
 
-def _labels(series: pd.Series) -> Codes:
+def _labels(series: pd.Series) -> Labels:
     """Turn a column into codes; names in natural order, numbers as text, what says nothing ("unknown") as missing."""
     values = series.cat.remove_unused_categories() if isinstance(series.dtype, pd.CategoricalDtype) else series
-    categorical = pd.Categorical(values)
-    names = [str(name) for name in categorical.categories]
-    ordered = natsorted(dict.fromkeys(filter(is_usable, names)))
-    place = {name: i for i, name in enumerate(ordered)}
-    lookup = np.array([place.get(name, -1) for name in names] + [-1], dtype=np.int64)
-    return Codes(lookup[categorical.codes], tuple(ordered))
+    return make_labels(values, lambda name: str(name) if is_usable(name) else "", natsorted)
 
 
-def read_groups(adata: AnnData, groupby: str | None, groups: Iterable[str] | None) -> Codes:
+def read_groups(adata: AnnData, groupby: str | None, groups: Iterable[str] | None) -> Labels:
     """Read the groups; a column of texts is taken as scanpy takes it."""
     if groupby is None:
         if groups is not None:
@@ -55,7 +40,7 @@ def read_groups(adata: AnnData, groupby: str | None, groups: Iterable[str] | Non
         if len(set(names)) < len(names):
             msg = "groupby=None labels every cell by its name, but obs_names repeat; call adata.obs_names_make_unique()"
             raise ValueError(msg)
-        return Codes(np.arange(adata.n_obs), names)
+        return Labels(np.arange(adata.n_obs), names)
     if groupby not in adata.obs.columns:
         msg = f"groupby: adata.obs has no column {groupby!r}; it has {obs_names(adata)}"
         raise ValueError(msg)
@@ -72,30 +57,30 @@ def read_groups(adata: AnnData, groupby: str | None, groups: Iterable[str] | Non
             msg = f"groups must be a list of groups, got the str {groups!r}; write [{groups!r}]"
             raise ValueError(msg)
         wanted = [str(name) for name in groups]
-        if unknown := [name for name in wanted if name not in found.names]:
-            msg = f"groups: adata.obs[{groupby!r}] has no {unknown}; it has {list(found.names)}"
+        if unknown := [name for name in wanted if name not in found.categories]:
+            msg = f"groups: adata.obs[{groupby!r}] has no {unknown}; it has {list(found.categories)}"
             raise ValueError(msg)
-        kept = [name for name in found.names if name in set(wanted)]
-        lookup = np.array([kept.index(name) if name in set(wanted) else -1 for name in found.names] + [-1])
-        found = Codes(lookup[found.codes], tuple(kept))
+        kept = [name for name in found.categories if name in set(wanted)]
+        lookup = np.array([kept.index(name) if name in set(wanted) else -1 for name in found.categories] + [-1])
+        found = Labels(lookup[found.codes], tuple(kept))
     elif (missing := int((found.codes < 0).sum())) > 0:
         logg.warning(f"{missing} cells have no group in adata.obs[{groupby!r}] (NaN, 'unknown'): they get no label")
-    if not found.names:
+    if not found.categories:
         msg = f"groupby: adata.obs[{groupby!r}] has no groups; no entry says anything, or groups=[] leaves none"
         raise ValueError(msg)
     return found
 
 
-def only(groups: Codes, inside: np.ndarray) -> Codes:
+def only(groups: Labels, inside: np.ndarray) -> Labels:
     """Keep some cells, and the groups that have any of them."""
     codes = np.where(inside, groups.codes, -1)
     present = np.unique(codes[codes >= 0])
-    lookup = np.full(len(groups.names) + 1, -1, dtype=np.int64)
+    lookup = np.full(len(groups.categories) + 1, -1, dtype=np.int64)
     lookup[present] = np.arange(len(present))
-    return Codes(lookup[codes], tuple([groups.names[code] for code in present.tolist()]))
+    return Labels(lookup[codes], tuple([groups.categories[code] for code in present.tolist()]))
 
 
-def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> Codes | None:
+def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> Labels | None:
     """Read the samples (donors)."""
     if sample_key is None:
         return None
@@ -113,8 +98,8 @@ def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> Co
 
 
 def make_units(
-    groups: Codes,
-    samples: Codes | None,
+    groups: Labels,
+    samples: Labels | None,
     *,
     by_sample: bool,
     n_cells: int,
@@ -123,7 +108,7 @@ def make_units(
     rng: np.random.Generator,
 ) -> tuple[list[Unit], np.ndarray]:
     """Make the units and draw the cells that stand for them."""
-    n_samples = len(samples.names) if samples is not None else 1
+    n_samples = len(samples.categories) if samples is not None else 1
     sample_codes = samples.codes if samples is not None else np.zeros(len(groups.codes), dtype=np.int64)
     keys = np.where(groups.codes >= 0, groups.codes * n_samples + sample_codes if by_sample else groups.codes, -1)
     order = np.argsort(keys, kind="stable")
@@ -143,10 +128,12 @@ def make_units(
             cells = draw_cells(rows, donors, n_cells, rng)
         units.append(
             Unit(
-                groups.names[group],
-                samples.names[sample] if by_sample and samples is not None else "",
+                groups.categories[group],
+                samples.categories[sample] if by_sample and samples is not None else "",
                 tuple(cells.tolist()),
-                tuple([samples.names[i] for i in sample_codes[cells]]) if samples is not None else ("",) * len(cells),
+                tuple([samples.categories[i] for i in sample_codes[cells]])
+                if samples is not None
+                else ("",) * len(cells),
             )
         )
     return units, unit_of

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,7 @@ def open_expression(
     elif use_raw and adata.raw.n_vars == adata.n_vars and are_row_numbers(given):
         given = adata.var_names  # as converters from Seurat write raw
     names = [None if value is None or value != value else str(value) for value in given]
+    n_named = len(names) - names.count(None)
     if mask_var is not None:
         names = _masked(names, mask_var, var, where)
     if FEATURE_TYPES in var.columns:
@@ -80,6 +81,9 @@ def open_expression(
             )
         msg = f"gene_symbols: {where}.var: {error.reason}; {remedy}"
         raise ValueError(msg) from None
+    hidden = n_named - (len(names) - names.count(None))  # on request
+    for note in replace(table, n_unnamed=table.n_unnamed - hidden).notes:
+        logg.warning(f"{where}.var: {note}")
     return Expression(matrix, name, table)
 
 

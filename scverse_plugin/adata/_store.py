@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from recipe.cello1.formats.stores import BadFileError, check_store
 from recipe.cello1.task.answer import Reason, parse_answer
 from recipe.cello1.task.prompt import render_user
 from recipe.cello1.task.puzzle import Puzzle
@@ -37,6 +38,12 @@ def check_key(key: object) -> str:
 def check_object(adata: object) -> None:
     """Check that an object is an AnnData, not what holds several."""
     if isinstance(adata, AnnData):
+        if adata.isbacked:
+            try:
+                check_store(adata.filename)
+            except BadFileError as error:
+                msg = f"adata: {adata.filename}: {error}"
+                raise ValueError(msg) from None
         return
     kind = type(adata).__name__
     held = getattr(adata, "mod", None)

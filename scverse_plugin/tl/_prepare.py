@@ -71,7 +71,7 @@ def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
     samples = read_samples(adata, given.sample_key, rows)
     present = None
     if samples is not None:
-        present = [samples.names[code] for code in np.unique(samples.codes[rows]).tolist()]
+        present = [samples.categories[code] for code in np.unique(samples.codes[rows]).tolist()]
     of, by_sample = read_types(() if given.cell_types is None else given.cell_types, adata, given.reference, present)
     types = tuple(sorted({name for found in of.values() for name in found}))
     decoys = check_decoys(given.decoys, types, given.unassigned)

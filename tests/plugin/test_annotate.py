@@ -9,6 +9,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -443,6 +444,37 @@ def test_backed_objects_that_cannot_be_written_are_refused_before_anything_is_as
     adata, _ = run(backed.to_memory()[:40], engine=engine)
     assert "cello1" in adata.obs
     backed.file.close()
+
+
+@pytest.mark.parametrize("mode", ["r", "r+"])
+def test_backed_objects_whose_file_reads_another_are_refused(tmp_path, mode):
+    toy().write_h5ad(tmp_path / "a.h5ad")
+    (tmp_path / "secret").write_bytes(b"x" * 14400)
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        del file["X"]
+        file.create_dataset("X", (80, 45), "f4", external=[(str(tmp_path / "secret"), 0, 14400)])
+    backed = ad.read_h5ad(tmp_path / "a.h5ad", backed=mode)
+    engine = FakeEngine()
+    with pytest.raises(ValueError, match="adata: .*a.h5ad: its X lies in another file, .*secret; copy the data"):
+        run(backed, engine=engine)
+    assert not engine.asked
+    backed.file.close()
+
+
+def test_what_is_to_be_said_of_gene_names_is_said(monkeypatch):
+    said = logged(monkeypatch)
+    adata = toy()
+    names = adata.var_names.tolist()
+    names[6], names[7], names[9], names[11] = f"{names[5]}-1", f"{names[5]}-2", "HLA.A", ""
+    adata.var_names = names
+    run(adata, mask_var="half")
+    assert "adata.var: " not in said.getvalue()  # what is hidden on request is not missing
+    run(adata, key_added="other")
+    assert [text for text in said.getvalue().splitlines() if text.startswith("adata.var: ")] == [
+        "adata.var: 1 genes without a name left out",
+        "adata.var: 1 gene names that R had changed are mended (HLA.A is HLA-A)",
+        "adata.var: 2 gene names look like repeats made unique (TBCE-1 beside TBCE): they count as genes of their own",
+    ]
 
 
 def test_constraint_is_asked_of_engines_that_have_it():

@@ -10,6 +10,7 @@ import h5py
 import pytest
 
 from recipe.cello1.__main__ import main
+from recipe.cello1.formats.atomic import held
 from scverse_plugin._commands import demo, serve
 from tests.helpers.readme import ROOT
 from tests.helpers.stub_server import Server
@@ -40,6 +41,17 @@ def test_annotate_through_a_server(file, tmp_path, capsys):
     assert html.is_file() and "T/NK cell" in capsys.readouterr().out
     assert main(["report", str(out), "-o", str(tmp_path / "again.html"), "--key", "mine"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.html", "in.h5ad", "out.h5ad", "out.html"]
+
+
+def test_of_two_runs_with_one_output_the_second_says_why_it_does_nothing(file, tmp_path, capsys):
+    out = tmp_path / "out.h5ad"
+    with Server(solved) as server:
+        with held(out, "output"):
+            assert asking(server, file, "-o", out) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"output: another run is writing to {out}; " in line and not server.bodies
+        assert asking(server, file, "-o", out) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.h5ad", "out.h5ad"]
 
 
 def test_types_from_a_file_and_a_dry_run(file, tmp_path, capsys):
@@ -216,10 +228,9 @@ def test_zarr_in_and_out(ending, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("bad.h5ad", b"x", "bad.h5ad cannot be read as an AnnData object (OSError: "),
-        ("cut.h5ad", b"\x89HDF\r\n\x1a\n", "cut.h5ad cannot be read as an AnnData object (OSError: "),
-        ("a.h5mu", b"x", "a.h5mu holds several objects (MuData); write one of them: mdata['rna'].write(...)"),
-        ("plain", None, "plain is a folder, but no zarr store"),
+        ("bad.h5ad", b"x", "bad.h5ad: it is no HDF5 file; give an h5ad file"),
+        ("cut.h5ad", b"\x89HDF\r\n\x1a\n", "cut.h5ad: the HDF5 file cannot be read ("),
+        ("plain", None, "plain: it is a folder, but no zarr store; give an h5ad file"),
     ],
 )
 @pytest.mark.parametrize("command", ["annotate", "report"])

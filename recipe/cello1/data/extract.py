@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.data.expression.reader import CellReader, Progress
-from recipe.cello1.data.expression.store import Labels, Store
+from recipe.cello1.data.expression.store import Store
 from recipe.cello1.data.fingerprints import VALUE_SEPARATOR
 from recipe.cello1.data.pool import (
     CellTable,
@@ -28,8 +28,9 @@ from recipe.cello1.data.pool import (
 )
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.atomic import JsonListWriter
-from recipe.cello1.formats.outside_links import BadFileError
+from recipe.cello1.formats.stores import BadFileError
 from recipe.cello1.task.context import CONTEXT_FIELDS
+from recipe.cello1.task.labels import Labels
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.sampling import PuzzleIndex
 

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 
@@ -28,10 +30,13 @@ LEAST_TELLING = 15
 _SEPARATOR = re.compile(r"[\W_]+")
 _BARCODE = re.compile(r"[ACGTN]{8,}")
 _LETTER = re.compile(r"[^\W\d_]")
-_WHOLE = re.compile(r"(-?\d+)\.0+")  # a column of whole numbers with a gap is one of floats
+# A column of whole numbers with a gap is one of floats.
+_WHOLE = re.compile(r"(-?\d+)\.0*")
+_LARGE = re.compile(r"-?\d(\.\d+)?e\+\d+")
 _NO_DONOR = re.compile(
     r"(pool(ed)?|mix(ed|ture)?|multiplex(ed)?|multiple|various|several|unassigned|doublets?|ambiguous|negative)"
-    r"([ _-]*(donor|sample|patient|subject|individual|human|mouse|mice|animal)s?)?([ _-]*\d+|[ _-]+[a-z]\d*)?",
+    r"([ _-]*(donor|sample|patient|subject|individual|human|mouse|mice|animal)s?)?([ _-]*\d+|[ _-]+[a-z]\d*)?|"
+    r"pool(ed)?\W.*[,;].*|.*\|\|.*",  # a list of people
     re.IGNORECASE,
 )
 VALUE_SEPARATOR = " | "  # between the values of a puzzle whose cells differ, for example in tissue
@@ -65,8 +70,10 @@ class Fingerprint:
 
 
 def canonical_id(value: object) -> str:
-    """Return the one form of an id: one line in normal form, a whole number without its ``.0``; empty for no id."""
-    text = clean_value(value)
+    """Return the one form of an id: one line in NFKC, a whole number as one without a fraction; empty for no id."""
+    text = clean_value(unicodedata.normalize("NFKC", value) if isinstance(value, str) else value)
+    if _LARGE.fullmatch(text) and (large := Decimal(text)) == large.to_integral_value():
+        return str(int(large))
     number = _WHOLE.fullmatch(text)
     return number[1] if number else text
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from recipe.cello1.data.expression.store import Labels, Store
+from recipe.cello1.data.expression.store import Store
 from recipe.cello1.data.fingerprints import canonical_id, donor_id
 from recipe.cello1.data.settings import PuzzleSettings
-from recipe.cello1.formats.outside_links import BadFileError
+from recipe.cello1.formats.stores import BadFileError
 from recipe.cello1.task.answer import type_fault
+from recipe.cello1.task.labels import Labels
 from recipe.cello1.task.sampling import PuzzleIndex, sample_puzzles
 from recipe.cello1.task.text import clean_value
 

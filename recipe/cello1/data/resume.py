@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from recipe.cello1.data.extract import FileResult, Job
 from recipe.cello1.formats.atomic import atomic_write, dumps
+from recipe.cello1.formats.provenance import digest
 from recipe.cello1.task.puzzle import Puzzle
 
 FOLDER = ".parts"
@@ -26,7 +26,7 @@ def part_key(job: Job) -> str:
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     stamps = [(file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     known = [_FORMAT, job.name, job.folder, job.settings.plain(), stamps, bool(job.records)]
-    return hashlib.sha256(dumps(known).encode()).hexdigest()
+    return digest(known)
 
 
 def save_part(out: Path, job: Job, result: FileResult) -> FileResult:

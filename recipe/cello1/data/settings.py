@@ -60,25 +60,24 @@ class PuzzleSettings:
             msg = f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}"
             raise ValueError(msg)
         if self.rank_by not in RANKS:
-            msg = f"--rank-by must be one of {', '.join(RANKS)}, got {self.rank_by!r}"
+            msg = f"rank_by must be one of {', '.join(RANKS)}, got {self.rank_by!r}"
             raise ValueError(msg)
         limits = {"seed": 0, "per_size": 0, "max_cells": 0, "n_top": 1, "min_genes": 1}
         for name, least in limits.items():
             if getattr(self, name) < least:
-                option = "top-genes" if name == "n_top" else name.replace("_", "-")
-                msg = f"--{option} must be at least {least}, got {getattr(self, name)}"
+                msg = f"{name} must be at least {least}, got {getattr(self, name)}"
                 raise ValueError(msg)
         if self.min_genes > self.n_top:
-            msg = f"--min-genes ({self.min_genes}) must not be larger than --top-genes ({self.n_top})"
+            msg = f"min_genes ({self.min_genes}) must not be larger than n_top ({self.n_top})"
             raise ValueError(msg)
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
-            msg = f"--sizes must be different positive numbers, got {list(self.sizes)}"
+            msg = f"sizes must be different positive numbers, got {list(self.sizes)}"
             raise ValueError(msg)
         if self.single and self.sizes != (1,):
-            msg = f"puzzles of a single cell have the size 1, got --sizes {list(self.sizes)}"
+            msg = f"puzzles of a single cell have the size 1, got sizes {list(self.sizes)}"
             raise ValueError(msg)
         if self.layer is not None and self.use_raw:
-            msg = "--layer and --use-raw exclude each other; choose one"
+            msg = "layer and use_raw exclude each other; choose one"
             raise ValueError(msg)
         compile_patterns(self.exclude_genes)
         self.excluded_types(())
@@ -105,7 +104,7 @@ class PuzzleSettings:
             try:
                 patterns.append(re.compile(pattern, re.IGNORECASE))
             except re.error as error:
-                msg = f"--exclude-types {pattern!r} is not a regular expression ({error}); '|' is written as '\\|'"
+                msg = f"exclude_types: {pattern!r} is not a regular expression ({error}); '|' is written as '\\|'"
                 raise ValueError(msg) from None
         return [name for name in names if any(pattern.fullmatch(name) for pattern in patterns)]
 

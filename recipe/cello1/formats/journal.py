@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class Journal:
                     self._begins[key] = start
 
     @staticmethod
-    def held(path: str | Path) -> AbstractContextManager[None]:
-        """Keep other runs out, where only one may write."""
+    def held(path: str | Path, shard: tuple[int, int] = (0, 1)) -> AbstractContextManager[None]:
+        """Keep other runs out, other shards, too."""
         return held(path, remedy="give each shard a file of its own")
 
     def __contains__(self, key: Hashable) -> bool:
@@ -81,9 +81,9 @@ class FolderJournal:
         self._keys.discard(None)
 
     @staticmethod
-    def held(path: str | Path) -> AbstractContextManager[None]:
-        """Let others write, too."""
-        return nullcontext()
+    def held(path: str | Path, shard: tuple[int, int] = (0, 1)) -> AbstractContextManager[None]:
+        """Keep other runs of a shard out; other shards may write, too."""
+        return held(Path(path) / f"shard {shard[0]} of {shard[1]}", remedy="give each shard a number of its own")
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._keys

@@ -188,7 +188,7 @@ def predict(
         _record(_nothing(run), run.item(index), index, 0, facts)
     # One puzzle's samples follow each other, so that its prompt is still in the prefix cache.
     keys = [(index, sample) for index in mine for sample in range(answers)]
-    with journal_type.held(out):
+    with journal_type.held(out, shard):
         journal = journal_type(out, partial(_key, run, facts))
         journal.tidy()
         todo = [key for key in keys if key not in journal]

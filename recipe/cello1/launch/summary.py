@@ -42,11 +42,12 @@ from recipe.cello1.formats.atomic import atomic_write, dumps, replacing
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.model_folder import model_fingerprint
 from recipe.cello1.formats.predictions import iter_predictions
-from recipe.cello1.formats.puzzle_files import PuzzleFile, load_puzzles
+from recipe.cello1.formats.puzzle_files import PuzzleFile, iter_rows, load_puzzles
 from recipe.cello1.formats.yaml_file import read_config
 from recipe.cello1.inference.predict import predict
 from recipe.cello1.rl.run_metrics import REWARD, WINDOW, first_and_last, read_metrics
 from recipe.cello1.task.answer import parse_answer
+from recipe.cello1.task.prompt import Layout, check_layout
 from recipe.cello1.task.puzzle import Puzzle
 
 DECODINGS: dict[str, Decoding] = {"greedy": "free", "constrained": "constrained", "matrix": "matrix"}
@@ -102,6 +103,17 @@ def read_limits(config: str | Path) -> dict[str, int]:
         msg = f"--config: {config} has no {keys['max_tokens']}; give the composed configuration of a training"
         raise ValueError(msg)
     return {name: value for name, value in limits.items() if value is not None}
+
+
+def trained_layout(config: str | Path) -> Layout | None:
+    """Read in which layout a training asked: the one it was told, or that of its rows."""
+    data = read_config(config, "--config").get("data") or {}
+    if layout := data.get("prompt_layout"):
+        return check_layout(layout)
+    files = data.get("train_files") or []
+    for row in iter_rows(files if isinstance(files, str) else files[0]) if files else ():
+        return row.get("extra_info", {}).get("prompt_layout")
+    return None
 
 
 def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> dict[str, float] | None:
@@ -189,8 +201,9 @@ def run(args: argparse.Namespace) -> None:
     limits = read_limits(args.config) if args.config else {"max_tokens": MAX_TOKENS}
     given = {name: getattr(args, name) for name in ("max_tokens", "max_model_len")}
     limits |= {name: value for name, value in given.items() if value is not None}
-    data = load_puzzles(args.data)
-    data = replace(data, puzzles=data.puzzles[: args.limit])
+    found = load_puzzles(args.data)
+    layout = trained_layout(args.config) if args.config else None
+    data = replace(found, puzzles=found.puzzles[: args.limit], layout=layout or found.layout)
     baseline = read_baseline(args.baseline)
     puzzles = [reference(puzzle, baseline) for puzzle in data.puzzles]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -256,6 +269,8 @@ def run(args: argparse.Namespace) -> None:
     console.print(note, soft_wrap=True, highlight=False, markup=False)
     model = args.stages[-1][1]
     console.print(f"model:    {model}\nresults:  {args.out}", soft_wrap=True, highlight=False, markup=False)
+    if data.layout != found.layout:  # predict asks as the rows say
+        return
     command = ["python", "-m", "recipe.cello1", "predict", "--model", model, "--data", args.data]
     how = ["--decode", "matrix"] if "matrix" in decodings else ["--samples", "8", "--temperature", "1"]
     command += [*how, "--out", "predictions.jsonl"]

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from recipe.cello1.task.text import clean_value
+from recipe.cello1.task.labels import Labels, make_labels
 
 
 class Coded(Protocol):
@@ -73,18 +73,6 @@ class _Group:
             for chosen in combinations(range(len(self.rows)), size)
             for rows in product(*[self.rows[label].tolist() for label in chosen])
         ]
-
-
-def possible_puzzles(
-    labels: Column,
-    donors: Column | None,
-    *,
-    sizes: Iterable[int],
-    batches: Column | None = None,
-) -> dict[int, int]:
-    """Count the different cell sets of each size that :func:`sample_puzzles` could draw."""
-    groups = _groups(labels, donors, batches)
-    return {size: sum(group.n_sets(size) for group in groups) for size in _sizes(sizes)}
 
 
 def sample_puzzles(
@@ -171,10 +159,10 @@ def _sizes(sizes: Iterable[int]) -> list[int]:
 
 def _groups(labels: Column, donors: Column | None, batches: Column | None) -> list[_Group]:
     """Sort the rows once by donor, batch and label; the groups come out sorted by name."""
-    label_codes, label_names = _codes(labels)
+    label_codes, label_names = _codes(labels, 0)
     n = len(label_codes)
-    donor_codes, donor_names = _codes(donors) if donors is not None else (np.zeros(n, dtype=np.int64), [""])
-    batch_codes, batch_names = _codes(batches) if batches is not None else (np.zeros(n, dtype=np.int64), [""])
+    donor_codes, donor_names = _codes(donors, n)
+    batch_codes, batch_names = _codes(batches, n)
     for name, codes in (("donors", donor_codes), ("batches", batch_codes)):
         if len(codes) != n:
             msg = f"{name} has {len(codes)} entries for {n} labels; give one for each cell"
@@ -200,21 +188,12 @@ def _groups(labels: Column, donors: Column | None, batches: Column | None) -> li
     return found
 
 
-def _codes(values: Any) -> tuple[np.ndarray, list[str]]:
-    """Assign codes to the distinct names, in sorted order."""
-    categorical = getattr(values, "cat", values)  # a pandas Series of categories, or the Categorical itself
-    if hasattr(categorical, "codes") and hasattr(categorical, "categories"):
-        raw = np.asarray(categorical.codes, dtype=np.int64)
-        names = [clean_value(value) for value in categorical.categories]
-    else:
-        first: dict[Any, int] = {}
-        entries = values.tolist() if isinstance(values, np.ndarray) else list(values)
-        raw = np.fromiter((first.setdefault(value, len(first)) for value in entries), np.int64, len(entries))
-        names = [clean_value(value) for value in first]
-    ordered = sorted({name for name in names if name})
-    position = {name: i for i, name in enumerate(ordered)}
-    lookup = np.array([position.get(name, -1) for name in names] + [-1], dtype=np.int64)  # code -1 takes the last entry
-    return lookup[raw], ordered
+def _codes(values: Column | None, n: int) -> tuple[np.ndarray, Sequence[str]]:
+    """Return codes and names; without a column, one name for all."""
+    if values is None:
+        return np.zeros(n, dtype=np.int64), [""]
+    found = values if isinstance(values, Labels) else make_labels(values)
+    return found.codes.astype(np.int64), found.categories
 
 
 SIZE_ORDERS = ("ascending", "descending", "mixed")

@@ -9,6 +9,7 @@ from recipe.cello1.cold_start.teacher_traces import ask_teacher, judge, report_t
 from recipe.cello1.engines.protocol import Completion, EngineBase, Failure, Sampling, sample_seed
 from recipe.cello1.formats.atomic import read_items
 from recipe.cello1.formats.items import item_to_puzzle, puzzle_to_item
+from recipe.cello1.formats.journal import Journal
 from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.prompt import messages
@@ -135,6 +136,14 @@ def test_killed_and_started_again_gives_the_same(tmp_path):
             n_asked += len(engine.asked)
     assert parts == whole
     assert n_asked == whole[1]["total"]["responses"]
+
+
+def test_of_two_runs_with_one_journal_the_second_says_why_it_does_nothing(tmp_path):
+    engine = Teacher({})
+    with Journal.held(tmp_path / "sft.tries.jsonl"), pytest.raises(ValueError, match="another run is writing to"):
+        ask(engine, tmp_path)
+    assert not engine.asked
+    assert ask(engine, tmp_path)[0]
 
 
 def test_more_tries_go_on_with_what_was_rejected(tmp_path):

@@ -569,16 +569,16 @@ def test_backed_objects_are_what_is_on_disk(tmp_path, adata):
     ("settings", "match"),
     [
         ({"variant": "double"}, "variant must be one of"),
-        ({"rank_by": "name"}, "--rank-by must be one of"),
-        ({"n_top": 0}, "--top-genes must be at least 1"),
-        ({"max_cells": -1}, "--max-cells must be at least 0"),
-        ({"min_genes": 60}, "must not be larger than --top-genes"),
-        ({"sizes": ()}, "--sizes must be different positive"),
-        ({"sizes": (3, 3)}, "--sizes must be different positive"),
+        ({"rank_by": "name"}, "rank_by must be one of"),
+        ({"n_top": 0}, "n_top must be at least 1"),
+        ({"max_cells": -1}, "max_cells must be at least 0"),
+        ({"min_genes": 60}, "must not be larger than n_top"),
+        ({"sizes": ()}, "sizes must be different positive"),
+        ({"sizes": (3, 3)}, "sizes must be different positive"),
         ({"variant": "single"}, "have the size 1"),
         ({"layer": "a", "use_raw": True}, "exclude each other"),
         ({"exclude_genes": ("(",)}, "exclude_genes"),
-        ({"exclude_types": ("(",)}, "--exclude-types"),
+        ({"exclude_types": ("(",)}, "exclude_types: "),
     ],
 )
 def test_settings_that_make_no_sense(settings, match):

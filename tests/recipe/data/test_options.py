@@ -134,7 +134,7 @@ def test_layout(folder, tmp_path):
         (["IN", "--task", "single", "--sizes", "3"], "does not go with --task single"),
         (["IN", "--layer", "a", "--use-raw"], "exclude each other"),
         (["IN", "--exclude-genes", "("], "exclude_genes: '('"),
-        (["IN", "--seed", "-1"], "--seed must be at least 0"),
+        (["IN", "--seed", "-1"], "seed must be at least 0"),
         (["IN", "--context-table", "nowhere.yaml"], "nowhere.yaml"),
         (["IN", "--sizes", "11"], "there are no puzzles"),
     ],

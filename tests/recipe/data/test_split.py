@@ -352,6 +352,10 @@ def floats(numbers):
         lambda numbers: numbers.map(" {}\u200b ".format),
         lambda numbers: numbers.map("{}.0".format).astype("category"),
         lambda numbers: numbers.astype("float32").astype("category"),
+        lambda numbers: numbers.astype("Int8"),
+        lambda numbers: numbers.astype("category"),
+        lambda numbers: numbers.map("{}\u00a0 ".format).astype("string"),
+        lambda numbers: numbers.map(lambda number: chr(0xFF10 + number)),  # full width
     ],
 )
 def test_one_donor_written_in_two_ways_is_one_donor(tmp_path, form):
@@ -388,6 +392,17 @@ def test_the_audit_compares_donors_in_one_form(made, tmp_path):
         ("2.5", "2.5"),
         ("02", "02"),
         ("v2.0", "v2.0"),
+        (np.float32(3), "3"),
+        (np.int8(2), "2"),
+        ("2.", "2"),
+        (1e16, "10000000000000000"),
+        ("1.2e+20", "120000000000000000000"),
+        ("1E5", "1E5"),
+        ("\uff12", "2"),
+        ("\uff24\uff11", "D1"),
+        ("D\u20111", "D-1"),
+        ("D\u00a01 ", "D 1"),
+        (True, "True"),
         (float("nan"), ""),
         ("unknown", ""),
         (None, ""),
@@ -398,7 +413,21 @@ def test_the_form_of_an_id(value, canonical):
 
 
 @pytest.mark.parametrize(
-    "name", ["pooled", "Pool", "pooled donors", "pool_3", "mixed samples", "multiplexed", "unassigned", "doublet", "na"]
+    "name",
+    [
+        "pooled",
+        "Pool",
+        "pooled donors",
+        "pool_3",
+        "mixed samples",
+        "multiplexed",
+        "unassigned",
+        "doublet",
+        "na",
+        "pooled (D1, D2)",
+        "pool: D1;D2",
+        "D1 || D2",
+    ],
 )
 def test_names_of_several_people_are_no_donor(name):
     assert donor_id(name) == ""

@@ -138,6 +138,20 @@ def test_two_runs_do_not_write_to_one_file(tmp_path):
     assert [record["index"] for record in read_items(out)] == list(range(6))
 
 
+def test_two_runs_do_not_answer_one_shard_in_a_folder(tmp_path):
+    out = tmp_path / "folder"
+
+    class Meddling(FakeEngine):
+        def generate(self, requests, sampling):
+            with pytest.raises(ValueError, match="another run is writing to .*shard 0 of 2; give each shard a number"):
+                run(FakeEngine(), out, shard=(0, 2))
+            assert run(FakeEngine(), out, shard=(1, 2)).answered == 3
+            yield from super().generate(requests, sampling)
+
+    assert run(Meddling(), out, shard=(0, 2)).answered == 3
+    assert sorted(file.name for file in out.iterdir()) == [f"{index}.json" for index in range(6)]
+
+
 @pytest.mark.parametrize("key", ["index", "model", "sample", "tokens", "prompt_tokens", "prediction"])
 def test_items_with_keys_of_the_record_are_refused_before_anything_is_asked(tmp_path, key):
     one = Puzzle((("G1",),), ("B cell",), ("B cell",), meta={key: 9})

@@ -6,6 +6,7 @@ import pytest
 
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.puzzle_files import write_puzzles
+from recipe.cello1.formats.rl_parquet import write_rl_parquet
 from recipe.cello1.launch import summary
 from recipe.cello1.launch.summary import plot, training_gain
 from recipe.cello1.task.answer import format_answer
@@ -190,6 +191,32 @@ def test_limits_are_those_of_the_training_unless_others_are_given(run, monkeypat
     command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out"), "a=b"]
     assert main([*command, *options]) == 0
     assert seen == [limits]
+
+
+@pytest.mark.parametrize(
+    ("told", "of_train", "asked"),
+    [("user", "system", "user"), (None, "user_current", "user_current"), (None, None, "system")],
+)
+def test_the_layout_is_that_of_the_training(run, monkeypatch, told, of_train, asked, capsys):
+    seen = []
+
+    def noted(model, data, stem, decodings, **options):
+        seen.append(data.layout)
+        records = [{"index": i, "prediction": format_answer(p.answer), "tokens": 9} for i, p in enumerate(data.puzzles)]
+        write_items(stem.with_name("p.jsonl"), records)
+        return {"greedy": stem.with_name("p.jsonl")}
+
+    monkeypatch.setattr(summary, "answer_puzzles", noted)
+    write_rl_parquet(run / "test.parquet", toy_puzzles(3), "test", "system", "batch")
+    config = {"max_response_length": 80, "prompt_layout": told}
+    if of_train:
+        write_rl_parquet(run / "train.parquet", toy_puzzles(3), "train", of_train, "batch")
+        config["train_files"] = [str(run / "train.parquet")]
+    (run / "config.yaml").write_text(json.dumps({"data": config}))
+    command = ["--data", str(run / "test.parquet"), "--metrics", str(run / "metrics"), "--out", str(run / "out"), "a=b"]
+    assert main([*command, "--config", str(run / "config.yaml")]) == 0
+    assert seen == [asked]
+    assert ("next: " in capsys.readouterr().out) is (asked == "system")
 
 
 def test_configuration_without_a_limit(run, capsys):

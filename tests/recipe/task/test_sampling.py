@@ -8,9 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipe.cello1.task import sampling
-from recipe.cello1.task.sampling import PuzzleIndex, possible_puzzles, sample_puzzles
+from recipe.cello1.task.sampling import PuzzleIndex, _groups, sample_puzzles
 
 TYPES = ("B cell", "T cell")
+
+
+def possible_puzzles(labels, donors, sizes, batches=None):
+    """How many different cell sets of each size there are."""
+    groups = _groups(labels, donors, batches)
+    return {size: sum(group.n_sets(size) for group in groups) for size in sizes}
 
 
 class FakeCategorical:

@@ -16,9 +16,8 @@ from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar
 import numpy as np
 
 from recipe.cello1.data.expression.compiled import compiled
-from recipe.cello1.data.expression.store import DAMAGED, reading
 from recipe.cello1.data.expression.vectors import open_vector
-from recipe.cello1.formats.outside_links import BadFileError
+from recipe.cello1.formats.stores import DAMAGED, BadFileError, reading
 
 BLOCK_ENTRIES = 2_000_000  # stored values in a block: 16 MB for float32 with int32 indices
 PLAIN_ENTRIES = 500_000  # the same where it need not end with a chunk: so few stay in the processor's cache

@@ -10,7 +10,7 @@ import numpy as np
 from recipe.cello1.data.expression.matrix import Block, map_blocks, open_matrix
 from recipe.cello1.data.expression.selection import SPOILED, column_sums, top_symbols
 from recipe.cello1.data.expression.store import Store
-from recipe.cello1.formats.outside_links import BadFileError
+from recipe.cello1.formats.stores import BadFileError
 from recipe.cello1.task.gene_names import GeneNameError, gene_table, specificity
 
 Progress = Callable[[int], None]

@@ -12,8 +12,7 @@ import scipy.sparse as sp
 
 from recipe.cello1.data.expression.compiled import compiled
 from recipe.cello1.data.expression.matrix import Block, refuse_negative
-from recipe.cello1.data.expression.store import DAMAGED
-from recipe.cello1.formats.outside_links import BadFileError
+from recipe.cello1.formats.stores import DAMAGED, BadFileError
 from recipe.cello1.task.gene_names import GeneTable
 
 _UNORDERED, _NEGATIVE, _NOT_FINITE, _NO_COLUMN = 1, 2, 3, 4

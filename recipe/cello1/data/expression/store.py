@@ -6,11 +6,8 @@ Nothing is read that was not asked for, so that a file of any size can be opened
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -18,97 +15,14 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from recipe.cello1.formats.outside_links import BadFileError, check_hdf5, refuse_outside_links
+from recipe.cello1.formats.stores import BadFileError, close_store, open_store, reading
 from recipe.cello1.task.gene_names import are_row_numbers
+from recipe.cello1.task.labels import Labels, make_labels
 from recipe.cello1.task.text import clean_value
 
 SUFFIXES = (".h5ad", ".zarr")
 INDEX = "index"  # as a column name: the index of the table, unless a column has that name
-DAMAGED = "the file is damaged: fetch or write it again"
 _NAME_BLOCK = 100_000
-# What an error text of the libraries speaks of, and what to do.
-_REMEDIES = {
-    r"lock file|already open|consistency flags|temporarily unavailable": (
-        "another process has it open for writing: close it there (a notebook, for example) and start again; "
-        "if none has, its writer was killed, and h5clear -s makes it readable"
-    ),
-    r"filter|plugin": "it is compressed by a filter that HDF5 lacks: pip install hdf5plugin, or write it with gzip",
-    r"[Pp]ermission denied|errno = 13\b": "give yourself the right to read it",
-    r"[Nn]o such file|errno = 2\b": "check its path",
-    r"[Tt]oo many open files|errno = 24\b": "raise the limit of open files (ulimit -n), or use fewer --workers",
-    r"[Ii]nput/output error|[Ss]tale file handle|errno = (5|116)\b": "check the drive it lies on, and start again",
-}
-# Kinds of files that are not AnnData, by a group at their root.
-_STRANGERS = {
-    "mod": (
-        "is MuData (h5mu) with the modalities {}",
-        "write one of them as a file: mudata['NAME'].write('NAME.h5ad')",
-    ),
-    "matrix": ("is a 10x matrix with {}", "convert it: scanpy.read_10x_h5(FILE).write_h5ad('NAME.h5ad')"),
-    "row_attrs": ("is a loom file with {}", "convert it: anndata.io.read_loom(FILE).write_h5ad('NAME.h5ad')"),
-    "assays": ("is a Seurat file with the assays {}", "convert it to h5ad, with SeuratDisk for example"),
-}
-
-
-@contextmanager
-def reading(what: str) -> Iterator[None]:
-    """Turn what the storage libraries raise into :class:`BadFileError`, with the remedy that its cause has."""
-    try:
-        yield
-    except BadFileError:
-        raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py and zarr raise any of these
-        text = " ".join(str(error).split())
-        remedy = next((remedy for cause, remedy in _REMEDIES.items() if re.search(cause, text)), DAMAGED)
-        raise BadFileError(f"{what} cannot be read ({text})", remedy) from error
-
-
-@dataclass(frozen=True, slots=True)
-class Labels:
-    """A column of text as codes, in the form of ``task.sampling.Coded``."""
-
-    # int32, one for each row; -1 where the value is missing or says nothing
-    codes: np.ndarray
-    # The values, sorted
-    categories: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def take(self, rows: np.ndarray) -> Labels:
-        """Return some of the rows."""
-        return Labels(self.codes[rows], self.categories)
-
-    def value(self, row: int) -> str:
-        """Return the value of a row, empty if missing."""
-        code = self.codes[row]
-        return self.categories[code] if code >= 0 else ""
-
-
-def make_labels(values: Any, clean: Callable[[Any], str] = clean_value) -> Labels:
-    """Code a column by the form that ``clean`` gives its values; those that say nothing count as missing."""
-    if hasattr(values, "codes") and hasattr(values, "categories"):
-        codes, names = np.asarray(values.codes, dtype=np.int64), _plain(np.asarray(values.categories))
-    else:
-        array = np.asarray(values)
-        if array.dtype.kind in "biuf":
-            distinct, codes = np.unique(array, return_inverse=True)
-            names = _plain(distinct)
-        else:
-            first: dict[Any, int] = {}
-            codes = np.fromiter((first.setdefault(v, len(first)) for v in array.tolist()), np.int64, len(array))
-            names = list(first)
-    cleaned = [clean(name.decode() if isinstance(name, bytes) else name) for name in names]
-    ordered = tuple(sorted({name for name in cleaned if name}))
-    position = {name: i for i, name in enumerate(ordered)}
-    # The entry after the last serves the code -1.
-    lookup = np.array([*(position.get(name, -1) for name in cleaned), -1], dtype=np.int32)
-    return Labels(lookup[codes], ordered)
-
-
-def _plain(values: np.ndarray) -> list[Any]:
-    """Return values that are written as they were given: as a Python float, a float32 would have a double's digits."""
-    return list(map(str, values)) if values.dtype.kind == "f" else values.tolist()
 
 
 class Store:
@@ -119,16 +33,8 @@ class Store:
         self.file: BinaryIO | None = None  # the same file for raw chunks
         self.notes: list[str] = []  # what is to be said of what was read
         self._structured: dict[str, Any] = {}  # tables of anndata before 0.7
-        if self.path.suffix.lower() == ".zarr":
-            with reading("the zarr store"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # zarr tells of what lies in the folder besides
-                self.root = _open_zarr(self.path)
-        else:
-            if self.path.exists() and not self.path.is_file():
-                refuse_outside_links(self.path)
-            with reading("the HDF5 file"):
-                # No chunk cache: every chunk is read once, and without it a few rows of a large chunk are read alone.
-                self.root = h5py.File(self.path, "r", rdcc_nbytes=0)
+        self.root = open_store(self.path)
+        if not self.path.is_dir():
             self.file = open(self.path, "rb", buffering=0)
         try:
             self._check()
@@ -137,15 +43,6 @@ class Store:
             raise
 
     def _check(self) -> None:
-        if self.file is not None:
-            with reading("the HDF5 file"):
-                check_hdf5(self.root)
-        for name, (what, remedy) in _STRANGERS.items():
-            if name in self.root and hasattr(self.root[name], "keys") and (name == "mod" or "obs" not in self.root):
-                raise BadFileError(f"it {what.format(', '.join(self.root[name]))}", remedy)
-        for name in ("obs", "var"):
-            if name not in self.root:
-                raise BadFileError(f"it has no table {name!r}", "write it with anndata, as h5ad or zarr")
         with reading("the index of obs"):
             self.n_obs = int(self._index("obs").shape[0])
         if self.n_obs == 0:
@@ -158,10 +55,10 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the file; reading zarr keeps none open."""
+        """Close the file."""
+        close_store(self.root)
         if self.file is not None:
             self.file.close()
-            self.root.close()
 
     def _table(self, table: str) -> Any:
         """Return a table: a group of columns, or, as anndata before 0.7 wrote it, an array of records."""
@@ -304,16 +201,3 @@ def _categorical(codes: Any, names: Any) -> Any:
     # As text only what may be bytes: numbers keep their type.
     numbers = getattr(getattr(names, "dtype", None), "kind", "O") in "biuf"
     return pd.Categorical.from_codes(np.asarray(codes), names if numbers else _texts(names))
-
-
-def _open_zarr(path: Path) -> Any:
-    try:
-        import zarr
-    except ImportError:
-        raise BadFileError("the package zarr is not installed", "pip install zarr, or write h5ad") from None
-    refuse_outside_links(path)
-    try:
-        # Not by the consolidated metadata, which may tell of an earlier state.
-        return zarr.open_group(str(path), mode="r", use_consolidated=False)
-    except FileNotFoundError:
-        return zarr.open_group(str(path), mode="r")

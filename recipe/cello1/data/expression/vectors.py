@@ -15,8 +15,7 @@ from typing import Any, BinaryIO, Protocol
 import h5py
 import numpy as np
 
-from recipe.cello1.data.expression.store import DAMAGED, reading
-from recipe.cello1.formats.outside_links import BadFileError
+from recipe.cello1.formats.stores import DAMAGED, BadFileError, reading
 
 try:
     from isal import isal_zlib

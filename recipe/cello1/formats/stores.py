@@ -1,0 +1,212 @@
+"""Expression files, h5ad and zarr, opened to be read: by what they are, whatever their names say.
+
+What is something else is refused by its name, and so is what takes values from outside itself: it could be any file of
+this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+DAMAGED = "the file is damaged: fetch or write it again"
+_OUTSIDE = "copy the data into the file, with anndata for example; a file from a stranger may be an attack"
+# What an error text of the libraries speaks of, and what to do.
+_REMEDIES = {
+    r"lock file|already open|consistency flags|temporarily unavailable": (
+        "another process has it open for writing: close it there (a notebook, for example) and start again; "
+        "if none has, its writer was killed, and h5clear -s makes it readable"
+    ),
+    r"filter|plugin": "it is compressed by a filter that HDF5 lacks: pip install hdf5plugin, or write it with gzip",
+    r"[Pp]ermission denied|errno = 13\b": "give yourself the right to read it",
+    r"[Nn]o such file|errno = 2\b": "check its path",
+    r"[Tt]oo many open files|errno = 24\b": "raise the limit of open files (ulimit -n), or use fewer --workers",
+    r"codec can't decode": "its text is not UTF-8: write it anew as UTF-8, with anndata for example",
+    r"[Ii]nput/output error|[Ss]tale file handle|errno = (5|116)\b": "check the drive it lies on, and start again",
+}
+# Kinds of files that are not AnnData, by a group at their root.
+_STRANGERS = {
+    "mod": (
+        "is MuData (h5mu) with the modalities {}",
+        "write one of them as a file: mudata['NAME'].write('NAME.h5ad')",
+    ),
+    "matrix": ("is a 10x matrix with {}", "convert it: scanpy.read_10x_h5(FILE).write_h5ad('NAME.h5ad')"),
+    "row_attrs": ("is a loom file with {}", "convert it: anndata.io.read_loom(FILE).write_h5ad('NAME.h5ad')"),
+    "assays": ("is a Seurat file with the assays {}", "convert it to h5ad, with SeuratDisk for example"),
+}
+# Kinds of files that are not HDF5, by how they begin.
+_BEGINNINGS = {
+    rb"$": ("is empty", "fetch or write it again"),
+    rb"\x1f\x8b|BZh|\xfd7zXZ|\x28\xb5\x2f\xfd|PK\x03\x04": ("is packed (gzip, zip or the like)", "unpack it"),
+    rb"version https://git-lfs": ("only points to the data (Git LFS)", "fetch them: git lfs pull"),
+    rb"\s*<": ("is a web page or XML", "download it again: the address may want you to log in"),
+}
+_ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
+
+
+class BadFileError(ValueError):
+    """A file that cannot be used: ``reason`` says what is wrong, ``remedy`` what to do."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason, remedy)
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.reason}; {self.remedy}"
+
+
+def remedy_of(error: BaseException) -> str:
+    """Return what to do about an error of a storage library; empty if its text speaks of nothing that is known."""
+    text = " ".join(str(error).split())
+    return next((remedy for cause, remedy in _REMEDIES.items() if re.search(cause, text)), "")
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn what the storage libraries raise into :class:`BadFileError`, with the remedy that its cause has."""
+    try:
+        yield
+    except BadFileError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py and zarr raise any of these
+        text = " ".join(str(error).split())
+        raise BadFileError(f"{what} cannot be read ({text})", remedy_of(error) or DAMAGED) from error
+
+
+def open_store(path: str | Path) -> Any:
+    """Open an h5ad file or a zarr store: its root group, a context manager."""
+    path = Path(path)
+    if path.is_dir():
+        with reading("the zarr store"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zarr tells of what lies in the folder besides
+            root = _open_zarr(path)
+    elif path.exists() and not path.is_file():
+        raise BadFileError("it is neither a file nor a folder", "give an h5ad file or a zarr store")
+    else:
+        root = _open_hdf5(path)
+    try:
+        _check_kind(root)
+    except BaseException:
+        close_store(root)
+        raise
+    return root
+
+
+def close_store(root: Any) -> None:
+    """Close what was opened; zarr keeps nothing open."""
+    if hasattr(root, "close"):
+        root.close()
+
+
+def check_store(path: str | Path) -> None:
+    """Check that an h5ad file or a zarr store may be read."""
+    close_store(open_store(path))
+
+
+def is_zarr(path: Path) -> bool:
+    """Say whether a folder is a zarr store."""
+    return any((path / name).is_file() for name in _ZARR_MARKS)
+
+
+def _open_zarr(path: Path) -> Any:
+    try:
+        import zarr
+    except ImportError:
+        raise BadFileError("the package zarr is not installed", "pip install zarr, or write h5ad") from None
+    if not is_zarr(path):
+        raise BadFileError("it is a folder, but no zarr store", "give an h5ad file or a zarr store")
+    _check_folder(path)
+    try:
+        # Not by the consolidated metadata, which may tell of an earlier state.
+        return zarr.open_group(str(path), mode="r", use_consolidated=False)
+    except FileNotFoundError:
+        return zarr.open_group(str(path), mode="r")
+
+
+def _open_hdf5(path: Path) -> Any:
+    import h5py
+
+    with reading("the HDF5 file"):
+        try:
+            # No chunk cache: every chunk is read once, and without it a few rows of a large chunk are read alone.
+            file = h5py.File(path, "r", rdcc_nbytes=0)
+        except OSError as error:
+            if "signature not found" not in str(error):
+                raise
+            with open(path, "rb") as other:
+                begins = other.read(64)
+            for mark, (what, remedy) in _BEGINNINGS.items():
+                if re.match(mark, begins):
+                    raise BadFileError(f"it {what}", remedy) from None
+            raise BadFileError("it is no HDF5 file", "give an h5ad file, or fetch or write it again") from None
+        try:
+            check_hdf5(file)
+        except BaseException:
+            file.close()
+            raise
+    return file
+
+
+def _check_kind(root: Any) -> None:
+    for name, (what, remedy) in _STRANGERS.items():
+        if name in root and hasattr(root[name], "keys") and (name == "mod" or "obs" not in root):
+            raise BadFileError(f"it {what.format(', '.join(root[name]))}", remedy)
+    for name in ("obs", "var"):
+        if name not in root:
+            raise BadFileError(f"it has no table {name!r}", "write it with anndata, as h5ad or zarr")
+
+
+def _check_folder(folder: Path) -> None:
+    top, todo = folder.resolve(), [str(folder)]
+    while todo:
+        with os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                name = os.path.relpath(entry.path, folder)
+                if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(top):
+                    raise BadFileError(f"its {name} is a link to {os.readlink(entry.path)}, outside of it", _OUTSIDE)
+                if entry.is_dir(follow_symlinks=False):
+                    todo.append(entry.path)
+                elif not entry.is_file() and not entry.is_dir():
+                    raise BadFileError(
+                        f"its {name} is neither a file nor a folder", "remove it, or copy the store again"
+                    )
+
+
+def check_hdf5(file: Any) -> None:
+    """Check that an opened HDF5 file takes nothing from outside; loads ``hdf5plugin`` where a filter is lacking."""
+    from h5py import h5d, h5g, h5l, h5o, h5z
+
+    todo, seen, lacking = [("", file["/"].id)], set(), False
+    while todo:
+        where, group = todo.pop()
+        for name in group:
+            shown = f"{where}/{name.decode(errors='backslashreplace')}".lstrip("/")
+            kind = group.links.get_info(name).type
+            if kind == h5l.TYPE_SOFT:  # leads to what is looked at anyway
+                continue
+            if kind != h5l.TYPE_HARD:
+                target = group.links.get_val(name)[0].decode(errors="backslashreplace") if kind == 64 else "elsewhere"
+                raise BadFileError(f"its {shown} is an external link to {target}", _OUTSIDE)
+            child = h5o.open(group, name)
+            if isinstance(child, h5g.GroupID):
+                if (address := h5o.get_info(child).addr) not in seen:
+                    seen.add(address)
+                    todo.append((shown, child))
+            elif isinstance(child, h5d.DatasetID):
+                properties = child.get_create_plist()
+                if properties.get_layout() == h5d.VIRTUAL:
+                    raise BadFileError(f"its {shown} is a virtual dataset, made of other files", _OUTSIDE)
+                if properties.get_external_count():
+                    outside = properties.get_external(0)[0].decode(errors="backslashreplace")
+                    raise BadFileError(f"its {shown} lies in another file, {outside}", _OUTSIDE)
+                filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+                lacking |= not all(map(h5z.filter_avail, filters))
+    if lacking:
+        with suppress(ImportError):
+            import hdf5plugin  # noqa: F401

@@ -1,0 +1,166 @@
+"""What an expression file must not be, and must not take from elsewhere, in data and plugin alike."""
+
+import gzip
+import os
+import re
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from recipe.cello1.data.extract import Job, process_file
+from recipe.cello1.data.settings import PuzzleSettings
+from recipe.cello1.formats.stores import BadFileError, check_store
+from scverse_plugin._files import read_object
+from tests.helpers.toy_h5ad import toy_adata, write
+
+
+def external_link(file, secret):
+    del file["obs/tissue"]
+    file["obs/tissue"] = h5py.ExternalLink(secret, "/obs/tissue")
+
+
+def external_storage(file, secret):
+    del file["var/feature_name"]
+    file.create_dataset("var/feature_name", (120,), "S4", external=[(str(secret), 0, 480)])
+
+
+def virtual(file, secret):
+    layout = h5py.VirtualLayout((300,), "i4")
+    layout[:] = h5py.VirtualSource(secret, "x", (300,))
+    file.create_virtual_dataset("uns/a/b", layout)
+
+
+def through_a_soft_link(file, secret):
+    file["uns/out"] = h5py.ExternalLink(secret, "/")
+    del file["obs/sex"]
+    file["obs/sex"] = h5py.SoftLink("/uns/out/x")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (external_link, "its obs/tissue is an external link to "),
+        (external_storage, "its var/feature_name lies in another file, "),
+        (virtual, "its uns/a/b is a virtual dataset"),
+        (through_a_soft_link, "its uns/out is an external link to "),
+    ],
+)
+def test_hdf5(tmp_path, change, said):
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"key!" * 300)
+    path = write(toy_adata(n_cells=40), tmp_path / "a.h5ad")
+    with h5py.File(path, "a") as file:
+        change(file, secret)
+    with pytest.raises(BadFileError, match=said):
+        check_store(path)
+    result = process_file(Job(str(path), "a", "", PuzzleSettings()))
+    assert said in result.reason and "may be an attack" in result.remedy and not result.puzzles
+
+
+def test_links_inside_the_file_are_fine(tmp_path):
+    path = write(toy_adata(n_cells=40), tmp_path / "a.h5ad")
+    with h5py.File(path, "a") as file:
+        file["obs/again"] = h5py.SoftLink("/obs/tissue")
+        file["uns/loop"] = file["uns"]
+        file["uns/far"] = np.arange(3)
+    check_store(path)
+    (tmp_path / "b.h5ad").symlink_to(path)
+    check_store(tmp_path / "b.h5ad")
+
+
+@pytest.mark.parametrize("place", ["obs/tissue", "X/data/c", "zarr.json"])
+@pytest.mark.filterwarnings("ignore")
+def test_zarr(tmp_path, place):
+    path = write(toy_adata(n_cells=40), tmp_path / "a.zarr")
+    check_store(path)
+    other = tmp_path / "other"
+    os.replace(path / place, other) if (path / place).exists() else other.mkdir()
+    (path / place).symlink_to(other)
+    with pytest.raises(BadFileError, match=f"its {place} is a link to .*other, outside of it"):
+        check_store(path)
+    assert "outside of it" in process_file(Job(str(path), "a", "", PuzzleSettings())).reason
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_zarr_links_that_stay_inside(tmp_path):
+    path = write(toy_adata(n_cells=40), tmp_path / "a.zarr")
+    (path / "uns" / "again").symlink_to(path / "obs")
+    check_store(path)
+    os.mkfifo(path / "uns" / "pipe")
+    with pytest.raises(BadFileError, match="its uns/pipe is neither a file nor a folder"):
+        check_store(path)
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.h5ad")
+    with pytest.raises(BadFileError, match="neither a file nor a folder"):
+        check_store(tmp_path / "a.h5ad")
+
+
+# ------------------------------------------------------------------------------------------------ something else
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty; fetch"),
+        (gzip.compress(b"x" * 99), "it is packed .*; unpack it"),
+        (b"PK\x03\x04" + b"x" * 99, "it is packed .*; unpack it"),
+        (b"\x28\xb5\x2f\xfd" + b"x" * 99, "it is packed .*; unpack it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+            "only points to the data .*git lfs pull",
+        ),
+        (b"\n <!DOCTYPE html><html>", "it is a web page or XML; download it again"),
+        (b"gene,cell\n", "it is no HDF5 file; give an h5ad file"),
+        (b"\x89HDF\r\n\x1a\n", "cannot be read .*; the file is damaged"),
+    ],
+)
+def test_what_a_file_is_decides_the_remedy(tmp_path, content, said):
+    path = tmp_path / "a.h5ad"
+    path.write_bytes(content)
+    with pytest.raises(BadFileError, match=said):
+        check_store(path)
+    assert re.search(said, str(BadFileError(*_outcome(path))))
+    with pytest.raises(ValueError, match=f"input: {path}: .*{said}"):
+        read_object(path)
+
+
+def _outcome(path):
+    result = process_file(Job(str(path), "a", "", PuzzleSettings()))
+    return result.reason, result.remedy
+
+
+@pytest.mark.parametrize("group", ["mod/rna", "matrix/data", "row_attrs/Gene", "assays/RNA"])
+def test_other_formats_are_called_by_their_name_in_the_plugin_too(tmp_path, group):
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        file.create_group(group)
+    said = {"mod": "MuData", "matrix": "10x", "row_attrs": "loom", "assays": "Seurat"}[group.partition("/")[0]]
+    assert said in _outcome(tmp_path / "a.h5ad")[0]
+    with pytest.raises(ValueError, match=f"a.h5ad: it is .*{said}"):
+        read_object(tmp_path / "a.h5ad")
+
+
+def test_the_kind_of_a_store_not_its_name_decides_how_it_is_read(tmp_path):
+    adata = toy_adata(n_cells=60, n_donors=2)
+    settings = PuzzleSettings(sizes=(3,), per_size=3)
+    made = []
+    for name, kind in (("a.h5ad", "h5ad"), ("b.h5ad", "zarr"), ("c.zarr", "h5ad"), ("d.zarr", "zarr")):
+        getattr(adata, f"write_{kind}")(tmp_path / name)
+        made.append(process_file(Job(str(tmp_path / name), "a", "", settings)).puzzles)
+        assert read_object(tmp_path / name).shape == adata.shape
+    assert made[0] and all(found == made[0] for found in made)
+
+
+def test_a_file_that_is_locked_is_not_called_damaged_by_the_plugin(tmp_path):
+    path = write(toy_adata(n_cells=4), tmp_path / "a.h5ad")
+    code = f"import h5py; file = h5py.File({str(path)!r}, 'r+'); print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="another process has it open"):
+            read_object(path)
+        other.communicate(b"\n")
+    assert read_object(path).n_obs == 4
