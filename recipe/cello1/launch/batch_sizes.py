@@ -36,7 +36,13 @@ def check_batches(config: DictConfig) -> None:
         msg = f"{_ROLLOUT}.tensor_model_parallel_size={parallel} does not divide the number of GPUs; choose a divisor"
         raise ValueError(msg)
     n = _number(config, f"{_ROLLOUT}.n")
-    mini = _number(config, f"{_ACTOR}.ppo_mini_batch_size") * n
+    batch, least = _number(config, "data.train_batch_size"), _number(config, f"{_ACTOR}.ppo_mini_batch_size")
+    if batch < least and not get(config, f"{_ACTOR}.use_dynamic_bsz"):
+        msg = (
+            f"data.train_batch_size={batch} is less than {_ACTOR}.ppo_mini_batch_size={least}; raise it, or lower that"
+        )
+        raise ValueError(msg)
+    mini = least * n
     updates = [(f"{_ACTOR}.ppo_mini_batch_size", mini, f"{_ACTOR}.ppo_micro_batch_size_per_gpu")]
     multiple = math.lcm(n_gpus, mini)
     if get(config, "algorithm.adv_estimator") == "gae":
@@ -48,7 +54,7 @@ def check_batches(config: DictConfig) -> None:
             msg = f"{key} x rollout.n = {size} responses cannot be shared by {n_gpus} GPUs; make it a multiple of that"
             raise ValueError(msg)
         _check_micro(config, size // n_gpus, micro_key)
-    sampled = -(-_number(config, "data.train_batch_size") * n // multiple) * multiple
+    sampled = -(-batch * n // multiple) * multiple
     for role in (_ROLLOUT, "actor_rollout_ref.ref"):
         _check_micro(config, sampled // n_gpus, f"{role}.log_prob_micro_batch_size_per_gpu")
 

@@ -123,7 +123,7 @@ def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkey
     pytest.importorskip("verl")
     monkeypatch.setattr(preflight, "check_platform", lambda: None)
     command = arguments(model, data, data, tmp_path / "run")
-    assert main([*command, "data.train_batch_size=32"]) == 0
+    assert main([*command, "data.train_batch_size=32", "actor_rollout_ref.actor.ppo_mini_batch_size=32"]) == 0
     assert main(command) == 0
 
 
@@ -137,6 +137,7 @@ def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkey
         ),
         (["actor_rollout_ref.rollout.n=3", "trainer.nnodes=64"], "=2 does not divide the 3 responses of each GPU"),
         (["trainer.nnodes=0"], "trainer.nnodes must be a positive whole number, got 0"),
+        (["data.train_batch_size=32"], "=32 is less than actor_rollout_ref.actor.ppo_mini_batch_size=64; raise it"),
         (["data.train_batch_size=abc"], "data.train_batch_size must be a positive whole number, got 'abc'"),
         (["actor_rollout_ref.actor.ulysses_sequence_parallel_size=3"], "=3 does not divide the number of GPUs"),
         (["actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=7"], "=7 does not divide the 320 responses"),
