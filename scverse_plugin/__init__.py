@@ -10,4 +10,4 @@ __version__ = "0.1.0"
 __all__ = ["get", "pl", "report", "tl"]
 
 _register.register()
-_namespace.register()
+_namespace.register_namespace()

@@ -38,41 +38,34 @@ def user_cache() -> Path:
 def check_place(path: Path, name: str) -> None:
     """Check that a file can be written, in folders that may have to be made."""
     if path.is_dir():
-        msg = f"{name}: {path} is a folder; name a file in it"
-        raise ValueError(msg)
+        raise ValueError(f"{name}: {path} is a folder; name a file in it")
     folder = path.absolute().parent
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        msg = f"{name}: {path} cannot be written, {folder} is a file; choose another place"
-        raise ValueError(msg)
+        raise ValueError(f"{name}: {path} cannot be written, {folder} is a file; choose another place")
     try:
         with tempfile.TemporaryFile(dir=folder):
             pass
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(13, os.strerror(13))
     except OSError as error:
-        msg = f"{name}: {path} cannot be written ({error.strerror}); choose another place"
-        raise ValueError(msg) from None
+        raise ValueError(f"{name}: {path} cannot be written ({error.strerror}); choose another place") from None
 
 
 def check_output(path: Path, name: str = "output") -> None:
     """Check where an annotated object is to go."""
     if path.suffix not in (H5AD, ZARR):
-        msg = f"{name}: {path} must end in {H5AD} or {ZARR}"
-        raise ValueError(msg)
+        raise ValueError(f"{name}: {path} must end in {H5AD} or {ZARR}")
     if path.suffix == H5AD:
         check_place(path, name)
         return
     if importlib.util.find_spec("zarr") is None:
-        msg = f"{name}: {path} needs the package zarr, which is not installed: pip install zarr"
-        raise ValueError(msg)
+        raise ValueError(f"{name}: {path} needs the package zarr, which is not installed: pip install zarr")
     if path.is_dir() and any(path.iterdir()) and not is_zarr(path):
-        msg = f"{name}: {path} is a folder of other files, no zarr store; choose another name"
-        raise ValueError(msg)
+        raise ValueError(f"{name}: {path} is a folder of other files, not a zarr store; choose another name")
     if path.is_file():
-        msg = f"{name}: {path} is a file, a zarr store is a folder; remove it or choose another name"
-        raise ValueError(msg)
+        raise ValueError(f"{name}: {path} is a file, a zarr store is a folder; remove it or choose another name")
     check_place(path / "zarr.json", name)
 
 
@@ -102,8 +95,7 @@ def _write_parts(adata: AnnData, group: Any) -> None:
         try:
             ad.io.write_elem(group, name.replace(".", "_"), part)
         except Exception as error:
-            msg = f"{name}: {one_line(error)}"
-            raise ValueError(msg) from error
+            raise ValueError(f"{name}: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -115,13 +107,11 @@ def one_line(error: BaseException) -> str:
 def check_input(path: Path) -> None:
     """Check that there is an h5ad file or a zarr store, and nothing else by that name."""
     if not path.exists():
-        msg = f"input: there is no file {path}"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"input: {path} does not exist; correct the path")
     try:
         check_store(path)
     except BadFileError as error:
-        msg = f"input: {path}: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"input: {path}: {error}") from None
 
 
 def read_object(path: Path) -> AnnData:
@@ -130,7 +120,7 @@ def read_object(path: Path) -> AnnData:
     try:
         return ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
     except Exception as error:
-        remedy = remedy_of(error) or "if it is whole, write it anew with anndata"
+        remedy = remedy_of(error) or "if it is whole, write it again with anndata"
         msg = f"input: {path} cannot be read as an AnnData object ({type(error).__name__}: {one_line(error)}); {remedy}"
         raise ValueError(msg) from error
 

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scverse_plugin import get, pl, tl
 from scverse_plugin._report import report
 
-NAME = "cello1"
+_NAME = "cello1"
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,9 +53,9 @@ class Cello1:
     report = _method(report)
 
 
-def register() -> None:
+def register_namespace() -> None:
     """Register ``adata.cello1`` where anndata has the hook (0.12 and later); a second call changes nothing."""
     hook = getattr(anndata, "register_anndata_namespace", None)
-    if hook is None or hasattr(AnnData, NAME):
+    if hook is None or hasattr(AnnData, _NAME):
         return
-    hook(NAME)(Cello1)
+    hook(_NAME)(Cello1)

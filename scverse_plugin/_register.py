@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-NAME = "cello1_annotate"
+_NAME = "cello1_annotate"
 
 
 def register(module: ModuleType | Any | None = None) -> None:
@@ -16,9 +16,8 @@ def register(module: ModuleType | Any | None = None) -> None:
         import scanpy
 
         module = scanpy.tl
-    there = getattr(module, NAME, None)
+    there = getattr(module, _NAME, None)
     if there is not None and there is not annotate:
         owner = f"{getattr(there, '__module__', '')}.{getattr(there, '__qualname__', there)}"
-        msg = f"scanpy.tl.{NAME} is {owner} already; use scverse_plugin.tl.annotate"
-        raise ImportError(msg)
-    setattr(module, NAME, annotate)
+        raise ImportError(f"scanpy.tl.{_NAME} is {owner} already; use scverse_plugin.tl.annotate")
+    setattr(module, _NAME, annotate)

@@ -22,7 +22,7 @@ import scanpy as sc
 from PIL import Image
 
 import scverse_plugin
-from scverse_plugin._commands.demo import ANSWERS, Recorded, annotate
+from scverse_plugin._commands.demo import ANSWERS, Recorded, annotate_demo
 
 DPI = 70
 WINDOW = 1100, 1500  # of the report
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     with Recorded(ANSWERS) as engine:
-        adata = annotate(engine)
+        adata = annotate_demo(engine)
     plots = {
         "support": scverse_plugin.pl.support(adata, return_fig=True),
         "votes": scverse_plugin.pl.votes(adata, return_fig=True),

@@ -45,7 +45,7 @@ _PLAIN: dict[str, tuple[Any, str]] = {
     "top_p": (float, "probability mass to sample from"),
     "max_tokens": (int, "longest response"),
     "reasoning_budget": (int, "most tokens of reasoning"),
-    "max_concurrency": (int, "puzzles under way at a time"),
+    "max_concurrency": (int, "puzzles in flight at a time"),
     "max_puzzles": (int, "refuse a run that takes more"),
     "cache": (str, ".jsonl file that keeps responses; by default one for each model in the user's cache folder"),
     "on_error": (str, "raise or skip"),
@@ -126,8 +126,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         options["price_per_million_tokens"] = prices[0] if len(prices) == 1 else tuple(prices)
     for name, off in (("context", args.no_context), ("cache", args.no_cache)):
         if off and name in options:
-            msg = f"--{name} and --no-{name} exclude each other; give one of them"
-            raise ValueError(msg)
+            raise ValueError(f"--{name} and --no-{name} exclude each other; give one of them")
         if off:
             options[name] = None
     return options | {
@@ -143,12 +142,10 @@ def _calibration(path: Path, key: str) -> Any:
     from scverse_plugin import _files
 
     if not path.exists():
-        msg = f"--calibration: there is no file {path}"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"--calibration: there is no file {path}")
     found = _files.read_object(path).uns.get(key, {}).get("calibration")
     if found is None:
-        msg = f"--calibration: {path} has no calibrated run {key!r}; annotate it with --truth COLUMN first"
-        raise ValueError(msg)
+        raise ValueError(f"--calibration: {path} has no calibrated run {key!r}; annotate it with --truth COLUMN first")
     return found
 
 
@@ -193,8 +190,7 @@ def _read(args: argparse.Namespace) -> tuple[AnnData, list[str] | str | None, di
 
     adata, options = _files.read_object(args.input), _options(args)
     if args.truth is not None and args.truth not in adata.obs.columns:
-        msg = f"--truth: obs has no column {args.truth!r}; it has {list(map(str, adata.obs.columns))}"
-        raise ValueError(msg)
+        raise ValueError(f"--truth: obs has no column {args.truth!r}; it has {list(map(str, adata.obs.columns))}")
     if args.calibration is not None:
         options["calibration"] = _calibration(args.calibration, options.get("key_added", "cello1"))
     return adata, _read_types(args.cell_types, list(map(str, adata.obs.columns))), options

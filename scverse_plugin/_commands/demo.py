@@ -83,10 +83,10 @@ def run(args: argparse.Namespace) -> None:
     if model is None:
         with Recorded(ANSWERS) as engine:
             print(f"no model in {MODEL}: the answers are recorded ones ({engine.model})", file=sys.stderr)
-            adata = annotate(engine)
+            adata = annotate_demo(engine)
     else:
         with _started(model) as engine:
-            adata = annotate(engine)
+            adata = annotate_demo(engine)
     _show(adata, target, page, opens=not args.no_open)
 
 
@@ -115,7 +115,7 @@ def _started(model: Path) -> EngineBase:
     return start_engine(name, model, constrained=True)
 
 
-def annotate(engine: EngineBase) -> Any:
+def annotate_demo(engine: EngineBase) -> Any:
     """Label the clusters of scanpy's cells with the types that their publishers name."""
     import scanpy as sc
 

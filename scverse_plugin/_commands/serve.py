@@ -56,11 +56,10 @@ def run(args: argparse.Namespace) -> int:
     if args.print_only:
         return 0
     if importlib.util.find_spec("vllm") is None:
-        msg = (
+        raise RuntimeError(
             "vLLM is not installed; use an environment made by recipe/cello1/launch/setup_env.sh, or another server "
             "(Ollama, llama.cpp, a cloud provider): cello1 annotate --engine openai --base-url URL --model NAME"
         )
-        raise RuntimeError(msg)
     # The same Python, whatever is on PATH.
     run = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]
     return subprocess.run(run, env={**os.environ, **environment}, check=False).returncode

@@ -25,8 +25,8 @@ from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
 from scverse_plugin.pl._shared import PAGE
 
-LARGEST = 2_700_000  # characters of a page; puzzles beyond are left to the object
-LEAST = 300_000  # of which puzzles have so many in any case
+_LARGEST = 2_700_000  # characters of a page; puzzles beyond are left to the object
+_LEAST = 300_000  # of which puzzles have so many in any case
 FRAME = 250  # of a puzzle besides its texts
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -79,7 +79,7 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
 
     wanted = [found[:max_traces] for found in of_group]
     links = sum(map(len, wanted)) * len('<a href="#p1000"></a>')
-    budget = max(LEAST, LARGEST - len(render({})) - links)
+    budget = max(_LEAST, _LARGEST - len(render({})) - links)
     atomic_write(path, render(_shown(wanted, traces, mentions, budget)))
     return path
 
@@ -103,8 +103,7 @@ def check_path(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
-        msg = f"report: {path} must end in .html"
-        raise ValueError(msg)
+        raise ValueError(f"report: {path} must end in .html")
     check_place(path, "report")
     return path
 

@@ -52,25 +52,21 @@ class ContextWriter:
 
     def _read_keys(self, keys: Any, adata: AnnData) -> None:
         if isinstance(keys, str):
-            msg = f"context_keys must be a list of obs columns, got the str {keys!r}; write [{keys!r}]"
-            raise ValueError(msg)
+            raise ValueError(f"context_keys must be a list of obs columns, got the str {keys!r}; write [{keys!r}]")
         if isinstance(keys, Mapping):
             try:
                 self._rules = rules_from_table(keys)
             except ValueError as error:
-                msg = f"context_keys: {error}"
-                raise ValueError(msg) from None
+                raise ValueError(f"context_keys: {error}") from None
         self.keys = tuple(dict.fromkeys(map(str, keys)))
         for name in self.keys:
             if name not in adata.obs.columns:
-                msg = f"context_keys: adata.obs has no column {name!r}; it has {obs_names(adata)}"
-                raise ValueError(msg)
+                raise ValueError(f"context_keys: adata.obs has no column {name!r}; it has {obs_names(adata)}")
             if name not in CONTEXT_FIELDS and name not in self._rules:
-                msg = (
+                raise ValueError(
                     f"context_keys: no sentence is known for the column {name!r}; give it: "
                     f"context_keys={{{name!r}: 'The patient ... {{value}}.'}}"
                 )
-                raise ValueError(msg)
 
     def __call__(self, sample: str, cells: Sequence[int]) -> str:
         """Write the sentences."""
@@ -93,15 +89,12 @@ def _texts(context: str | Mapping[str, str], samples: Sequence[str] | None) -> d
     if isinstance(context, Mapping):
         found = {str(sample): text for sample, text in context.items()}
         if samples is None:
-            msg = "context maps samples to texts, which needs sample_key"
-            raise ValueError(msg)
+            raise ValueError("context maps samples to texts, which needs sample_key")
         if lacking := [sample for sample in samples if sample not in found]:
-            msg = f"context has no text for the samples {lacking}; give one for each sample ('' for none)"
-            raise ValueError(msg)
+            raise ValueError(f"context has no text for the samples {lacking}; give one for each sample ('' for none)")
     else:
         found = {"": context}
     for text in found.values():
         if text != "" and (fault := text_fault(text)):
-            msg = f"context {fault}: {text!r}; give the sentences on one line"
-            raise ValueError(msg)
+            raise ValueError(f"context {fault}: {text!r}; give the sentences on one line")
     return found

@@ -34,39 +34,34 @@ def read_groups(adata: AnnData, groupby: str | None, groups: Iterable[str] | Non
     """Read the groups; a column of texts is taken as scanpy takes it."""
     if groupby is None:
         if groups is not None:
-            msg = f"groups={groups} needs groupby, the column of obs that has these groups"
-            raise ValueError(msg)
+            raise ValueError(f"groups={groups} needs groupby, the column of obs that has these groups")
         names = tuple(map(str, adata.obs_names))
         if len(set(names)) < len(names):
             msg = "groupby=None labels every cell by its name, but obs_names repeat; call adata.obs_names_make_unique()"
             raise ValueError(msg)
         return Labels(np.arange(adata.n_obs), names)
     if groupby not in adata.obs.columns:
-        msg = f"groupby: adata.obs has no column {groupby!r}; it has {obs_names(adata)}"
-        raise ValueError(msg)
+        raise ValueError(f"groupby: adata.obs has no column {groupby!r}; it has {obs_names(adata)}")
     column = adata.obs[groupby]
     if not isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.infer_dtype(column, skipna=True) != "string":
-        msg = (
+        raise ValueError(
             f"groupby: adata.obs[{groupby!r}] must be categorical, got {column.dtype}; convert it first: "
             f"adata.obs[{groupby!r}] = adata.obs[{groupby!r}].astype('category')"
         )
-        raise ValueError(msg)
     found = _labels(column)
     if groups is not None:
         if isinstance(groups, str):
-            msg = f"groups must be a list of groups, got the str {groups!r}; write [{groups!r}]"
-            raise ValueError(msg)
+            raise ValueError(f"groups must be a list of groups, got the str {groups!r}; write [{groups!r}]")
         wanted = [str(name) for name in groups]
         if unknown := [name for name in wanted if name not in found.categories]:
-            msg = f"groups: adata.obs[{groupby!r}] has no {unknown}; it has {list(found.categories)}"
-            raise ValueError(msg)
+            raise ValueError(f"groups: adata.obs[{groupby!r}] has no {unknown}; it has {list(found.categories)}")
         kept = [name for name in found.categories if name in set(wanted)]
         lookup = np.array([kept.index(name) if name in set(wanted) else -1 for name in found.categories] + [-1])
         found = Labels(lookup[found.codes], tuple(kept))
     elif (missing := int((found.codes < 0).sum())) > 0:
         logg.warning(f"{missing} cells have no group in adata.obs[{groupby!r}] (NaN, 'unknown'): they get no label")
     if not found.categories:
-        msg = f"groupby: adata.obs[{groupby!r}] has no groups; no entry says anything, or groups=[] leaves none"
+        msg = f"groupby: adata.obs[{groupby!r}] has no groups: every entry is empty, or groups=[] leaves none"
         raise ValueError(msg)
     return found
 
@@ -85,15 +80,13 @@ def read_samples(adata: AnnData, sample_key: str | None, rows: np.ndarray) -> La
     if sample_key is None:
         return None
     if sample_key not in adata.obs.columns:
-        msg = f"sample_key: adata.obs has no column {sample_key!r}; it has {obs_names(adata)}"
-        raise ValueError(msg)
+        raise ValueError(f"sample_key: adata.obs has no column {sample_key!r}; it has {obs_names(adata)}")
     found = _labels(adata.obs[sample_key])
     if (missing := int((found.codes[rows] < 0).sum())) > 0:
-        msg = (
+        raise ValueError(
             f"sample_key: {missing} cells have no sample (NaN), or 'unknown', in adata.obs[{sample_key!r}]; "
             "fill them in, or leave these cells out"
         )
-        raise ValueError(msg)
     return found
 
 

@@ -43,11 +43,9 @@ def open_expression(
 ) -> Expression:
     """Find the matrix and the gene symbols."""
     if layer is not None and use_raw:
-        msg = "Cannot specify `layer` and have `use_raw=True`."
-        raise ValueError(msg)
+        raise ValueError("Cannot specify `layer` and have `use_raw=True`.")
     if use_raw and adata.raw is None:
-        msg = "Received `use_raw=True`, but `adata.raw` is empty. Set use_raw=False, or name a layer."
-        raise ValueError(msg)
+        raise ValueError("Received `use_raw=True`, but `adata.raw` is empty. Set use_raw=False, or name a layer.")
     if use_raw is None:
         use_raw = layer is None and adata.raw is not None
     matrix, given = expression(adata, layer=layer, use_raw=use_raw)
@@ -79,8 +77,7 @@ def open_expression(
             remedy = (
                 f"pass gene_symbols={error.column!r}" if error.column else f"add a column of symbols to {where}.var"
             )
-        msg = f"gene_symbols: {where}.var: {error.reason}; {remedy}"
-        raise ValueError(msg) from None
+        raise ValueError(f"gene_symbols: {where}.var: {error.reason}; {remedy}") from None
     hidden = n_named - (len(names) - names.count(None))  # on request
     for note in replace(table, n_unnamed=table.n_unnamed - hidden).notes:
         logg.warning(f"{where}.var: {note}")
@@ -90,16 +87,14 @@ def open_expression(
 def _masked(names: list[str | None], mask: Any, var: Any, where: str) -> list[str | None]:
     if isinstance(mask, str):
         if mask not in var.columns:
-            msg = f"mask_var: {where}.var has no column {mask!r}; it has {list(map(str, var.columns))}"
-            raise ValueError(msg)
+            raise ValueError(f"mask_var: {where}.var has no column {mask!r}; it has {list(map(str, var.columns))}")
         mask = var[mask].to_numpy()
     mask = np.asarray(mask)
     if mask.dtype != bool or mask.shape != (len(names),):
-        msg = (
+        raise ValueError(
             f"mask_var must be a boolean for each of the {len(names)} genes of {where}, "
             f"got {mask.dtype} of shape {mask.shape}"
         )
-        raise ValueError(msg)
     return [name if kept else None for name, kept in zip(names, mask.tolist(), strict=True)]
 
 
@@ -107,13 +102,12 @@ def _genes_only(names: list[str | None], kinds: Any, where: str) -> list[str | N
     """Leave out what is no gene expression: antibodies, guides, peaks."""
     others = [str(kind) for kind in kinds if is_usable(kind) and str(kind).strip().lower() != "gene expression"]
     if len(others) == len(names):
-        msg = (
+        raise ValueError(
             f"{where}.var[{FEATURE_TYPES!r}] has no 'Gene Expression', only {sorted(set(others))}; "
             "pass the object with gene expression"
         )
-        raise ValueError(msg)
     if others:
-        logg.hint(f"{len(others)} features are no gene expression ({', '.join(sorted(set(others)))}): left out")
+        logg.hint(f"{len(others)} features are not gene expression ({', '.join(sorted(set(others)))}): left out")
     drop = set(others)
     return [None if str(kind) in drop else name for name, kind in zip(names, kinds, strict=True)]
 
@@ -174,26 +168,23 @@ def _check_range(name: str, values: np.ndarray) -> None:
         return
     low, high = values.min(), values.max()  # either is NaN if anything is
     if not np.isfinite(low) or not np.isfinite(high):
-        msg = (
+        raise ValueError(
             f"{name} holds NaN or infinite values; filter these cells, or choose another matrix with layer= or use_raw="
         )
-        raise ValueError(msg)
     if low < 0:
-        msg = (
+        raise ValueError(
             f"{name} holds negative values ({low:.3g}), as scaled data do; "
             "choose counts or log-normalised values with layer= or use_raw="
         )
-        raise ValueError(msg)
 
 
 def _check_empty(name: str, rows: np.ndarray, obs_names: Sequence[str]) -> None:
     if len(rows):
         shown = ", ".join(str(obs_names[row]) for row in rows[:3].tolist()) + (", ..." if len(rows) > 3 else "")
-        msg = (
+        raise ValueError(
             f"{name}: {len(rows)} of the cells to annotate express no gene ({shown}); "
             "remove them first: sc.pp.filter_cells(adata, min_genes=1)"
         )
-        raise ValueError(msg)
 
 
 def _blocks(source: Expression, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Any]]:
@@ -236,11 +227,9 @@ def list_genes(
 ) -> dict[int, tuple[str, ...]]:
     """List the top genes of some cells."""
     if rank_by not in RANKS:
-        msg = f"rank_by must be one of {', '.join(RANKS)}, got {rank_by!r}"
-        raise ValueError(msg)
+        raise ValueError(f"rank_by must be one of {', '.join(RANKS)}, got {rank_by!r}")
     if isinstance(n_top, bool) or not isinstance(n_top, int | np.integer) or n_top < 1:
-        msg = f"n_top_genes must be a positive integer, got {n_top!r}"
-        raise ValueError(msg)
+        raise ValueError(f"n_top_genes must be a positive integer, got {n_top!r}")
     rows = np.unique(rows)
     weights = _weights(source, rows) if rank_by == "specificity" else None
     found: dict[int, tuple[str, ...]] = {}

@@ -43,11 +43,10 @@ def check_symbols(
     if not kind:
         logg.hint(f"organism={organism!r}: how its symbols are written is not known here; listed as they are")
     elif kind == "human" and share < 0.5:
-        msg = (
+        raise ValueError(
             f"organism={organism!r}, but {1 - share:.0%} of the listed gene symbols are not in upper case, as a "
             "mouse's are (Cd3e, not CD3E); pass organism='mouse'"
         )
-        raise ValueError(msg)
     elif kind == "mouse" and share > 0.5:
         if not quiet:
             logg.warning(

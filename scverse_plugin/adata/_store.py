@@ -42,16 +42,14 @@ def check_object(adata: object) -> None:
             try:
                 check_store(adata.filename)
             except BadFileError as error:
-                msg = f"adata: {adata.filename}: {error}"
-                raise ValueError(msg) from None
+                raise ValueError(f"adata: {adata.filename}: {error}") from None
         return
     kind = type(adata).__name__
     held = getattr(adata, "mod", None)
     names = list(held) if isinstance(held, Mapping) else []
     chosen = "rna" if "rna" in names or not names else names[0]
     remedy = f"; pass mdata[{chosen!r}]" + (f" (it has {names})" if names else "") if kind == "MuData" else ""
-    msg = f"adata must be an AnnData object, got {kind}{remedy}"
-    raise ValueError(msg)
+    raise ValueError(f"adata must be an AnnData object, got {kind}{remedy}")
 
 
 def is_ours(adata: AnnData, key: str) -> bool:
@@ -76,25 +74,22 @@ def check_free(adata: AnnData, key: str, columns: Sequence[str] | None = None) -
         taken += [f"obsm[{key + VOTES!r}]"] if key + VOTES in adata.obsm and key + VOTES not in ours else []
         taken += [f"uns[{key!r}]"] if key in adata.uns and not is_ours(adata, key) else []
     if taken:
-        msg = (
+        raise ValueError(
             f"key_added={key!r} would overwrite adata.{', adata.'.join(taken)}, which cello1 has not written; "
             "choose another key_added, or rename what is there"
         )
-        raise ValueError(msg)
 
 
 def check_writable(adata: AnnData, *, copy: bool) -> None:
     """Check that results can be put into an object; anndata would refuse it only when everything has been asked."""
     if adata.isbacked and adata.is_view:
         # Not view.to_memory(): with anndata 0.11 the result has no X.
-        msg = (
-            "adata is a view of a backed object, which nothing can be added to; load the object first and take the "
-            "part then: whole.to_memory()[cells]"
+        raise ValueError(
+            "adata is a view of a backed object, which cannot be changed; load the object first, then take the "
+            "subset: whole.to_memory()[cells]"
         )
-        raise ValueError(msg)
     if adata.isbacked and copy:
-        msg = "copy=True cannot copy a backed object; pass adata.to_memory() instead, which is a copy"
-        raise ValueError(msg)
+        raise ValueError("copy=True cannot copy a backed object; pass adata.to_memory() instead, which is a copy")
 
 
 def write_ontology(adata: AnnData, key: str, column: pd.Series) -> None:
@@ -111,12 +106,11 @@ def stored(adata: AnnData, key: str) -> dict[str, Any]:
     if not is_ours(adata, key):
         runs = [str(name) for name in adata.uns if is_ours(adata, name)]
         found = f"there are {runs}" if runs else "there is none; call sc.tl.cello1_annotate first"
-        msg = f"key: adata.uns has no cello1 run {key!r}; {found}"
-        raise ValueError(msg)
+        raise ValueError(f"key: adata.uns has no cello1 run {key!r}; {found}")
     return adata.uns[key]
 
 
-def plain(text: str) -> str:
+def storable(text: str) -> str:
     """Make a text fit for HDF5, which takes neither NUL nor lone surrogates."""
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
@@ -238,11 +232,11 @@ def plain_params(params: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, str):
-            found[name] = plain(value)
+            found[name] = storable(value)
         elif isinstance(value, bool | int | float):
             found[name] = value
         elif value is not None:
-            found[name] = plain(json.dumps(value, ensure_ascii=False))
+            found[name] = storable(json.dumps(value, ensure_ascii=False))
     return found
 
 
@@ -291,8 +285,8 @@ def _names(values: Sequence[str]) -> np.ndarray:
 
 
 def _texts(values: Sequence[str]) -> np.ndarray:
-    return np.array([plain(value) for value in values], dtype=object)
+    return np.array([storable(value) for value in values], dtype=object)
 
 
 def _lists(values: Sequence[Sequence[str]]) -> np.ndarray:
-    return np.array([plain(json.dumps(list(value), ensure_ascii=False)) for value in values], dtype=object)
+    return np.array([storable(json.dumps(list(value), ensure_ascii=False)) for value in values], dtype=object)

@@ -25,11 +25,10 @@ def read_types(
         where = "reference" if reference is not None else "adata"
         obs = (reference if reference is not None else adata).obs
         if cell_types not in obs.columns:
-            msg = (
+            raise ValueError(
                 f"cell_types: {where}.obs has no column {cell_types!r}; give a list of types (['B cell', 'T cell']), "
                 f"or a column: {list(map(str, obs.columns))}"
             )
-            raise ValueError(msg)
         cell_types = obs[cell_types]
     elif reference is not None:
         msg = "reference is given, but cell_types is no column name; name the column of reference.obs with the types"
@@ -46,43 +45,37 @@ def _by_sample(cell_types: Mapping[Any, Any], samples: Sequence[str] | None) -> 
         raise ValueError(msg)
     named = {str(sample): types for sample, types in cell_types.items()}
     if lacking := [sample for sample in samples if sample not in named]:
-        msg = f"cell_types has no list for the samples {lacking}; give one for each sample"
-        raise ValueError(msg)
+        raise ValueError(f"cell_types has no list for the samples {lacking}; give one for each sample")
     return {sample: checked_types(named[sample], f"cell_types[{sample!r}]") for sample in samples}
 
 
 def checked_types(types: Any, name: str) -> tuple[str, ...]:
     """Check types; a name that says nothing ("unknown", NaN) is none, and is left out."""
     if isinstance(types, str | bytes) or not isinstance(types, Iterable):
-        msg = f"{name} must be a list of types (['B cell', 'T cell']), got {type(types).__name__}"
-        raise ValueError(msg)
+        raise ValueError(f"{name} must be a list of types (['B cell', 'T cell']), got {type(types).__name__}")
     given = list(types)
     found = [label for label in given if is_usable(label)]
     if not found:
         what = f"{name} has no types, only {given}" if given else f"{name} is empty"
-        msg = f"{what}; give the types that the cells may be, ['B cell', 'T cell'] for example"
-        raise ValueError(msg)
+        raise ValueError(f"{what}; give the types that the cells may be, ['B cell', 'T cell'] for example")
     check_types(name, found)
     found = list(map(normal_form, found))
     if hidden := [label for label in found if not label.isprintable()]:
         msg = f"{name}: the type {hidden[0]!r} has a character that cannot be seen (NUL, tab, ...); rename it"
         raise ValueError(msg)
     if nothing := [label for label in dict.fromkeys(map(str, given)) if not is_usable(label)]:
-        logg.warning(f"{name}: left out what names no type: {', '.join(map(repr, nothing))}")
+        logg.warning(f"{name}: left out entries that name no type: {', '.join(map(repr, nothing))}")
     return tuple(sorted(found))
 
 
 def check_decoys(decoys: Iterable[str], types: Sequence[str], unassigned: str) -> tuple[str, ...]:
     """Check the decoys, and that no type is called like the mark for cells without a label."""
     if not isinstance(unassigned, str) or not unassigned.strip():
-        msg = f"unassigned must be a name, got {unassigned!r}; 'Unassigned' for example"
-        raise ValueError(msg)
+        raise ValueError(f"unassigned must be a name, got {unassigned!r}; 'Unassigned' for example")
     decoys = decoys if isinstance(decoys, str) or not isinstance(decoys, Iterable) else list(decoys)
     found = () if decoys == [] else checked_types(decoys, "decoys")
     if both := sorted({name.lower() for name in found} & {name.lower() for name in types}):
-        msg = f"decoys: {both} are candidates, too; decoys are types that these cells cannot be"
-        raise ValueError(msg)
+        raise ValueError(f"decoys: {both} are candidates, too; decoys are types that these cells cannot be")
     if unassigned.lower() in {name.lower() for name in (*types, *found)}:
-        msg = f"unassigned={unassigned!r} is one of the cell types; choose another name"
-        raise ValueError(msg)
+        raise ValueError(f"unassigned={unassigned!r} is one of the cell types; choose another name")
     return found

@@ -42,8 +42,7 @@ def cello1_df(
         If there is no such run or table.
     """
     if table not in TABLES:
-        msg = f"table must be one of {', '.join(TABLES)}, got {table!r}"
-        raise ValueError(msg)
+        raise ValueError(f"table must be one of {', '.join(TABLES)}, got {table!r}")
     run = _store.stored(adata, key)
     if table == "traces":
         traces = run["traces"].reset_index(drop=True).copy()
@@ -52,8 +51,7 @@ def cello1_df(
         return traces
     if table == "models":
         if "models" not in run:
-            msg = f"table: the run {key!r} asked one model; table='groups' has its labels"
-            raise ValueError(msg)
+            raise ValueError(f"table: the run {key!r} asked one model; table='groups' has its labels")
         return run["models"].reset_index(drop=True).copy()
     groups = run["groups"].copy()
     by_sample = bool((groups["sample"] != "").any())
@@ -87,8 +85,7 @@ def cell_groups(adata: AnnData, key: str, groups: pd.DataFrame) -> pd.DataFrame:
     elif groupby in adata.obs.columns:
         column = adata.obs[groupby].astype(str)
     else:
-        msg = f"key: the column {groupby!r} that was annotated is gone from adata.obs; run annotate again"
-        raise ValueError(msg)
+        raise ValueError(f"key: the column {groupby!r} that was annotated is gone from adata.obs; run annotate again")
     pairs = pd.DataFrame({"group": column.to_numpy()})
     pairs["sample"] = ""
     if (groups["sample"] != "").any():

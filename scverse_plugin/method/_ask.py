@@ -48,16 +48,14 @@ class Cache(Journal):
 
     def __init__(self, path: str | Path) -> None:
         if Path(path).suffix != ".jsonl":
-            msg = f"cache: {path} must end in .jsonl; it is a file with one response a line"
-            raise ValueError(msg)
+            raise ValueError(f"cache: {path} must end in .jsonl; it is a file with one response a line")
         super().__init__(path, _read_key)
 
 
 def _read_key(record: Any, where: str) -> str | None:
     if not isinstance(record, dict) or not isinstance(record.get("key"), str) or "text" not in record:
         path, _, number = where.rpartition(", line ")
-        msg = f"cache: line {number} of {path} is no response; give another file"
-        raise ValueError(msg)
+        raise ValueError(f"cache: line {number} of {path} is not a response; choose another file")
     sound = isinstance(record["text"], str) and isinstance(record.get("finish_reason"), str)
     # What an older version took from a server unchecked is asked again.
     return record["key"] if sound and all(type(record.get(name)) is int for name in _COUNTS) else None
@@ -74,7 +72,7 @@ def readable(text: str) -> str:
     return found if parse_answer(found).ok else text
 
 
-def ask(
+def ask_puzzles(
     engine: Engine,
     puzzles: Sequence[Puzzle],
     *,
@@ -132,8 +130,7 @@ def ask(
     ) as bar:
         asked = ask_all(engine, todo, requests.__getitem__, keep, sampling, stop=stop, bar=bar)
     if cut >= PATIENCE and not good:
-        msg = f"all {cut} answers were cut at max_tokens={sampling.max_tokens}; raise it"
-        raise EngineError(msg)
+        raise EngineError(f"all {cut} answers were cut at max_tokens={sampling.max_tokens}; raise it")
     if asked.failed and on_error == "raise":
         raise EngineError(advice(next(iter(asked.errors)), cut + good, len(requests), cache))
     return [replies[key] for key in keys]
@@ -145,7 +142,7 @@ def advice(error: str, done: int, total: int, cache: Cache | None) -> str:
         f"The {done} finished ones are kept in {cache.path}: mend the cause and run the same call again, it asks only "
         "what is missing"
         if cache is not None
-        else 'Mend the cause and run again; with cache="answers.jsonl" a rerun would ask only what is missing'
+        else 'Fix the cause and run again; with cache="answers.jsonl" a rerun would ask only what is missing'
     )
     return f"{total - done} of {total} puzzles have no answer ({error}). {kept}, or set on_error='skip'."
 

@@ -77,8 +77,7 @@ def check_calibration(calibration: object) -> None:
         lacking = {"isotonic": ("x", "y"), "temperature": ("temperature",)}.get(str(method))
         if lacking and all(name in calibration for name in (*lacking, "support")):
             return
-    msg = (
+    raise ValueError(
         f"calibration must be what tl.calibrate has stored, labelled.uns['cello1']['calibration'], "
         f"got {type(calibration).__name__}"
     )
-    raise ValueError(msg)

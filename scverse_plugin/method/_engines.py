@@ -54,28 +54,24 @@ def check_engine(
     """Check the parameters that choose the engine, before any work is done."""
     if not isinstance(engine, str):
         if lacking := [name for name in _PROTOCOL if not hasattr(engine, name)]:
-            msg = (
+            raise ValueError(
                 f"engine: {type(engine).__name__} has no {', '.join(lacking)}; give one of {', '.join(ENGINES)}, "
                 "or an object like recipe.cello1.engines.protocol.Engine"
             )
-            raise ValueError(msg)
         if model is not None or base_url is not None or options:
             msg = "model, base_url and engine_options go with the name of an engine; the engine object has its own"
             raise ValueError(msg)
         return
     if engine not in ENGINES:
-        msg = f"engine must be one of {', '.join(ENGINES)} or an engine object, got {engine!r}"
-        raise ValueError(msg)
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)} or an engine object, got {engine!r}")
     if model is None or not str(model):
-        msg = (
+        raise ValueError(
             "model is missing; give the name that the server lists"
             if engine == "openai"
             else "model is missing; give the folder of a trained model, outputs/embedded/model for example"
         )
-        raise ValueError(msg)
     if base_url is not None and engine != "openai":
-        msg = f"base_url={base_url!r} goes with engine='openai', got engine={engine!r}"
-        raise ValueError(msg)
+        raise ValueError(f"base_url={base_url!r} goes with engine='openai', got engine={engine!r}")
 
 
 def local_model(model: str) -> str:
@@ -87,8 +83,7 @@ def local_model(model: str) -> str:
     if named and (folder := _downloaded(model)):
         return folder
     remedy = f"download it first: hf download {model}" if named else "give the folder of a trained model"
-    msg = f"model: there is no folder {model}; {remedy}"
-    raise FileNotFoundError(msg)
+    raise FileNotFoundError(f"model: there is no folder {model}; {remedy}")
 
 
 def _downloaded(name: str) -> str:

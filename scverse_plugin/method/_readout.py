@@ -18,7 +18,7 @@ from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.trace import first_line
 from scverse_plugin.method._ask import Cache, Reply, advice
 
-Way = Literal["matrix", "soft"]  # as in recipe.cello1.engines.read_out
+ReadOut = Literal["matrix", "soft"]  # as in recipe.cello1.engines.read_out
 SUPPORTS = ("auto", "votes", "readout")
 _BEGINNING = first_line(())[:-1]  # what a trace that goes cell by cell begins with, up to the first candidate
 _PROBE = Sampling(max_tokens=16)
@@ -27,14 +27,13 @@ _PROBE = Sampling(max_tokens=16)
 def check_readout(engine: Engine) -> None:
     """Check that an engine gives probabilities."""
     if not getattr(engine, "can_score", False):
-        msg = (
+        raise ValueError(
             f"support='readout' needs the probabilities of texts, and the engine {engine.name!r} gives none; use vllm "
             "or transformers, or support='votes'"
         )
-        raise ValueError(msg)
 
 
-def find_way(engine: Engine, puzzle: Puzzle, layout: Layout) -> Way:
+def find_way(engine: Engine, puzzle: Puzzle, layout: Layout) -> ReadOut:
     """Look at how the model begins: a trace that goes cell by cell can be read with each cell at the front."""
     for _, done in engine.generate(iter([Request(annotation_messages(puzzle, layout))]), _PROBE):
         if isinstance(done, Completion) and done.text.startswith(_BEGINNING):
@@ -46,7 +45,7 @@ def ask_out(
     engine: Engine,
     puzzles: Sequence[Puzzle],
     *,
-    way: Way,
+    way: ReadOut,
     layout: Layout,
     sampling: Sampling,
     seeds: Sequence[int],
@@ -105,7 +104,7 @@ def _table(record: Any, puzzle: Puzzle) -> np.ndarray | None:
     return table if sound else None
 
 
-def _text(reading: Reading, way: Way) -> str:
+def _text(reading: Reading, way: ReadOut) -> str:
     """Write a reading as a response: the one that was read, or the evidence of each cell as reasoning."""
     if way == "soft":
         return reading.said[0]

@@ -47,8 +47,7 @@ def confusion(
     _store.stored(adata, key)
     for name, column in (("reference", reference), ("key", key)):
         if column not in adata.obs.columns:
-            msg = f"{name}: adata.obs has no column {column!r}; it has {obs_names(adata)}"
-            raise ValueError(msg)
+            raise ValueError(f"{name}: adata.obs has no column {column!r}; it has {obs_names(adata)}")
     known, found = adata.obs[reference], adata.obs[key]
     there = known.notna() & found.notna()
     table = pd.crosstab(known[there].astype(str), found[there].astype(str), normalize="index")

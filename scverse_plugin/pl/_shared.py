@@ -20,8 +20,7 @@ def one_page(table: Any, page: int) -> tuple[Any, str]:
     """Return the rows of a page, and what a title says of it; nothing where all fit."""
     n_pages = max(1, -(-len(table) // PAGE))
     if isinstance(page, bool) or not isinstance(page, int | np.integer) or not 1 <= page <= n_pages:
-        msg = f"page must be a number from 1 to {n_pages} ({PAGE} rows each), got {page!r}"
-        raise ValueError(msg)
+        raise ValueError(f"page must be a number from 1 to {n_pages} ({PAGE} rows each), got {page!r}")
     start = PAGE * (page - 1)
     rows = table.iloc[start : start + PAGE]
     return rows, f", rows {start + 1} to {start + len(rows)} of {len(table)}" if n_pages > 1 else ""

@@ -72,8 +72,7 @@ def umap(
     else:
         axes = list(np.ravel(np.asarray(ax, dtype=object)))
     if len(axes) != 2:
-        msg = f"ax must be two axes, for labels and support, got {len(axes)}"
-        raise ValueError(msg)
+        raise ValueError(f"ax must be two axes, for labels and support, got {len(axes)}")
     sc.pl.embedding(shown, basis, color=key, ax=axes[0], show=False, **kwargs)
     limits = {"vmin": 0, "vmax": 1} | kwargs
     sc.pl.embedding(shown, basis, color=key + _store.SUPPORT, ax=axes[1], show=False, **limits)

@@ -421,7 +421,7 @@ def _traces(adata: AnnData, prepared: Prepared, options: Options, answer: Answer
         adata.obs_names,
         reasoning=reasoning,
     )
-    return table.assign(model=_store.plain(answer.name)) if options.several else table
+    return table.assign(model=_store.storable(answer.name)) if options.several else table
 
 
 def _warn(table: pd.DataFrame, prepared: Prepared, checks: Mapping[str, Any]) -> None:

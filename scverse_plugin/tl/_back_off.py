@@ -12,8 +12,8 @@ from recipe.cello1.task.ontology import CellOntology
 from scverse_plugin.method._tally import Tally
 from scverse_plugin.tl._ontology import ontology_tables
 
-STEPS = 4  # most edges from a type up to the ancestor
-LARGEST = 400  # most terms below an ancestor, of more than 3,300: lymphocyte has 347, leukocyte 572
+STEPS_UP = 4  # most edges from a type up to the ancestor
+LARGEST_ANCESTOR = 400  # most terms below an ancestor, of more than 3,300: lymphocyte has 347, leukocyte 572
 
 
 def back_off(
@@ -35,7 +35,7 @@ def back_off(
         pair = row["best"], row["runner_up"]
         if row["status"] not in ("tie", "low_support") or not all(terms.get(name) for name in pair):
             continue
-        ancestor = ontology.nearest_ancestor(terms[pair[0]], terms[pair[1]], steps=STEPS, largest=LARGEST)
+        ancestor = ontology.nearest_ancestor(terms[pair[0]], terms[pair[1]], steps=STEPS_UP, largest=LARGEST_ANCESTOR)
         below = [j for j in np.flatnonzero(allowed[i]).tolist() if ancestor in above[types[j]]]
         raw = np.array([min(1.0, float(rates[i, below].sum()))])
         support = float(adjust(raw)[0])

@@ -48,8 +48,7 @@ class Prompts(list[Messages]):
     def check(self, allowed: int | None) -> None:
         """Check that so many puzzles may be asked."""
         if allowed is not None and self.n_puzzles > allowed:
-            msg = f"max_puzzles={allowed}, but this run asks {self.n_puzzles}; raise it, or lower n_votes"
-            raise ValueError(msg)
+            raise ValueError(f"max_puzzles={allowed}, but this run asks {self.n_puzzles}; raise it, or lower n_votes")
 
 
 def address(options: Options) -> str:

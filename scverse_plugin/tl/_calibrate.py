@@ -62,11 +62,9 @@ def calibrate(
     """
     run = _store.stored(adata, key)
     if truth not in adata.obs.columns:
-        msg = f"truth: adata.obs has no column {truth!r}; it has {list(map(str, adata.obs.columns))}"
-        raise ValueError(msg)
+        raise ValueError(f"truth: adata.obs has no column {truth!r}; it has {list(map(str, adata.obs.columns))}")
     if method not in METHODS:
-        msg = f"method must be one of {', '.join(METHODS)}, got {method!r}"
-        raise ValueError(msg)
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     groups = run["groups"]
     true = _true_types(adata, key, groups, truth)
     usable = ((groups["best"] != "") & (true != "")).to_numpy()
@@ -128,8 +126,7 @@ def _check(right: np.ndarray, truth: str, n_groups: int) -> None:
     if n_right in (0, n):
         names = "" if n_right else f", or check that {truth!r} names types as cell_types does"
         what = "right" if n_right else "wrong"
-        msg = f"truth: all {n} groups are {what}, so that nothing can be learnt from them; {more}{names}"
-        raise ValueError(msg)
+        raise ValueError(f"truth: all {n} groups are {what}, so that nothing can be learnt from them; {more}{names}")
     if min(n_right, n - n_right) < 2:
         msg = f"truth: only one of {n} groups is {'right' if n_right == 1 else 'wrong'}, two are needed; {more}"
         raise ValueError(msg)

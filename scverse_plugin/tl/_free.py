@@ -26,7 +26,7 @@ from scverse_plugin._files import visible
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._matrix import mean_profiles, open_expression
 from scverse_plugin.adata._species import check_symbols, of_species
-from scverse_plugin.method._ask import Cache, Reply, ask, completion_seeds
+from scverse_plugin.method._ask import Cache, Reply, ask_puzzles, completion_seeds
 from scverse_plugin.method._engines import opened
 from scverse_plugin.method._plan import LARGEST_PUZZLE, Draft, Members
 from scverse_plugin.method._solve import final_rounds, screening
@@ -41,11 +41,11 @@ _PLACEHOLDER = "cell"  # a type of which every cell is, until others are named
 _ROOT = "CL:0000000"
 _WIDEST = "CD4-positive, alpha-beta memory T cell {}"  # a name of usual length, to count tokens by
 
-Result: TypeAlias = AnnData | Prompts | None
-Closed: TypeAlias = Callable[..., Result]  # adata, options, what is prepared
+_Result: TypeAlias = AnnData | Prompts | None
+Closed: TypeAlias = Callable[..., _Result]  # adata, options, what is prepared
 
 
-def dispatch(adata: AnnData, options: Options, closed: Closed) -> Result:
+def dispatch(adata: AnnData, options: Options, closed: Closed) -> _Result:
     """Run with candidates, find them first, or take them from the ontology, whatever is asked."""
     if options.tissue is not None and (options.cell_types is not None or options.refine is not None):
         msg = f"tissue={options.tissue!r} goes with cell_types=None (and no refine); leave it out, or the others"
@@ -60,7 +60,7 @@ def dispatch(adata: AnnData, options: Options, closed: Closed) -> Result:
 # ------------------------------------------------------------------------------------------------------ finer labels
 
 
-def _refine(adata: AnnData, options: Options, closed: Closed) -> Result:
+def _refine(adata: AnnData, options: Options, closed: Closed) -> _Result:
     """Label the cells of one label anew, and put finer labels in their place."""
     key, label = options.key_added, str(options.refine)
     _store.stored(adata, key)
@@ -71,8 +71,7 @@ def _refine(adata: AnnData, options: Options, closed: Closed) -> Result:
     inside = (labels == label).to_numpy()
     if not inside.any():
         there = sorted(map(str, labels.dropna().unique()))
-        msg = f"refine: no cell in adata.obs[{key!r}] has the label {label!r}; it has {there}"
-        raise ValueError(msg)
+        raise ValueError(f"refine: no cell in adata.obs[{key!r}] has the label {label!r}; it has {there}")
     types: Any = options.cell_types
     if types is not None and not isinstance(types, str | Mapping):
         types = list(types)
@@ -83,8 +82,7 @@ def _refine(adata: AnnData, options: Options, closed: Closed) -> Result:
         ontology = ontology_tables()
         term = ontology.find(label)
         if not term:
-            msg = f"refine: {label!r} is no term of the Cell Ontology; pass the finer types as cell_types"
-            raise ValueError(msg)
+            raise ValueError(f"refine: {label!r} is no term of the Cell Ontology; pass the finer types as cell_types")
         below = {ontology.label(other) for other in ontology.descendants(term)}
         types = sorted(name for name in below if not type_fault(name) and of_species(name, options.organism))
         if not types:
@@ -148,7 +146,7 @@ class _Open:
         return [write(self.puzzle(draft), self.options.prompt_layout) for draft in self.drafts]
 
 
-def _free(adata: AnnData, options: Options, closed: Closed) -> Result:
+def _free(adata: AnnData, options: Options, closed: Closed) -> _Result:
     """Have the types named, and ask with them as candidates."""
     _check(options)
     place = None
@@ -180,7 +178,7 @@ def _free(adata: AnnData, options: Options, closed: Closed) -> Result:
         max_concurrency=options.max_concurrency,
         options=options.engine_options,
     ) as engine:
-        replies = ask(
+        replies = ask_puzzles(
             engine,
             [asking.puzzle(draft) for draft in asking.drafts],
             layout=options.prompt_layout,
@@ -211,28 +209,23 @@ def _free(adata: AnnData, options: Options, closed: Closed) -> Result:
 
 def _check(options: Options) -> None:
     if options.tissue is None:
-        msg = (
+        raise ValueError(
             "cell_types is missing; give the types that the cells may be (['B cell', 'T cell']), or tissue='blood' "
             "to have the model name them"
         )
-        raise ValueError(msg)
     for name in ("tissue", "organism"):
         value = getattr(options, name)
         if value is not None and (fault := text_fault(value)):
-            msg = f"{name} {fault}, got {value!r}; give a word or two on one line"
-            raise ValueError(msg)
+            raise ValueError(f"{name} {fault}, got {value!r}; give a word or two on one line")
     if options.several:
         msg = "model: cell_types=None has one model name the types, got several; pass what one has named as cell_types"
         raise ValueError(msg)
     if options.groupby is None:
-        msg = "cell_types=None names groups of cells, but groupby=None; name a column of obs with groups"
-        raise ValueError(msg)
+        raise ValueError("cell_types=None names groups of cells, but groupby=None; name a column of obs with groups")
     if options.reference is not None:
-        msg = "reference is given, but cell_types=None; name the column of reference.obs with the types"
-        raise ValueError(msg)
+        raise ValueError("reference is given, but cell_types=None; name the column of reference.obs with the types")
     if options.one_to_one is True:
-        msg = "one_to_one=True needs cell_types: the model may name fewer types than there are groups"
-        raise ValueError(msg)
+        raise ValueError("one_to_one=True needs cell_types: the model may name fewer types than there are groups")
 
 
 def _drawn(adata: AnnData, prepared: Prepared, options: Options) -> _Open:
@@ -318,7 +311,7 @@ def _names(asking: _Open, replies: Sequence[Reply], ontology: CellOntology) -> t
     table = pd.DataFrame(
         {
             "group": _objects([asking.prepared.units[unit].group for (unit, _), _ in rows]),
-            "answer": _objects([_store.plain(name) for (_, name), _ in rows]),
+            "answer": _objects([_store.storable(name) for (_, name), _ in rows]),
             "term": _objects([terms[name] for (_, name), _ in rows]),
             "cell_type": _objects([called[name] for (_, name), _ in rows]),
             "n": np.array([n for _, n in rows], dtype=np.int64),
@@ -340,11 +333,10 @@ def _names(asking: _Open, replies: Sequence[Reply], ontology: CellOntology) -> t
     found = {name for name in called.values() if name and not type_fault(name)}
     types = sorted(name for name in found if name.lower() not in decoys)
     if not types:
-        msg = (
+        raise ValueError(
             f"no open-ended answer names a type that the Cell Ontology has ({_shown(unmapped) or 'none can be read'}); "
             "pass the types as cell_types"
         )
-        raise ValueError(msg)
     return table, types
 
 

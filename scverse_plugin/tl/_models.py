@@ -12,7 +12,7 @@ from scanpy import logging as logg
 from recipe.cello1.engines.protocol import Engine, EngineError
 from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin._files import one_line
-from scverse_plugin.method._ask import Cache, Reply, ask, completion_seeds
+from scverse_plugin.method._ask import Cache, Reply, ask_puzzles, completion_seeds
 from scverse_plugin.method._engines import engine_version, opened, public_address
 from scverse_plugin.method._plan import Draft
 from scverse_plugin.method._readout import ask_out, check_readout, find_way
@@ -57,8 +57,7 @@ def ask_each(prepared: Prepared, each: Sequence[Options], kept: Sequence[Cache |
         else:
             files += [str(cache.path)] if cache is not None else []
     if not found:
-        msg = f"none of the models {', '.join(names)} has answered; the warnings say why"
-        raise EngineError(msg)
+        raise EngineError(f"none of the models {', '.join(names)} has answered; the warnings say why")
     return found
 
 
@@ -93,7 +92,7 @@ def _ask(prepared: Prepared, options: Options, kept: Cache | None, name: str) ->
             seeds = completion_seeds(len(drafts), prepared.rng)
             if way is not None:
                 return ask_out(running, puzzles, way=way, seeds=seeds, **common)
-            return ask(running, puzzles, seeds=seeds, constrain=constrain, **common)
+            return ask_puzzles(running, puzzles, seeds=seeds, constrain=constrain, **common)
 
         words = wording(prepared, options)
         solved = solve(prepared.units, prepared.lists, prepared.size, options.n_votes, put, prepared.rng, words)
@@ -125,11 +124,10 @@ def _support(engine: Engine, options: Options) -> str:
         support = "readout" if getattr(engine, "can_score", False) else "votes"
     fitted = options.calibration["support"] if options.calibration is not None else support
     if fitted != support:
-        msg = (
+        raise ValueError(
             f"calibration: it is made for the support of {fitted}, and here it is that of {support}; calibrate anew, "
             f"or ask with support={fitted!r}"
         )
-        raise ValueError(msg)
     if options.calibration is not None and (known := options.calibration.get("model")) not in (None, engine.model):
         logg.warning(f"calibration: it is of the model {known}, here {engine.model} answers")
     return support

@@ -45,8 +45,7 @@ def ontology_ids(adata: AnnData, key: str = "cello1", *, copy: bool = False) -> 
     """
     _store.stored(adata, key)
     if key not in adata.obs.columns:
-        msg = f"key: adata.obs has no column {key!r} any more; run annotate again"
-        raise ValueError(msg)
+        raise ValueError(f"key: adata.obs has no column {key!r} any more; run annotate again")
     _store.check_free(adata, key, [key + _store.ONTOLOGY])
     _store.check_writable(adata, copy=copy)
     if copy:
@@ -69,8 +68,7 @@ def ontology_tables() -> CellOntology:
     try:
         return load_ontology()
     except ImportError as error:
-        msg = f"{error}, or with the package's [ontology] extra"
-        raise ImportError(msg) from error
+        raise ImportError(f"{error}, or with the package's [ontology] extra") from error
 
 
 def _look_up(names: list[str]) -> dict[str, str]:

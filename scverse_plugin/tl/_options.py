@@ -89,16 +89,13 @@ class Options:
         try:
             check_layout(self.prompt_layout)
         except ValueError as error:
-            msg = f"prompt_layout: {error}"
-            raise ValueError(msg) from None
+            raise ValueError(f"prompt_layout: {error}") from None
         for name in ("groupby", "sample_key", "layer", "gene_symbols", "tissue", "organism", "refine"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                msg = f"{name} must be one name, a str, got {value!r}"
-                raise ValueError(msg)
+                raise ValueError(f"{name} must be one name, a str, got {value!r}")
         if not isinstance(self.engine_options or {}, Mapping):
-            msg = f"engine_options must be a dict ({{'max_model_len': 8192}}), got {self.engine_options!r}"
-            raise ValueError(msg)
+            raise ValueError(f"engine_options must be a dict ({{'max_model_len': 8192}}), got {self.engine_options!r}")
         self._check_numbers()
         for name, allowed in (
             ("evidence", tuple(EVIDENCE)),
@@ -107,11 +104,9 @@ class Options:
             ("support", SUPPORTS),
         ):
             if (value := getattr(self, name)) not in allowed:
-                msg = f"{name} must be one of {', '.join(allowed)}, got {value!r}"
-                raise ValueError(msg)
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if self.one_to_one not in (True, False, AUTO):
-            msg = f"one_to_one must be True, False or 'auto', got {self.one_to_one!r}"
-            raise ValueError(msg)
+            raise ValueError(f"one_to_one must be True, False or 'auto', got {self.one_to_one!r}")
         if self.calibration is not None:
             check_calibration(self.calibration)
         if self.several:
@@ -131,22 +126,19 @@ class Options:
             if value is None and name in optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-                msg = f"{name} must be a positive integer, got {value!r}"
-                raise ValueError(msg)
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if not _is_number(self.min_support) or not 0 <= self.min_support <= 1:
-            msg = f"min_support must be a number between 0 and 1, got {self.min_support!r}"
-            raise ValueError(msg)
+            raise ValueError(f"min_support must be a number between 0 and 1, got {self.min_support!r}")
         if self.max_false is not None and (not _is_number(self.max_false) or not 0 < self.max_false < 1):
             msg = f"max_false must be a share between 0 and 1 (0.05 for one label in 20), got {self.max_false!r}"
             raise ValueError(msg)
         if self.price_per_million_tokens is not None:
             prices = self.prices()
             if len(prices) != 2 or not all(_is_number(price) and 0 <= price < np.inf for price in prices):
-                msg = (
+                raise ValueError(
                     "price_per_million_tokens must be a number, or two (of the prompt, of the answer), "
                     f"got {self.price_per_million_tokens!r}"
                 )
-                raise ValueError(msg)
         whole = isinstance(self.rng, int | np.integer) and not isinstance(self.rng, bool)
         if not isinstance(self.rng, np.random.Generator) and not (whole and self.rng >= 0):
             msg = f"rng is {self.rng!r}; pass a seed (0 or more) or a numpy Generator, so that the run can be repeated"
@@ -179,15 +171,13 @@ class Options:
         models, engines = (list(x) if isinstance(x, list | tuple) else [x] for x in (self.model, self.engine))
         n = max(len(models), len(engines))
         if not models or not engines or {len(models), len(engines)} - {1, n}:
-            msg = (
+            raise ValueError(
                 "model and engine must be lists of the same length, or one of them a single value, "
                 f"got {len(models)} models and {len(engines)} engines"
             )
-            raise ValueError(msg)
         pairs = list(zip(models * (n // len(models)), engines * (n // len(engines)), strict=True))
         if repeated := next((pair for i, pair in enumerate(pairs) if pair in pairs[:i]), None):
-            msg = f"model: {name_of(*repeated)!r} is listed twice; list each model once"
-            raise ValueError(msg)
+            raise ValueError(f"model: {name_of(*repeated)!r} is listed twice; list each model once")
         return [
             replace(self, model=model, engine=engine, cache=_own(self.cache, name_of(model, engine), i))
             for i, (model, engine) in enumerate(pairs)

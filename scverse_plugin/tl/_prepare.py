@@ -76,11 +76,10 @@ def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
     types = tuple(sorted({name for found in of.values() for name in found}))
     decoys = check_decoys(given.decoys, types, given.unassigned)
     if given.max_false is not None and not decoys:
-        msg = (
+        raise ValueError(
             f"max_false={given.max_false} needs decoys, types that these cells cannot be: how often they are chosen "
             "says how many labels are false; give some, decoys=['neuron', 'hepatocyte'] for blood"
         )
-        raise ValueError(msg)
     lists = Lists(types, of, decoys, given.n_candidates, given.shuffle_candidates)
     context = given.context
     if isinstance(context, str) and context == AUTO and given.context_keys is None and not here:
@@ -155,11 +154,10 @@ def _check_cells(given: Options, n_cells: int) -> None:
     """Check that many puzzles about single cells are wanted."""
     needed = -(-n_cells // (given.puzzle_size or 1)) * given.n_votes
     if given.groupby is None and given.max_puzzles is None and needed > FREE_PUZZLES:
-        msg = (
+        raise ValueError(
             f"groupby=None asks about each of {n_cells} cells, which takes {needed} puzzles; name a column of obs with "
             f"groups, lower n_votes, or allow it with max_puzzles={needed}"
         )
-        raise ValueError(msg)
 
 
 def _note_housekeeping(genes: Mapping[int, Sequence[str]]) -> None:

@@ -67,7 +67,10 @@ def test_types_from_a_file_and_a_dry_run(file, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["annotate", "nowhere.h5ad", "-o", "x", "--cell-types", "a|b"], "error: input: there is no file nowhere.h5ad"),
+        (
+            ["annotate", "nowhere.h5ad", "-o", "x", "--cell-types", "a|b"],
+            "error: input: nowhere.h5ad does not exist; correct the path",
+        ),
         (["serve", "nowhere"], "error: model: nowhere holds no config.json; give the folder"),
         (["report", "nowhere.h5ad", "-o", "x.html"], "error: "),
     ],
@@ -230,7 +233,7 @@ def test_zarr_in_and_out(ending, tmp_path, capsys):
     [
         ("bad.h5ad", b"x", "bad.h5ad: it is no HDF5 file; give an h5ad file"),
         ("cut.h5ad", b"\x89HDF\r\n\x1a\n", "cut.h5ad: the HDF5 file cannot be read ("),
-        ("plain", None, "plain: it is a folder, but no zarr store; give an h5ad file"),
+        ("plain", None, "plain: it is a folder, but not a zarr store; give an h5ad file"),
     ],
 )
 @pytest.mark.parametrize("command", ["annotate", "report"])

@@ -15,7 +15,7 @@ from tests.helpers.toy_adata import TYPES, FakeEngine, toy
 def test_scanpy_has_the_function_and_registering_again_changes_nothing():
     assert sc.tl.cello1_annotate is scverse_plugin.tl.annotate
     _register.register()
-    _namespace.register()
+    _namespace.register_namespace()
     assert sc.tools.cello1_annotate is scverse_plugin.tl.annotate
 
 

@@ -326,12 +326,12 @@ def test_a_type_that_is_the_ancestor_keeps_its_name(toy_terms):
 def test_ancestors_in_the_cell_ontology():
     pytest.importorskip("cellxgene_ontology_guide")
     from recipe.cello1.task.ontology import load_ontology
-    from scverse_plugin.tl._back_off import LARGEST, STEPS
+    from scverse_plugin.tl._back_off import LARGEST_ANCESTOR, STEPS_UP
 
     ontology = load_ontology()
 
     def above(*names):
-        found = ontology.nearest_ancestor(*map(ontology.find, names), steps=STEPS, largest=LARGEST)
+        found = ontology.nearest_ancestor(*map(ontology.find, names), steps=STEPS_UP, largest=LARGEST_ANCESTOR)
         return ontology.label(found) if found else ""
 
     assert above("CD4-positive, alpha-beta T cell", "CD8-positive, alpha-beta T cell") == "mature alpha-beta T cell"

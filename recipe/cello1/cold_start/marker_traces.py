@@ -36,7 +36,7 @@ from recipe.cello1.formats.puzzle_files import PUZZLE_SUFFIXES, load_puzzles, wr
 from recipe.cello1.task.puzzle import Puzzle, labelled_cells
 from recipe.cello1.task.trace import trace_line
 
-Evidence = Mapping[str, Mapping[str, float]]
+MarkerEvidence = Mapping[str, Mapping[str, float]]
 
 
 def marker_evidence(cells: Sequence[Sequence[str]], labels: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -44,8 +44,7 @@ def marker_evidence(cells: Sequence[Sequence[str]], labels: Sequence[str]) -> di
     # The share of the type's cells that list the gene, minus the mean of that share over the other types: 1 for a gene
     # that all cells of this type list and no others. Every type weighs the same, however many cells it has.
     if len(cells) != len(labels):
-        msg = f"labels has {len(labels)} entries for {len(cells)} cells; give one for each cell"
-        raise ValueError(msg)
+        raise ValueError(f"labels has {len(labels)} entries for {len(cells)} cells; give one for each cell")
     n_cells = Counter(labels)
     if len(n_cells) < 2:
         msg = f"labels holds {sorted(n_cells)}; evidence for a type needs at least one other type to compare with"
@@ -67,17 +66,14 @@ def best_markers(genes: Sequence[str], evidence: Mapping[str, float], n_genes: i
     return tuple(sorted(genes, key=lambda gene: -evidence.get(gene, 0.0))[:n_genes])
 
 
-def write_trace(puzzle: Puzzle, evidence: Evidence, n_genes: int = 3) -> str:
+def write_trace(puzzle: Puzzle, evidence: MarkerEvidence, n_genes: int = 3) -> str:
     """Write the reasoning for a puzzle with a known answer."""
     if n_genes < 1:
-        msg = f"n_genes must be at least 1, got {n_genes}"
-        raise ValueError(msg)
+        raise ValueError(f"n_genes must be at least 1, got {n_genes}")
     if puzzle.answer is None:
-        msg = "the puzzle has no answer; a trace argues for the true types"
-        raise ValueError(msg)
+        raise ValueError("the puzzle has no answer; a trace argues for the true types")
     if unknown := [name for name in puzzle.answer if name not in evidence]:
-        msg = f"no evidence for the types {unknown}; the training cells have {sorted(evidence)}"
-        raise ValueError(msg)
+        raise ValueError(f"no evidence for the types {unknown}; the training cells have {sorted(evidence)}")
     left = list(puzzle.candidates)
     lines = []
     for number, (genes, name) in enumerate(zip(puzzle.cells, puzzle.answer, strict=True), start=1):
@@ -86,7 +82,7 @@ def write_trace(puzzle: Puzzle, evidence: Evidence, n_genes: int = 3) -> str:
     return "\n" + "\n".join(lines) + "\n"
 
 
-def add_traces(puzzles: Iterable[Puzzle], evidence: Evidence, n_genes: int = 3) -> list[Puzzle]:
+def add_traces(puzzles: Iterable[Puzzle], evidence: MarkerEvidence, n_genes: int = 3) -> list[Puzzle]:
     """Add the reasoning to puzzles, as ``meta["reasoning"]``."""
     return [
         replace(puzzle, meta={**puzzle.meta, REASONING_KEY: write_trace(puzzle, evidence, n_genes)})
@@ -94,14 +90,14 @@ def add_traces(puzzles: Iterable[Puzzle], evidence: Evidence, n_genes: int = 3) 
     ]
 
 
-def marker_answer(puzzle: Puzzle, evidence: Evidence) -> tuple[str, ...]:
+def marker_answer(puzzle: Puzzle, evidence: MarkerEvidence) -> tuple[str, ...]:
     """Solve a puzzle by its markers: the matching with the highest sum of scores."""
     known = [evidence.get(name, {}) for name in puzzle.candidates]
     scores = np.array([[sum(own.get(gene, 0.0) for gene in genes) for own in known] for genes in puzzle.cells])
     return tuple(puzzle.candidates[j] for j in linear_sum_assignment(scores, maximize=True)[1].tolist())
 
 
-def teach(puzzles: Iterable[Puzzle], evidence_of: Callable[[Puzzle], Evidence], n_genes: int = 3) -> list[Puzzle]:
+def teach(puzzles: Iterable[Puzzle], evidence_of: Callable[[Puzzle], MarkerEvidence], n_genes: int = 3) -> list[Puzzle]:
     """Keep the puzzles that a teacher without the answer gets right, with its reasoning."""
     kept = []
     for puzzle in puzzles:
@@ -138,8 +134,7 @@ def read_cells(
         with Store(path) as store:
             for name, column in (("type_column", type_column), ("donor_column", donor_column)):
                 if column is not None and column not in (columns := store.columns()):
-                    msg = f"{name}: {path} has no column {column!r} of obs; it has {', '.join(columns)}"
-                    raise ValueError(msg)
+                    raise ValueError(f"{name}: {path} has no column {column!r} of obs; it has {', '.join(columns)}")
             types = store.labels(type_column)
             owners = store.labels(donor_column) if donor_column else None
             spoiled = 0
@@ -192,8 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.donor_column and args.teacher == "gold":
-        msg = "--donor-column needs --teacher markers"
-        raise ValueError(msg)
+        raise ValueError("--donor-column needs --teacher markers")
     data = load_puzzles(args.data, require_gold=True)
     puzzles = data.puzzles
     # Longer lists than the puzzles': how common a gene is elsewhere shows beyond the end of the list.
@@ -202,11 +196,11 @@ def run(args: argparse.Namespace) -> None:
     cells, labels, donors = read_cells(args.cells, n_top, **columns)
 
     @cache
-    def evidence_without(donor: str) -> Evidence:
+    def evidence_without(donor: str) -> MarkerEvidence:
         rows = [i for i, other in enumerate(donors) if not donor or other != donor]
         return marker_evidence([cells[i] for i in rows], [labels[i] for i in rows])
 
-    def evidence_of(puzzle: Puzzle) -> Evidence:
+    def evidence_of(puzzle: Puzzle) -> MarkerEvidence:
         return evidence_without(str(puzzle.meta.get("donor_id") or ""))
 
     if args.teacher == "markers":

@@ -24,8 +24,7 @@ class MuonAdamW(torch.optim.Optimizer):
     ) -> None:
         matrices, tables, vectors = split_parameters(model)
         if not matrices:
-            msg = "the model has no weight matrix for Muon; train it with optimizer=adamw"
-            raise ValueError(msg)
+            raise ValueError("the model has no weight matrix for Muon; train it with optimizer=adamw")
         self.muon = torch.optim.Muon(
             matrices, lr=lr, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
         )

@@ -120,8 +120,7 @@ def shares(text: str) -> tuple[float, float]:
     except ValueError:
         found = -1.0, -1.0
     if not 0 <= found[0] <= found[1] < 1:
-        msg = f"{text!r} is no range of shares; write 0-0.7, for example"
-        raise argparse.ArgumentTypeError(msg)
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of shares; write 0-0.7, for example")
     return found
 
 
@@ -146,8 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.n < 1 or args.seed < 0:
-        msg = f"--n must be at least 1 and --seed at least 0, got {args.n} and {args.seed}"
-        raise ValueError(msg)
+        raise ValueError(f"--n must be at least 1 and --seed at least 0, got {args.n} and {args.seed}")
     settings = read_json(args.prepared / "manifest.json")["settings"]
     given = {item.name: settings[item.name] for item in fields(GeneLists)}
     lists = GeneLists(**given | {"n_top": DEPTH, "exclude_genes": tuple(settings["exclude_genes"])})

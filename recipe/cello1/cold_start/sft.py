@@ -91,15 +91,13 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
         path = Path(name) if Path(name).suffix in (".yaml", ".yml") else CONFIG / "sft" / f"{name}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in (CONFIG / "sft").glob("*.yaml")))
-            msg = f"--config {name}: {path} does not exist; give a path, or one of {known}"
-            raise FileNotFoundError(msg)
+            raise FileNotFoundError(f"--config {name}: {path} does not exist; give a path, or one of {known}")
         merged = OmegaConf.merge(merged, read_config(path, "--config"))
     paths, others = {}, []
     for text in overrides:
         key, mark, value = text.partition("=")
         if not mark:
-            msg = f"{text!r} is not of the form key=value"
-            raise ValueError(msg)
+            raise ValueError(f"{text!r} is not of the form key=value")
         if key in _PATHS:  # as they are: read as YAML, which the rest is, " #" would begin a comment
             paths[key] = value
         else:
@@ -108,42 +106,33 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
         merged = OmegaConf.merge(merged, OmegaConf.from_dotlist(others))
         settings = {**OmegaConf.to_container(merged, resolve=True), **paths}
     except OmegaConfBaseException as error:
-        msg = f"the settings cannot be read: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"the settings cannot be read: {error}") from None
     _check_settings(settings, list(base.keys()))
     return settings
 
 
 def _check_settings(settings: Mapping[str, Any], known: Sequence[Any]) -> None:
     if unknown := sorted(str(key) for key in settings if key not in known):
-        msg = f"unknown settings {unknown}; known are {known}, and those of trl.SFTConfig under trainer"
-        raise ValueError(msg)
+        raise ValueError(f"unknown settings {unknown}; known are {known}, and those of trl.SFTConfig under trainer")
     for key in _PATHS:
         if settings[key] in ("???", None, ""):
-            msg = f"{key} is not set; add {key}=..."
-            raise ValueError(msg)
+            raise ValueError(f"{key} is not set; add {key}=...")
     check_layout(settings["prompt_layout"])
     fraction = settings["eval_fraction"]
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
-        msg = f"eval_fraction must be at least 0 and less than 1, got {fraction!r}"
-        raise ValueError(msg)
+        raise ValueError(f"eval_fraction must be at least 0 and less than 1, got {fraction!r}")
     if settings["overlong"] not in ("error", "drop"):
-        msg = f"overlong must be error or drop, got {settings['overlong']!r}"
-        raise ValueError(msg)
+        raise ValueError(f"overlong must be error or drop, got {settings['overlong']!r}")
     if settings["optimizer"] not in ("adamw", "muon"):
-        msg = f"optimizer must be adamw or muon, got {settings['optimizer']!r}"
-        raise ValueError(msg)
+        raise ValueError(f"optimizer must be adamw or muon, got {settings['optimizer']!r}")
     if settings["optimizer"] == "muon":
         if settings["adam_lr"] is None or not settings["adam_lr"] > 0:
-            msg = f"adam_lr must be positive with optimizer=muon, got {settings['adam_lr']!r}"
-            raise ValueError(msg)
+            raise ValueError(f"adam_lr must be positive with optimizer=muon, got {settings['adam_lr']!r}")
         if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-            msg = "optimizer=muon needs whole matrices, and FSDP shards them; use optimizer=adamw"
-            raise ValueError(msg)
+            raise ValueError("optimizer=muon needs whole matrices, and FSDP shards them; use optimizer=adamw")
     for key in ("max_length", "seed"):
         if isinstance(settings[key], bool) or not isinstance(settings[key], int) or settings[key] < 0:
-            msg = f"{key} must be a number that is not negative, got {settings[key]!r}"
-            raise ValueError(msg)
+            raise ValueError(f"{key} must be a non-negative number, got {settings[key]!r}")
 
 
 # ---------------------------------------------------------------------------------------------------------- resume
@@ -294,8 +283,7 @@ def _make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any
     known = set(SFTConfig.__dataclass_fields__)
     taken = {"output_dir", "seed", "data_seed", "max_steps", "max_length", "completion_only_loss", "packing"}
     if bad := sorted(key for key in own if key not in known or key in taken):
-        msg = f"trainer: {bad} cannot be set there; it takes the other fields of trl.SFTConfig"
-        raise ValueError(msg)
+        raise ValueError(f"trainer: {bad} cannot be set there; it takes the other fields of trl.SFTConfig")
     config = _config(settings, own)
     _shard_without_gpus()
     set_seed(settings["seed"])  # the trainer's own: adapters are initialised and dropout is drawn from it
@@ -383,11 +371,10 @@ def _accumulation(own: Mapping[str, Any]) -> int:
     """Return how many batches each process adds up, so that an update is over as many puzzles whatever their number."""
     total, processes = int(own.get("gradient_accumulation_steps", 1)), int(os.environ.get("WORLD_SIZE", 1))
     if total % processes:
-        msg = (
+        raise ValueError(
             f"trainer.gradient_accumulation_steps={total} counts the batches of all processes together, and cannot be "
             f"shared by {processes}; make it a multiple of that, or use another number of processes (NUM_GPUS)"
         )
-        raise ValueError(msg)
     return total // processes
 
 
@@ -418,14 +405,12 @@ def _fit(rows: list[dict[str, list[int]]], positions: Sequence[int], settings: M
         return rows
     found = f"{len(long)} of {len(lengths)} items are longer than max_length={limit} tokens"
     if settings["overlong"] == "error":
-        msg = (
+        raise ValueError(
             f"{found} (item {positions[long[0]]} has {lengths[long[0]]}, the longest {max(lengths)}); "
             "raise max_length, or set overlong=drop to leave them out"
         )
-        raise ValueError(msg)
     if len(long) == len(lengths):
-        msg = f"{found}: none is left; raise max_length"
-        raise ValueError(msg)
+        raise ValueError(f"{found}: none is left; raise max_length")
     print(f"left out: {found}", file=sys.stderr)
     return [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
 
@@ -437,8 +422,7 @@ def _lora(settings: Mapping[str, Any] | None) -> Any:
     from peft import LoraConfig
 
     if unknown := sorted(key for key in settings if key not in LoraConfig.__dataclass_fields__):
-        msg = f"lora: {unknown} are no settings of peft.LoraConfig"
-        raise ValueError(msg)
+        raise ValueError(f"lora: {unknown} are not settings of peft.LoraConfig")
     return LoraConfig(task_type="CAUSAL_LM", **settings)
 
 

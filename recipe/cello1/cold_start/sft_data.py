@@ -26,11 +26,10 @@ def load_examples(
     if require_reasoning:
         for index, puzzle in enumerate(puzzles):
             if not str(puzzle.meta.get(REASONING_KEY) or "").strip():
-                msg = (
+                raise ValueError(
                     f"{path}: item {index} has no reasoning; write traces with recipe.cello1.cold_start.marker_traces, "
                     "or train on answers alone with require_reasoning=false"
                 )
-                raise ValueError(msg)
     return puzzles
 
 
@@ -49,8 +48,7 @@ def split_evaluation(n: int, fraction: float, seed: int) -> tuple[list[int], lis
     """Split items into training and evaluation."""
     n_eval = max(1, round(n * fraction)) if fraction > 0 else 0
     if n - n_eval < 1:
-        msg = f"train has {n} items, of which eval_fraction={fraction} leaves none to train on"
-        raise ValueError(msg)
+        raise ValueError(f"train has {n} items, of which eval_fraction={fraction} leaves none to train on")
     chosen = np.zeros(n, dtype=bool)
     chosen[np.random.default_rng(seed).permutation(n)[:n_eval]] = True
     return np.flatnonzero(~chosen).tolist(), np.flatnonzero(chosen).tolist()

@@ -95,14 +95,12 @@ def ask_teacher(
     """Collect traces, going on from what the journal holds."""
     sampling = sampling or Sampling(temperature=_TEMPERATURE)
     if not puzzles:
-        msg = "puzzles is empty; there is nothing to ask"
-        raise ValueError(msg)
+        raise ValueError("puzzles is empty; there is nothing to ask")
     if lacking := [index for index, puzzle in enumerate(puzzles) if puzzle.answer is None]:
         msg = f"puzzle {lacking[0]} has no answer, so that no response to it can be judged; give data with gold answers"
         raise ValueError(msg)
     if tries < 1:
-        msg = f"tries must be at least 1, got {tries}"
-        raise ValueError(msg)
+        raise ValueError(f"tries must be at least 1, got {tries}")
     if tries > 1 and sampling.temperature == 0:
         msg = f"tries is {tries}, but at temperature 0 all responses are the same; set a temperature, 0.7 for example"
         raise ValueError(msg)
@@ -145,7 +143,7 @@ def ask_teacher(
         for puzzle, state in zip(asked, states, strict=True)
         if state.accepted is not None
     ]
-    return kept, report(asked, states, run, tries)
+    return kept, count_traces(asked, states, run, tries)
 
 
 def _without_trace(puzzle: Puzzle) -> Puzzle:
@@ -179,19 +177,17 @@ def _read(
     if where.endswith(", line 1"):
         found = entry.get(_RUN_KEY) if isinstance(entry, Mapping) else None
         if not isinstance(found, Mapping):
-            msg = f"{where.removesuffix(', line 1')} is not a journal of a teacher; give another out, or remove it"
+            msg = f"{where.removesuffix(', line 1')} is not a journal of a teacher; choose another out, or remove it"
             raise ValueError(msg)
         check_same(found, run, where)
         return _RUN_KEY
     index = entry.get("index") if isinstance(entry, Mapping) else None
     if type(index) is not int or index < 0 or not {"item", "try"} <= entry.keys():
-        msg = f"{where} is no response of a teacher; give another out, or remove it"
-        raise ValueError(msg)
+        raise ValueError(f"{where} is not a response of a teacher; choose another out, or remove it")
     if index >= len(states):  # of a run over more of the data
         return None
     if entry["item"] != digests[index]:
-        msg = f"{where}: item {index} is not the one of these data; give another out, or remove it"
-        raise ValueError(msg)
+        raise ValueError(f"{where}: item {index} is not the one of these data; choose another out, or remove it")
     if "error" in entry:  # it is asked again
         return None
     states[index].add(entry)
@@ -201,7 +197,9 @@ def _read(
 # ---------------------------------------------------------------------------------------------------------- report
 
 
-def report(puzzles: Sequence[Puzzle], states: Sequence[_State], run: Mapping[str, Any], tries: int) -> dict[str, Any]:
+def count_traces(
+    puzzles: Sequence[Puzzle], states: Sequence[_State], run: Mapping[str, Any], tries: int
+) -> dict[str, Any]:
     """Count what was accepted, by number of cells."""
     sizes = sorted({puzzle.n_cells for puzzle in puzzles})
     pairs = list(zip(puzzles, states, strict=True))
@@ -277,11 +275,9 @@ AFTER_INTERRUPT = "; responses so far are kept: run the same command again to re
 def run(args: argparse.Namespace) -> str | None:
     """Run the command."""
     if args.out.suffix not in (".json", ".jsonl"):
-        msg = f"--out: {args.out} must end in .json or .jsonl"
-        raise ValueError(msg)
+        raise ValueError(f"--out: {args.out} must end in .json or .jsonl")
     if args.out.resolve() == args.data.resolve():
-        msg = f"--out is the file of the data, {args.data}; give another one"
-        raise ValueError(msg)
+        raise ValueError(f"--out is the file of the data, {args.data}; give another one")
     sampling, options = sampling_of(args), engine_options(args)
     data = load_puzzles(args.data, args.variant, args.prompt_layout)
     with start_engine(args.engine, args.model, **options) as engine:

@@ -53,8 +53,7 @@ def build_tokenizer(
     from transformers import Qwen2Tokenizer
 
     if not puzzles:
-        msg = "puzzles is empty; the tokenizer is trained on puzzles"
-        raise ValueError(msg)
+        raise ValueError("puzzles is empty; the tokenizer is trained on puzzles")
     fixed, words = _vocabulary(puzzles, layout, min_count)
 
     bpe = Tokenizer(models.BPE())

@@ -109,17 +109,15 @@ def _build(
     unfinished: _Unfinished,
 ) -> DataSet:
     if not sources:
-        msg = "none of the files could be used"
-        raise ValueError(msg)
+        raise ValueError("none of the files could be used")
     known = [fingerprints_of(source.load(), source.name) for source in sources]
     flat = [puzzle for own in known for puzzle in own]
     if not flat:
-        msg = "there are no puzzles; see the notes on each file"
-        raise ValueError(msg)
+        raise ValueError("there are no puzzles; see the notes on each file")
     sides, notes = decide_sides([(source.name, source.split) for source in sources], known, settings, plan)
     files = _json_names(sources, sides, plan)
     unfinished.stale.update(files, (f"rl/{side}.parquet" for side in _RL_SIDES), [AUDIT], more_files)
-    unfinished.write("the data set is not finished; start the same command again")
+    unfinished.write("the data set is not finished; run the same command again")
 
     counters: dict[str, dict[str, Counter]] = {}
     _write_json(sources, sides, out, settings, plan, counters)

@@ -50,13 +50,11 @@ def load_context_table(path: str | Path | None) -> ContextTable:
     table = read_yaml(path, "context table")
     if not isinstance(table, Mapping) or not set(table) <= {"fields", "datasets"}:
         found = sorted(map(str, table)) if isinstance(table, Mapping) else type(table).__name__
-        msg = f"{path} must have the keys 'fields' and 'datasets' (or one of them), found {found}"
-        raise ValueError(msg)
+        raise ValueError(f"{path} must have the keys 'fields' and 'datasets' (or one of them), found {found}")
     try:
         rules = rules_from_table(table.get("fields") or {})
     except ValueError as error:
-        msg = f"{path}: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"{path}: {error}") from None
     datasets = dict(DATASET_FIELDS)
     own = table.get("datasets") or {}
     if not isinstance(own, Mapping):
@@ -64,8 +62,7 @@ def load_context_table(path: str | Path | None) -> ContextTable:
         raise ValueError(msg)
     for folder, columns in own.items():
         if isinstance(columns, str) or not isinstance(columns, Sequence):
-            msg = f"{path}: datasets: {folder!r} must list column names, got {columns!r}"
-            raise ValueError(msg)
+            raise ValueError(f"{path}: datasets: {folder!r} must list column names, got {columns!r}")
         datasets[str(folder)] = tuple(map(str, columns))
         if unknown := [name for name in datasets[str(folder)] if name not in rules]:
             msg = f"{path}: datasets: {folder!r} names the columns {unknown}, which have no entry under fields"

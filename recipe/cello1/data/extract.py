@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recipe.cello1.data.expression.reader import CellReader, Progress
+from recipe.cello1.data.expression.reader import CellReader, OnCells
 from recipe.cello1.data.expression.store import Store
 from recipe.cello1.data.fingerprints import VALUE_SEPARATOR
 from recipe.cello1.data.pool import (
@@ -98,7 +98,7 @@ def file_fingerprint(path: str | Path) -> dict[str, Any]:
     return {"bytes": size, "sha256_of_ends": digest.hexdigest()}
 
 
-def process_file(job: Job, progress: Progress | None = None) -> FileResult:
+def process_file(job: Job, progress: OnCells | None = None) -> FileResult:
     """Make the puzzles of one file."""
     try:
         with Store(job.path) as store:
@@ -109,15 +109,17 @@ def process_file(job: Job, progress: Progress | None = None) -> FileResult:
         return FileResult(job.name, reason=f"it cannot be read ({error})", remedy="check the file and its folder")
     except MemoryError:
         return FileResult(
-            job.name, reason="it needs more memory than there is", remedy="use fewer --workers, --threads"
+            job.name, reason="it needs more memory than is available", remedy="use fewer --workers or --threads"
         )
     except Exception as error:  # one file that nobody foresaw must not stop the others; it is listed as bad
         where = traceback.extract_tb(error.__traceback__)[-1]
         reason = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}: {error}"
-        return FileResult(job.name, reason=reason, remedy="write it anew with anndata; if that fails, report the error")
+        return FileResult(
+            job.name, reason=reason, remedy="write it again with anndata; if that fails, report the error"
+        )
 
 
-def _process(store: Store, job: Job, progress: Progress, known: dict[str, Any]) -> FileResult:
+def _process(store: Store, job: Job, progress: OnCells, known: dict[str, Any]) -> FileResult:
     settings = job.settings
     rng = settings.rng("file", job.name)
     table = read_table(store, settings, rng)
@@ -125,14 +127,14 @@ def _process(store: Store, job: Job, progress: Progress, known: dict[str, Any]) 
     table, few = _without_poor_cells(table, reader, settings)
     notes = [*table.notes, *few]
     if not len(table.pool):
-        notes.append("no cells are left: it gives no puzzles")
+        notes.append("no cells are left, so it gives no puzzles")
         return FileResult(job.name, notes=tuple(notes), n_cells=table.n_cells, fingerprint=known)
     chosen, genes, more = _choose(table, reader, settings, rng)
     notes += [*reader.notes, *more]
     rows = np.array(sorted({row for puzzle in chosen for row in puzzle.rows}), dtype=np.int64)
     names, n_repeated = store.cell_ids(rows)
     if n_repeated:
-        notes.append(f"{n_repeated:,} cell names stand for several cells: its cell ids are name and row")
+        notes.append(f"{n_repeated:,} cell names occur more than once: cell ids are made of name and row")
     ids = dict(zip(rows.tolist(), names, strict=True))
     puzzles = _puzzles(store, job, table, chosen, genes, ids)
     n_records = _write_records(store, job, table, reader) if job.records else 0
@@ -332,7 +334,9 @@ def _puzzles(
                 )
             )
         except ValueError as error:
-            raise BadFileError(f"its metadata make no puzzle ({error})", "correct them in the file") from error
+            raise BadFileError(
+                f"its metadata cannot be used in a puzzle ({error})", "correct them in the file"
+            ) from error
     return puzzles
 
 

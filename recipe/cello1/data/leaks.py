@@ -169,8 +169,7 @@ def run(args: argparse.Namespace) -> str | None:
     sides = [read_puzzle_file(path, variant=None) for path in (args.train, args.test)]
     if failures := [text for side in sides for text in side.failures]:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        msg = f"{failures[0]}{more}; an audit needs every puzzle"
-        raise ValueError(msg)
+        raise ValueError(f"{failures[0]}{more}; an audit needs every puzzle")
     result = audit(*[fingerprints_of(side.puzzles) for side in sides])
     print("\n".join(result.lines()))
     if args.out:

@@ -36,12 +36,10 @@ def sizes(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            msg = f"invalid sizes {text!r}; use a range (8-15) or a list (8,10,12)"
-            raise argparse.ArgumentTypeError(msg)
+            raise argparse.ArgumentTypeError(f"invalid sizes {text!r}; use a range (8-15) or a list (8,10,12)")
         inside = range(int(first), int(last if dash else first) + 1)
         if not inside:
-            msg = f"invalid sizes {text!r}; write {last}-{first} for {part.strip()}"
-            raise argparse.ArgumentTypeError(msg)
+            raise argparse.ArgumentTypeError(f"invalid sizes {text!r}; write {last}-{first} for {part.strip()}")
         found += inside
     return tuple(found)
 
@@ -131,7 +129,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--split",
         choices=SPLIT_MODES,
-        help="what is never on both sides, cells besides; dataset and tissue: donors neither, unless they link all; "
+        help="what train and test never share, besides cells; dataset and tissue: no donors either, unless they link "
+        "all; "
         "puzzle: only the puzzles themselves, as published; given: as the names of the puzzle files say; none: train "
         "on all, hold none out (default donor; given for --from-hub, and where file names speak of train and test)",
     )
@@ -166,8 +165,8 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ray-address", help="work on a Ray cluster: auto, local, or ray://HOST:PORT; it must see the same folders"
     )
-    group.add_argument("--skip-bad", action="store_true", help="exit with 0 though files could not be used")
-    group.add_argument("--fresh", action="store_true", help="do every file again, though it was done before")
+    group.add_argument("--skip-bad", action="store_true", help="exit with 0 even if some files could not be used")
+    group.add_argument("--fresh", action="store_true", help="process every file again, even if it was done before")
     group.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -201,14 +200,12 @@ def plan_of(args: argparse.Namespace, split: str) -> DataPlan:
 def check(args: argparse.Namespace) -> None:
     """Check what does not depend on the inputs."""
     if bool(args.inputs) == bool(args.from_hub):
-        msg = "give either INPUT or --from-hub"
-        raise ValueError(msg)
+        raise ValueError("give either INPUT or --from-hub")
     limits = {"max_test": 1, "min_test_per_size": 0, "val_size": 0, "workers": 1, "threads": 1}
     for name, least in limits.items():
         value = getattr(args, name)
         if value is not None and value < least:
-            msg = f"--{name.replace('_', '-')} must be at least {least}, got {value}"
-            raise ValueError(msg)
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
 def check_for_puzzles(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -62,7 +62,7 @@ def read_table(store: Store, settings: PuzzleSettings, rng: np.random.Generator)
         leave_out(~_is(kinds, settings.suspension.lower()), f"their {SUSPENSION} is not {settings.suspension!r}")
     if PRIMARY in columns and not settings.keep_duplicates:
         copies = _is(store.labels(PRIMARY, canonical_id), "false", "0")
-        leave_out(copies, f"{PRIMARY} is False, other data sets have them (--keep-duplicates takes them)")
+        leave_out(copies, f"{PRIMARY} is False: other data sets have them (keep them with --keep-duplicates)")
     types = _column(store, columns, settings.type_column, "name the column of the cell types with --type-column")
     leave_out(types.codes < 0, f"{settings.type_column} names no type")
     dropped = settings.excluded_types(types.categories)
@@ -164,7 +164,7 @@ def shortfall(table: CellTable, settings: PuzzleSettings, found: Mapping[int, in
     few = f"fewer than {least} puzzles" if least > 1 else "no puzzle"
     return [
         f"{few} ({what}): no donor (and batch) has more sets of that many cells of "
-        f"different types{among}; --sizes and --max-cells decide"
+        f"different types{among}; change --sizes or --max-cells"
     ]
 
 
@@ -175,9 +175,7 @@ def lonely_cells(table: CellTable, settings: PuzzleSettings) -> list[str]:
     count = int(_groups_of_one_type(*table.take(table.pool)).sum())
     if not count:
         return []
-    return [
-        f"{count:,} of {len(table.pool):,} cells make no puzzle: their donor (and batch) has one type only, no choice"
-    ]
+    return [f"{count:,} of {len(table.pool):,} cells are in no puzzle: their donor (and batch) has a single type"]
 
 
 def candidates_of_group(table: CellTable) -> dict[tuple[str, str], tuple[str, ...]]:

@@ -112,7 +112,7 @@ def _read_if_possible(path: Path, variant: Variant) -> Imported:
     try:
         return read_puzzle_file(path, variant)
     except (ValueError, OSError) as error:
-        failure = f"{path.name}: it cannot be used ({error}); write it anew, or leave it out"
+        failure = f"{path.name}: it cannot be used ({error}); write it again, or leave it out"
         return Imported(path.name, split_in_name(path.name), (), (failure,))
 
 
@@ -211,7 +211,7 @@ class _Found:
             try:
                 entries = [(path, path.is_dir()) for path in sorted(inside.iterdir()) if not path.name.startswith(".")]
             except OSError as error:
-                self.add_bad(name, f"the folder cannot be read ({error})", "give yourself the right to read it")
+                self.add_bad(name, f"the folder cannot be read ({error})", "grant yourself permission to read it")
                 continue
             for path, is_folder in entries:
                 name = path.relative_to(folder).as_posix()
@@ -259,8 +259,7 @@ def _find_inputs(inputs: Sequence[str]) -> _Found:
         msg = f"INPUT {' '.join(inputs)}: no .h5ad files, .zarr stores or puzzle files are there{shown}"
         raise FileNotFoundError(msg)
     if found.expression and found.puzzles:
-        msg = f"INPUT has both expression files ({found.expression[0][0]}) and puzzle files; give one kind"
-        raise ValueError(msg)
+        raise ValueError(f"INPUT has both expression files ({found.expression[0][0]}) and puzzle files; give one kind")
     return found
 
 
@@ -272,9 +271,11 @@ def _usable_files(found: _Found) -> list[tuple[Path, str]]:
         if name.encode(errors="replace").decode() != name:
             found.add_bad(name, "its name, or that of a folder it lies in, is not UTF-8", "rename it")
         elif len(Path(name).name.encode()) > _LONGEST_NAME:
-            found.add_bad(name, f"its name has more than {_LONGEST_NAME} bytes, too many to add to", "rename it")
+            found.add_bad(
+                name, f"its name has more than {_LONGEST_NAME} bytes, which leaves no room for a suffix", "rename it"
+            )
         elif (other := first.setdefault(name, path)) is not path:
-            reason = f"{other} and {path} would both be called {name!r}, and the first is taken"
+            reason = f"{other} and {path} would both be called {name!r}, and the first is used"
             found.add_bad(name + path.suffix, reason, "rename one of them, or leave it out")
         else:
             size = path.stat().st_size if path.is_file() else -1
@@ -310,7 +311,7 @@ def _report_files(results: Sequence[FileResult]) -> None:
         for note in result.notes:
             print(f"note  {result.name}: {note}")
         if result.copy_of:
-            print(f"note  {result.name}: the content is that of {result.copy_of}, so it is not used again")
+            print(f"note  {result.name}: same content as {result.copy_of}, so it is used once")
     for result in results:
         if result.reason:
             print(f"bad   {result.name}: {result.reason}; {result.remedy}")
@@ -330,9 +331,9 @@ def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> str | No
     print(f"\npuzzles: {counts}: {args.out}")
     problems = []
     if args.fail_on_leak and not found.audits:
-        problems.append("--fail-on-leak: there are no two sides to compare; give a test side, too")
+        problems.append("--fail-on-leak needs a train and a test side to compare; add a test side")
     if args.fail_on_leak and any(result.leaks for result in found.audits.values()):
-        problems.append("two sides share something, see above (--fail-on-leak); choose another --split")
+        problems.append("train and test share something (see above, --fail-on-leak); choose another --split")
     if any_bad and not args.skip_bad:
-        problems.append("not everything could be used, see above; --skip-bad accepts that")
+        problems.append("some input could not be used (see above); pass --skip-bad to accept that")
     return "; ".join(problems) or None

@@ -88,11 +88,10 @@ def read_hub(name: str, variant: Variant = "batch") -> list[Imported]:
     # Offline, no such data set, files of another kind or damaged ones.
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        msg = (
+        raise ConnectionError(
             f"--from-hub {name}: the data set cannot be loaded ({first}); check id and connection, or fetch its "
             "files elsewhere and give their folder instead"
-        )
-        raise ConnectionError(msg) from error
+        ) from error
     result = []
     for split, rows in found.items():
         puzzles, failures = _convert(map(without_gaps, rows), variant)

@@ -57,28 +57,21 @@ class PuzzleSettings:
 
     def __post_init__(self) -> None:
         if self.variant not in VARIANTS:
-            msg = f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}"
-            raise ValueError(msg)
+            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
         if self.rank_by not in RANKS:
-            msg = f"rank_by must be one of {', '.join(RANKS)}, got {self.rank_by!r}"
-            raise ValueError(msg)
+            raise ValueError(f"rank_by must be one of {', '.join(RANKS)}, got {self.rank_by!r}")
         limits = {"seed": 0, "per_size": 0, "max_cells": 0, "n_top": 1, "min_genes": 1}
         for name, least in limits.items():
             if getattr(self, name) < least:
-                msg = f"{name} must be at least {least}, got {getattr(self, name)}"
-                raise ValueError(msg)
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.min_genes > self.n_top:
-            msg = f"min_genes ({self.min_genes}) must not be larger than n_top ({self.n_top})"
-            raise ValueError(msg)
+            raise ValueError(f"min_genes ({self.min_genes}) must not be larger than n_top ({self.n_top})")
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
-            msg = f"sizes must be different positive numbers, got {list(self.sizes)}"
-            raise ValueError(msg)
+            raise ValueError(f"sizes must be different positive numbers, got {list(self.sizes)}")
         if self.single and self.sizes != (1,):
-            msg = f"puzzles of a single cell have the size 1, got sizes {list(self.sizes)}"
-            raise ValueError(msg)
+            raise ValueError(f"puzzles of a single cell have the size 1, got sizes {list(self.sizes)}")
         if self.layer is not None and self.use_raw:
-            msg = "layer and use_raw exclude each other; choose one"
-            raise ValueError(msg)
+            raise ValueError("layer and use_raw exclude each other; choose one")
         compile_patterns(self.exclude_genes)
         self.excluded_types(())
 

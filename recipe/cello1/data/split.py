@@ -98,11 +98,9 @@ def split_puzzles(
     strata = np.asarray(strata, dtype=np.int64)
     n = len(strata)
     if n < 2:
-        msg = f"{n} puzzles cannot be split into train and test; make more, or choose another split"
-        raise ValueError(msg)
+        raise ValueError(f"{n} puzzles cannot be split into train and test; make more, or choose another split")
     if max_test is not None and max_test < 1:
-        msg = f"the test set must have at least one puzzle, got a limit of {max_test}"
-        raise ValueError(msg)
+        raise ValueError(f"the test set must have at least one puzzle, got a limit of {max_test}")
     quotas = quotas_of(Counter(strata.tolist()), max_test, min_per_stratum)
     groups = group_puzzles(keys)
     n_groups = int(groups.max()) + 1
@@ -112,14 +110,12 @@ def split_puzzles(
         share = min(1.0, (max_test or MAX_TEST) / counts.total())
         quotas = {key: min(count, max(min_per_stratum or 1, int(share * count))) for key, count in counts.items()}
         if taken.all():
-            msg = "test_donors leaves no puzzle to train on; name fewer donors, or add files of others"
-            raise ValueError(msg)
+            raise ValueError("test_donors leaves no puzzle to train on; name fewer donors, or add files of others")
     elif n_groups == 1:
-        msg = (
+        raise ValueError(
             "all puzzles belong together (they are linked by what must not be on both sides), so that none can be "
             "held out; add files, or split by something smaller: --split puzzle always works, but leaks"
         )
-        raise ValueError(msg)
     else:
         taken = _take_groups(strata, groups, n_groups, quotas, rng)
     side = np.zeros(n, dtype=np.int8)
@@ -129,8 +125,7 @@ def split_puzzles(
         side[inside] = 2
         side[chosen] = 1
     if not (side == 1).any():
-        msg = "no group of puzzles is small enough to be held out; add files, or split by something smaller"
-        raise ValueError(msg)
+        raise ValueError("no group of puzzles is small enough to be held out; add files, or split by something smaller")
     parts = [np.flatnonzero(side == value) for value in (0, 1, 2)]
     return Split(parts[0], parts[1], parts[2], n_groups, quotas)
 
@@ -205,8 +200,7 @@ def decide_sides(
     notes: list[str] = []
     flat = [puzzle for own in known for puzzle in own]
     if plan.test_donors and plan.split != "donor":
-        msg = f"test_donors needs the split 'donor', and it is {plan.split!r}; leave one of them out"
-        raise ValueError(msg)
+        raise ValueError(f"test_donors needs the split 'donor', and it is {plan.split!r}; leave one of them out")
     if plan.split == "given":
         side = _given_sides(names, known)
     else:
@@ -251,11 +245,10 @@ def _given_sides(names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fing
     # A file without any puzzle, which is listed as bad, need not say whose it is.
     nameless = [name for (name, side), own in zip(names, known, strict=True) if not side and own]
     if nameless:
-        msg = (
+        raise ValueError(
             f"--split given: the name of {nameless[0]!r} does not say train, test, val or reasoning; rename it, or "
             "choose another --split"
         )
-        raise ValueError(msg)
     return np.array([side for (_, side), own in zip(names, known, strict=True) for _ in own], dtype=object)
 
 
@@ -303,8 +296,8 @@ def _of_known_donors(puzzles: Sequence[Fingerprint], mode: str) -> tuple[np.ndar
     if not mixed or len(np.unique(group_puzzles(_keys(puzzles, mode)))) > 1:
         return np.arange(len(puzzles)), []
     count = int((~named).sum())
-    note = f"{count:,} puzzles name no donor and may be of any: they are in {LEFT_OUT}.json, and must not be trained on"
-    return np.flatnonzero(named), [note]
+    note = f"{count:,} puzzles name no donor and may come from any of them: they are in {LEFT_OUT}.json"
+    return np.flatnonzero(named), [f"{note}, and must not be trained on"]
 
 
 def _donors(puzzles: Sequence[Fingerprint]) -> list[np.ndarray]:

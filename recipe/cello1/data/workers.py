@@ -99,8 +99,8 @@ def _alone(job: Job, cells: tqdm, context: Any, counter: Any) -> FileResult:
 def _killed(job: Job, what: str) -> FileResult:
     return FileResult(
         job.name,
-        reason=f"{what}, for want of memory or by a fault in the file",
-        remedy="give it more memory; if that does not help, write it anew with anndata",
+        reason=f"{what}, usually out of memory or because of a fault in the file",
+        remedy="give it more memory; if that does not help, write it again with anndata",
     )
 
 

@@ -50,7 +50,11 @@ _LONGEST_ERROR = 1000  # characters of what a server says
 _FENCE = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 # Parameters that some servers do not take, and what they say then.
 _UNSUPPORTED = ("support", "unavailable", "not allowed", "not permitted", "unrecognized", "unknown")
-_REFUSALS = {"max_tokens": ("max_completion_tokens",)} | dict.fromkeys(
+# A limit may also be refused for being too high, so that the name beside one of the words above is not enough.
+_NO_MAX_TOKENS = tuple(
+    f"max_tokens is {sign}" for sign in ("not supported", "unsupported", "not allowed", "deprecated")
+)
+_REFUSALS = {"max_tokens": ("max_completion_tokens", "parameter: max_tokens", *_NO_MAX_TOKENS)} | dict.fromkeys(
     ("temperature", "top_p", "seed", "response_format"), _UNSUPPORTED
 )
 
@@ -80,11 +84,9 @@ class OpenAIEngine(EngineBase):
             ("retries", retries, 0),
         ):
             if value < least:
-                msg = f"{name} must be at least {least}, got {value}"
-                raise ValueError(msg)
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if server not in ("auto", "vllm", "other"):
-            msg = f"server must be auto, vllm or other, got {server!r}"
-            raise ValueError(msg)
+            raise ValueError(f"server must be auto, vllm or other, got {server!r}")
         self._url = base_url or os.environ.get(_URL_VARIABLE, "")
         self.base_url = public_address(self._url)
         if not self._url:
@@ -141,17 +143,14 @@ class OpenAIEngine(EngineBase):
             owners = {str(entry["id"]): entry.get("owned_by") for entry in models}
             names = sorted(owners)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            msg = f"{self.base_url} refuses the key ({self._say(error)}); set {_KEY_VARIABLE}"
-            raise EngineError(msg) from None
+            raise EngineError(f"{self.base_url} refuses the key ({self._say(error)}); set {_KEY_VARIABLE}") from None
         except (openai.APIConnectionError, TimeoutError) as error:
-            msg = f"cannot reach {self.base_url} ({self._say(error)}); is the server running?"
-            raise EngineError(msg) from None
+            raise EngineError(f"cannot reach {self.base_url} ({self._say(error)}); is the server running?") from None
         except (openai.APIError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return "other"  # not every server has the list, some show a page there
         if names and self.model not in owners:
             shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            msg = f"model: {self.base_url} has no {self.model!r}; it has {shown}"
-            raise EngineError(msg)
+            raise EngineError(f"model: {self.base_url} has no {self.model!r}; it has {shown}")
         return "vllm" if "vllm" in owners.values() else "other"
 
     def _say(self, error: BaseException) -> str:
@@ -166,8 +165,7 @@ class OpenAIEngine(EngineBase):
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests, as :meth:`recipe.cello1.engines.protocol.Engine.generate` says; not once it is closed."""
         if self._closed:
-            msg = "the engine is closed; start another"
-            raise EngineError(msg)
+            raise EngineError("the engine is closed; start another")
         run = _Run(self, requests, sampling)
         run.start()
         try:
@@ -207,7 +205,7 @@ class OpenAIEngine(EngineBase):
 
     def _learn(self, error: Any, body: Mapping[str, Any]) -> bool:
         """Find out which parameter of a request is refused, whoever else has found it out meanwhile."""
-        text = str(error).lower()
+        text = re.sub(r"[\\\"'`]", "", str(error).lower())
         for name, signs in _REFUSALS.items():
             if name == "response_format" and not self._prefer:
                 continue  # an answer that was to be constrained must not come free without a word
@@ -253,8 +251,7 @@ class OpenAIEngine(EngineBase):
         tokens = _part(_part(choice, "logprobs", dict, {}), "content", list, [])
         logprob = sum(float(_part(token, "logprob", float)) for token in tokens) if tokens else None
         if min(counts) < 0 or not math.isfinite(logprob or 0.0):
-            msg = f"the server's reply has the counts {counts} and the log-probability {logprob}"
-            raise ValueError(msg)
+            raise ValueError(f"the server's reply has the counts {counts} and the log-probability {logprob}")
         return Completion(text, reason, counts[0], counts[1], logprob)
 
 
@@ -310,7 +307,7 @@ class _Run:
     async def _ask(self, client: Any, request: Request) -> Completion | Failure:
         engine, openai = self.engine, self.engine._openai
         if request.prefix:
-            return Failure("a server lets no answer begin with a prefix; use the engine vllm or transformers")
+            return Failure("a server cannot start an answer with a given prefix; use the engine vllm or transformers")
         tries = 0
         while not self._hopeless:
             await self._pause()
@@ -382,8 +379,7 @@ def _json(content: bytes) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
-        msg = f"the server's reply is no JSON: {content[:80]!r}"
-        raise ValueError(msg) from None
+        raise ValueError(f"the server's reply is not JSON: {content[:80]!r}") from None
 
 
 def _part(whole: Any, key: str, kind: type, default: Any = None) -> Any:
@@ -394,8 +390,7 @@ def _part(whole: Any, key: str, kind: type, default: Any = None) -> Any:
     if kind is float and type(found) is int:
         return found
     if not isinstance(found, kind) or isinstance(found, bool):
-        msg = f"the server's reply has no usable {key}, but {found!r:.80}"
-        raise ValueError(msg)
+        raise ValueError(f"the server's reply has no usable {key}, but {found!r:.80}")
     return found
 
 

@@ -22,14 +22,14 @@ _ENGINE_FLAGS: dict[str, tuple[tuple[str, Any, str], ...]] = {
     "vllm": (
         _MAX_LEN,
         ("--tensor-parallel-size", int, "GPUs that share each layer"),
-        ("--max-num-seqs", int, "most answers in work at a time"),
+        ("--max-num-seqs", int, "most answers generated at a time"),
         ("--gpu-memory-utilization", float, "share of the GPU's memory to use"),
         _DTYPE,
         _LORA,
     ),
     "openai": (
         ("--base-url", str, "address of the API (default: OPENAI_BASE_URL); the key comes from OPENAI_API_KEY"),
-        ("--concurrency", int, "requests under way at a time (default 32)"),
+        ("--concurrency", int, "requests in flight at a time (default 32)"),
         ("--timeout", float, "seconds to wait for one answer (default 1200)"),
         ("--retries", int, "how often to try again (default 6)"),
         ("--longest-wait", float, "most seconds to wait when the server asks for it (default 600)"),
@@ -108,11 +108,9 @@ def _add_flags(parser: argparse.ArgumentParser, *engines: str, without: Sequence
 def sampling_of(args: argparse.Namespace) -> Sampling:
     """Collect the options of sampling, and check those of what is asked."""
     if args.limit is not None and args.limit < 1:
-        msg = f"--limit must be at least 1, got {args.limit}"
-        raise ValueError(msg)
+        raise ValueError(f"--limit must be at least 1, got {args.limit}")
     if args.reasoning_budget is not None and not _to_constrain(args):
-        msg = "--reasoning-budget needs --decode constrained"
-        raise ValueError(msg)
+        raise ValueError("--reasoning-budget needs --decode constrained")
     temperature, _ = sampling_defaults(args.decode, args.temperature, getattr(args, "samples", None))
     return Sampling(temperature, args.top_p, args.max_tokens, args.logprobs, args.reasoning_budget)
 
@@ -138,7 +136,6 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         name = flag[2:].replace("-", "_")
         if (value := getattr(args, name, None)) is not None:
             if flag not in own:
-                msg = f"{flag} does not apply to the engine {args.engine}"
-                raise ValueError(msg)
+                raise ValueError(f"{flag} does not apply to the engine {args.engine}")
             options[name] = value
     return options

@@ -59,17 +59,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            msg = f"temperature must be 0 (greedy) or more, got {self.temperature!r}"
-            raise ValueError(msg)
+            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature!r}")
         if not 0 < self.top_p <= 1:
-            msg = f"top_p must be above 0 and at most 1, got {self.top_p!r}"
-            raise ValueError(msg)
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
         if self.max_tokens < 1:
-            msg = f"max_tokens must be at least 1, got {self.max_tokens!r}"
-            raise ValueError(msg)
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens!r}")
         if self.reasoning_budget is not None and self.reasoning_budget < 0:
-            msg = f"reasoning_budget must be 0 or more tokens, got {self.reasoning_budget!r}"
-            raise ValueError(msg)
+            raise ValueError(f"reasoning_budget must be 0 or more tokens, got {self.reasoning_budget!r}")
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as plain values, as they are written into prediction records.
@@ -233,8 +229,7 @@ class EngineBase(Engine):
 
     def score(self, choices: Iterable[Choice]) -> Iterator[tuple[int, np.ndarray | Failure]]:
         """Refuse; an engine that can has a method of its own, as for :class:`Engine`."""
-        msg = f"the engine {self.name!r} gives no probabilities of texts; use vllm or transformers"
-        raise EngineError(msg)
+        raise EngineError(f"the engine {self.name!r} gives no probabilities of texts; use vllm or transformers")
 
     def close(self) -> None:
         """Free what the engine holds."""

@@ -21,7 +21,7 @@ from recipe.cello1.formats.provenance import worker_variables
 _LEAST_SHARE = 8
 _LARGEST_SHARE = 1024
 
-Result = tuple[int, Completion | np.ndarray | Failure]
+_Result = tuple[int, Completion | np.ndarray | Failure]
 
 
 class _Worker:
@@ -34,7 +34,7 @@ class _Worker:
         """Return what engines of this kind have in common; the first call also waits for its start."""
         return self._engine.fingerprint, self._engine.constraint, self._engine.can_score
 
-    def run(self, method: str, *arguments: Any) -> Iterator[Result]:
+    def run(self, method: str, *arguments: Any) -> Iterator[_Result]:
         """Let the engine do a share."""
         yield from getattr(self._engine, method)(*arguments)
 
@@ -50,8 +50,7 @@ class RayEngines(EngineBase):
         try:
             import ray
         except ImportError as error:
-            msg = f"Ray cannot be imported ({error}); install ray, or use one engine"
-            raise EngineError(msg) from error
+            raise EngineError(f"Ray cannot be imported ({error}); install ray, or use one engine") from error
         self._ray = ray
         if not ray.is_initialized():
             self._start_ray()
@@ -69,8 +68,7 @@ class RayEngines(EngineBase):
             except Exception as error:  # Ray raises all kinds, and leaves processes behind
                 self._ray.shutdown()
                 if last:
-                    msg = f"Ray cannot be started: {_say(error)}"
-                    raise EngineError(msg) from error
+                    raise EngineError(f"Ray cannot be started: {_say(error)}") from error
             else:
                 self._started_ray = True
                 return
@@ -91,8 +89,7 @@ class RayEngines(EngineBase):
         try:
             facts = ray.get([actor.facts.remote() for actor in self._actors])
         except ray.exceptions.RayError as error:
-            msg = f"an engine cannot be started: {_say(error)}"
-            raise EngineError(msg) from None
+            raise EngineError(f"an engine cannot be started: {_say(error)}") from None
         return facts[0]
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[Any]:
@@ -103,12 +100,11 @@ class RayEngines(EngineBase):
         """Compare texts, as :meth:`recipe.cello1.engines.protocol.Engine.score` says; not once it is closed."""
         return self._share("score", choices) if self.can_score else super().score(choices)
 
-    def _share(self, method: str, items: Iterable[Any], *arguments: Any) -> Iterator[Result]:
+    def _share(self, method: str, items: Iterable[Any], *arguments: Any) -> Iterator[_Result]:
         if not self._actors:
-            msg = "the engines are closed; start others"
-            raise EngineError(msg)
+            raise EngineError("the engines are closed; start others")
         work = _Work(list(items), len(self._actors))
-        results: SimpleQueue[Result | None] = SimpleQueue()
+        results: SimpleQueue[_Result | None] = SimpleQueue()
         threads = [
             threading.Thread(target=self._serve, args=(actor, work, results, method, *arguments), daemon=True)
             for actor in self._actors
@@ -130,7 +126,7 @@ class RayEngines(EngineBase):
             work.stop()
 
     def _serve(
-        self, actor: Any, work: _Work, results: SimpleQueue[Result | None], method: str, *arguments: Any
+        self, actor: Any, work: _Work, results: SimpleQueue[_Result | None], method: str, *arguments: Any
     ) -> None:
         """Feed one engine until nothing is left."""
         try:

@@ -44,8 +44,7 @@ def start_engine(name: str, model: str | Path, **options: Any) -> EngineBase:
         If the engine cannot be started, its packages are missing for example.
     """
     if name not in ENGINES:
-        msg = f"engine must be one of {', '.join(ENGINES)}, got {name!r}"
-        raise ValueError(msg)
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     module, cls = ENGINES[name]
     return getattr(import_module(module), cls)(str(model), **options)
 
@@ -74,11 +73,9 @@ def start_engines(name: str, model: str | Path, number: int = 1, **options: Any)
         If an engine cannot be started.
     """
     if number < 1:
-        msg = f"number of engines must be at least 1, got {number}"
-        raise ValueError(msg)
+        raise ValueError(f"number of engines must be at least 1, got {number}")
     if number == 1:
         return start_engine(name, model, **options)
     if name not in ENGINES:
-        msg = f"engine must be one of {', '.join(ENGINES)}, got {name!r}"
-        raise ValueError(msg)
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     return RayEngines(name, str(model), number, partial(start_engine, name, str(model), **options), **options)

@@ -33,8 +33,7 @@ def token_tree(texts: Sequence[Sequence[int]]) -> TokenTree:
     start = next((i for i, column in enumerate(zip(*options, strict=False)) if len(set(column)) > 1), None)
     start = min(map(len, options), default=0) if start is None else start
     if not start or len(set(options)) < len(options):
-        msg = "options must be different texts, at least one, behind a text that is not empty"
-        raise ValueError(msg)
+        raise ValueError("options must be different texts, at least one, behind a text that is not empty")
     nodes: dict[tuple[int, ...], int] = {}
     contexts: list[Context] = []
     paths = []

@@ -37,8 +37,7 @@ class TransformersEngine(LocalEngine):
         constrained: bool = False,
     ) -> None:
         if batch_size < 1:
-            msg = f"batch_size must be at least 1, got {batch_size}"
-            raise ValueError(msg)
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         super().__init__(model, lora)
         self.batch_size = batch_size
         self._model: Any = None
@@ -66,8 +65,7 @@ class TransformersEngine(LocalEngine):
             self._model = loaded.to(device).eval()
         except Exception as error:  # whatever loading raises: the caller can only report it
             reason = " ".join(str(error).split())
-            msg = f"transformers cannot load {model}: {type(error).__name__}: {reason}"
-            raise EngineError(msg) from error
+            raise EngineError(f"transformers cannot load {model}: {type(error).__name__}: {reason}") from error
         ends = self._model.generation_config.eos_token_id
         ends = [tokenizer.eos_token_id] if ends is None else ends
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
@@ -78,8 +76,7 @@ class TransformersEngine(LocalEngine):
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests, as :meth:`recipe.cello1.engines.protocol.Engine.generate` says; not once it is closed."""
         if self._model is None:
-            msg = "the engine is closed; start another"
-            raise EngineError(msg)
+            raise EngineError("the engine is closed; start another")
         waiting = enumerate(requests)
         while batch := list(islice(waiting, self.batch_size)):
             rows = []
@@ -159,8 +156,7 @@ class TransformersEngine(LocalEngine):
     def _next_logprobs(self, contexts: Sequence[Context]) -> Sequence[np.ndarray | Failure]:
         """Return the log-probabilities of the tokens behind each context."""
         if self._model is None:
-            msg = "the engine is closed; start another"
-            raise EngineError(msg)
+            raise EngineError("the engine is closed; start another")
         import torch
 
         found: dict[int, np.ndarray | Failure] = {}

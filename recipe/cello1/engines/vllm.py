@@ -77,11 +77,10 @@ class VllmEngine(LocalEngine):
                 from vllm import LLM
                 from vllm.platforms import current_platform
             except ImportError as error:
-                msg = (
+                raise EngineError(
                     f"vLLM cannot be imported ({error}); use an environment made by recipe/cello1/launch/setup_env.sh, "
                     "or a server (Ollama, llama.cpp, a cloud provider): engine 'openai' with its base_url"
-                )
-                raise EngineError(msg) from error
+                ) from error
             on_cpu = current_platform.is_cpu()
             if on_cpu:
                 # A prompt cut in two makes vLLM turn the request's random generator back, which CPU generators refuse.
@@ -104,8 +103,7 @@ class VllmEngine(LocalEngine):
                 except Exception as error:  # whatever vLLM raises at its start: the caller can only report it
                     self.close()
                     reason = " ".join(str(error).split())  # one line
-                    msg = f"vLLM cannot start with {model}: {type(error).__name__}: {reason}"
-                    raise EngineError(msg) from error
+                    raise EngineError(f"vLLM cannot start with {model}: {type(error).__name__}: {reason}") from error
         engine = self._llm.llm_engine
         self._set_tokenizer(self._llm.get_tokenizer(), engine.model_config.max_model_len, constrained)
         self._window = 2 * engine.vllm_config.scheduler_config.max_num_seqs
@@ -118,8 +116,7 @@ class VllmEngine(LocalEngine):
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests, as :meth:`recipe.cello1.engines.protocol.Engine.generate` says; not once it is closed."""
         if self._llm is None:
-            msg = "the engine is closed; start another"
-            raise EngineError(msg)
+            raise EngineError("the engine is closed; start another")
         engine = self._llm.llm_engine
         waiting = enumerate(requests)
         in_work: dict[str, _InWork] = {}
@@ -198,8 +195,7 @@ class VllmEngine(LocalEngine):
     def _next_logprobs(self, contexts: Sequence[Context]) -> Sequence[np.ndarray | Failure]:
         """Return the log-probabilities of the tokens behind each context: those of a completion of one token."""
         if self._llm is None:
-            msg = "the engine is closed; start another"
-            raise EngineError(msg)
+            raise EngineError("the engine is closed; start another")
         from vllm import SamplingParams
         from vllm.sampling_params import MAX_LOGPROB_TOKEN_IDS, RequestOutputKind
 

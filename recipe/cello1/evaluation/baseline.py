@@ -49,8 +49,7 @@ class NaiveBayes:
             msg = f"cells and types must have the same length, at least 1; got {len(cells)} and {len(types)}"
             raise ValueError(msg)
         if not alpha > 0:
-            msg = f"alpha must be positive, got {alpha!r}; at 0 one unseen gene would rule a type out"
-            raise ValueError(msg)
+            raise ValueError(f"alpha must be positive, got {alpha!r}; at 0 one unseen gene would rule a type out")
         row = {name: i for i, name in enumerate(sorted(set(types)))}
         column = {gene: j for j, gene in enumerate(sorted({gene for genes in cells for gene in genes}))}
         counts, total = np.zeros((len(row), len(column))), np.zeros((len(row), 1))
@@ -65,8 +64,7 @@ class NaiveBayes:
     def log_probabilities(self, cells: Sequence[Cell], candidates: Sequence[str]) -> np.ndarray:
         """Return float64 (n_cells, n_candidates); genes that no training cell lists are ignored."""
         if not candidates:
-            msg = "candidates is empty; the baseline can only choose among candidates"
-            raise ValueError(msg)
+            raise ValueError("candidates is empty; the baseline can only choose among candidates")
         rows = [self.types.get(name, len(self.types)) for name in candidates]
         scores = np.tile(self.empty[rows], (len(cells), 1))
         for i, genes in enumerate(cells):
@@ -78,8 +76,7 @@ class NaiveBayes:
         """Solve a puzzle: by the likeliest matching, and by the likeliest type of each cell; keys of ``BASELINES``."""
         scores = self.log_probabilities(cells, candidates)
         if len(cells) > len(candidates):
-            msg = f"{len(cells)} cells cannot have different types of {len(candidates)} candidates"
-            raise ValueError(msg)
+            raise ValueError(f"{len(cells)} cells cannot have different types of {len(candidates)} candidates")
         chosen = linear_sum_assignment(scores, maximize=True)[1], scores.argmax(axis=1)
         return {
             name: tuple(candidates[j] for j in columns.tolist())

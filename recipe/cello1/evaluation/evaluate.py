@@ -177,7 +177,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--baseline",
         type=Path,
         metavar="TRAIN",
-        help="set naive Bayes beside the model, fitted on these training puzzles",
+        help="compare with naive Bayes fitted on these training puzzles",
     )
     parser.add_argument("--greedy", type=Path, help="greedy predictions, to set beside several answers combined")
     add_weighted(parser)

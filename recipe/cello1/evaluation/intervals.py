@@ -66,8 +66,7 @@ def estimate(values: np.ndarray, *, seed: int, weights: np.ndarray | None = None
     # for shares of a yes or no it is poor in small samples: these get the Wilson score interval.
     values = np.asarray(values, dtype=float)
     if len(values) == 0:
-        msg = "values is empty; there is nothing to estimate"
-        raise ValueError(msg)
+        raise ValueError("values is empty; there is nothing to estimate")
     if np.isin(values, (0.0, 1.0)).all() and (weights is None or np.ptp(values) == 0):
         return share(int(values.sum()), len(values))
     return _interval(values, weights, seed, sure=np.ptp(values) == 0)
@@ -138,8 +137,7 @@ def calibration(confidence: np.ndarray, right: np.ndarray, of: str = "answers") 
         msg = f"confidence and right must have the same length, got shapes {confidence.shape} and {right.shape}"
         raise ValueError(msg)
     if not ((confidence >= 0) & (confidence <= 1 + 1e-9)).all():
-        msg = "confidence must be between 0 and 1"
-        raise ValueError(msg)
+        raise ValueError("confidence must be between 0 and 1")
     which = np.minimum((confidence * BINS).astype(int), BINS - 1)
     rows: list[Mapping[str, Any]] = []
     error = 0.0

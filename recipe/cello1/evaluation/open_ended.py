@@ -17,7 +17,7 @@ from recipe.cello1.evaluation.scores import Scored
 from recipe.cello1.task.answer import THINK_CLOSE
 from recipe.cello1.task.ontology import CellOntology, Relation, normalise
 
-NO_ANSWER = "no_answer"
+_NO_ANSWER = "no_answer"
 _MOST_NAMES = 20  # unknown names listed
 
 
@@ -31,7 +31,7 @@ def by_ontology(answers: Sequence[Scored], ontology: CellOntology, *, seed: int 
         apart: list[int] = []
         for pair in pairs:
             if pair is None:
-                row.append(NO_ANSWER)
+                row.append(_NO_ANSWER)
                 continue
             match = ontology.compare(*pair)
             row.append(str(match.relation))
@@ -43,7 +43,7 @@ def by_ontology(answers: Sequence[Scored], ontology: CellOntology, *, seed: int 
             distances.append(float(np.mean(apart)))
     return Meanings(
         ontology.version,
-        _shares(verdicts, (*map(str, Relation), NO_ANSWER), seed),
+        _shares(verdicts, (*map(str, Relation), _NO_ANSWER), seed),
         estimate(np.array(distances), seed=seed) if distances else None,
         dict(unknown.most_common(_MOST_NAMES)),
     )
@@ -53,20 +53,20 @@ def by_judge(answers: Sequence[Scored], engine: Engine, *, seed: int = 0) -> Mea
     """Have a language model relate each answered type to the gold of its cell."""
     rows = _pairs(answers)
     said = ask_judge(engine, [pair for row in rows for pair in row if pair is not None])
-    verdicts = [[NO_ANSWER if pair is None else said.found.get(pair) for pair in row] for row in rows]
+    verdicts = [[_NO_ANSWER if pair is None else said.found.get(pair) for pair in row] for row in rows]
     cells = [verdict for row in verdicts for verdict in row]
     return Meanings(
         engine.model,
-        _shares(verdicts, (*VERDICTS, NO_ANSWER), seed),
+        _shares(verdicts, (*VERDICTS, _NO_ANSWER), seed),
         n_judged=sum(verdict is not None for verdict in cells),
         n_failed=sum(verdict is None for verdict in cells),
         failures=dict(Counter(said.failures.values()).most_common()),
     )
 
 
-def _pairs(answers: Sequence[Scored]) -> list[list[Pair | None]]:
+def _pairs(answers: Sequence[Scored]) -> list[list[TypePair | None]]:
     """Return for each puzzle the answered and gold name of each cell; ``None`` where none was answered."""
-    rows: dict[int, list[Pair | None]] = {}
+    rows: dict[int, list[TypePair | None]] = {}
     for answer in answers:
         row, gold, named = rows.setdefault(answer.index, []), answer.puzzle.answer, answer.score.items
         # A type named twice is no fault of an open-ended answer.
@@ -96,29 +96,29 @@ different - anything else"""
 # Reasoning models think before the word.
 SAMPLING = Sampling(max_tokens=4096)
 
-Pair = tuple[str, str]  # answered, gold
+TypePair = tuple[str, str]  # answered, gold
 
 
 class Verdicts(NamedTuple):
     """What the judge said."""
 
-    # Pair -> one of ``VERDICTS``
-    found: dict[Pair, str]
-    # Pair -> why there is no verdict
-    failures: dict[Pair, str]
+    # TypePair -> one of ``VERDICTS``
+    found: dict[TypePair, str]
+    # TypePair -> why there is no verdict
+    failures: dict[TypePair, str]
 
 
-def ask_judge(engine: Engine, pairs: Iterable[Pair]) -> Verdicts:
+def ask_judge(engine: Engine, pairs: Iterable[TypePair]) -> Verdicts:
     """Have pairs of names judged."""
     verdicts = Verdicts({}, {})
-    asked: list[Pair] = []
+    asked: list[TypePair] = []
     for pair in dict.fromkeys(pairs):
         if normalise(pair[0]) == normalise(pair[1]):
             verdicts.found[pair] = str(Relation.EQUIVALENT)
         else:
             asked.append(pair)
 
-    def keep(pair: Pair, result: Completion | Failure) -> None:
+    def keep(pair: TypePair, result: Completion | Failure) -> None:
         if isinstance(result, Failure):
             verdicts.failures[pair] = result.error
         elif verdict := read_verdict(result.text):
@@ -130,7 +130,7 @@ def ask_judge(engine: Engine, pairs: Iterable[Pair]) -> Verdicts:
     return verdicts
 
 
-def _request(pair: Pair) -> Request:
+def _request(pair: TypePair) -> Request:
     # One line each: what a model answered must not look like a part of the question.
     answered, gold = (" ".join(name.split())[:200] for name in pair)
     question = f"Right name: {gold}\nAnswered name: {answered}"

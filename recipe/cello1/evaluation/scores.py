@@ -174,11 +174,9 @@ def score_predictions(
         index, sample = record.get("index"), record.get("sample", 0)
         where = f"prediction {index}" + (f", sample {sample}" if sample else "")
         if not isinstance(index, int) or not isinstance(sample, int):
-            msg = f"{where}: 'index' and 'sample' must be integers, got {index!r} and {sample!r}"
-            raise ValueError(msg)
+            raise ValueError(f"{where}: 'index' and 'sample' must be integers, got {index!r} and {sample!r}")
         if (index, sample) in seen:
-            msg = f"duplicate {where}; remove one of the two"
-            raise ValueError(msg)
+            raise ValueError(f"duplicate {where}; remove one of the two")
         seen.add((index, sample))
         puzzle = known[index] = _reference(record, known.get(index), puzzles, baseline, where)
         if not check_prediction(record, where):
@@ -254,8 +252,7 @@ def _reference(
         puzzle = puzzles[index]
         known = puzzle if isinstance(puzzle, Reference) else reference(puzzle, baseline)
         if not known.answer:
-            msg = f"{where}: item {index} of the data set has no gold under 'assistant_msg' or 'answer'"
-            raise ValueError(msg)
+            raise ValueError(f"{where}: item {index} of the data set has no gold under 'assistant_msg' or 'answer'")
         told = [record.get(key, value) for key, value in zip(SLICES[1:], known.slices[1:], strict=True)]
         known = replace(known, slices=(known.slices[0], *told))
     if known is not None:
@@ -269,8 +266,7 @@ def _reference(
     try:
         answer = _interned(gold_types(own))
     except ValueError as error:
-        msg = f"{where}: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"{where}: {error}") from None
     text = next((record[key] for key in USER_KEYS if isinstance(record.get(key), str)), "")
     try:
         variant = find_variant(text)
@@ -281,8 +277,7 @@ def _reference(
     if question and question.candidates:
         return replace(reference(question, baseline), answer=answer, slices=slices)
     if baseline:
-        msg = f"{where} repeats no question with candidates, which the baseline needs; give the data set"
-        raise ValueError(msg)
+        raise ValueError(f"{where} repeats no question with candidates, which the baseline needs; give the data set")
     return Reference(answer, None, slices, {})
 
 
@@ -344,8 +339,7 @@ def difference(first: Scores, second: Scores, *, other: str = "", seed: int = 0)
     groups = [scores.groups() for scores in (first, second)]
     common = [index for index in runs[0] if index in runs[1]]
     if not common:
-        msg = "the two runs have no answered puzzle in common; nothing can be compared"
-        raise ValueError(msg)
+        raise ValueError("the two runs have no answered puzzle in common; nothing can be compared")
     for index in common:
         if groups[0][index][0].puzzle.answer != groups[1][index][0].puzzle.answer:
             msg = f"item {index} has another gold answer in the other run; they are not of the same data set"

@@ -24,8 +24,7 @@ def combine(scores: Scores, *, weighted: bool | None = None) -> dict[str, Scores
         return {}
     have = all(answer.logprob is not None and answer.tokens for group in groups.values() for answer in group)
     if weighted and not have:
-        msg = "weighted, but some predictions have no 'logprob'; predict with --logprobs"
-        raise ValueError(msg)
+        raise ValueError("weighted, but some predictions have no 'logprob'; predict with --logprobs")
     weighted = have if weighted is None else weighted
     found: dict[str, list[Scored]] = {ONE_SAMPLE: [answer for group in groups.values() for answer in group]}
     for group in groups.values():
@@ -65,8 +64,7 @@ def side_by_side(runs: Mapping[str, Scores], best: str, *, seed: int = 0) -> dic
     groups = [run.groups() for run in runs.values()]
     common = set(groups[0]).intersection(*groups[1:])
     if not common:
-        msg = f"{' and '.join(runs)}: the answers are to other puzzles; nothing can be compared"
-        raise ValueError(msg)
+        raise ValueError(f"{' and '.join(runs)}: the answers are to other puzzles; nothing can be compared")
     for index in sorted(common):
         if len({own[index][0].puzzle.answer for own in groups}) > 1:
             msg = f"item {index} has another gold in one of {', '.join(runs)}; they are not of the same data set"

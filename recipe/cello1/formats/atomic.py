@@ -23,8 +23,7 @@ def dumps(value: Any, indent: int | None = None) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
-        msg = f"cannot be written as JSON: {error}"
-        raise ValueError(msg) from error
+        raise ValueError(f"cannot be written as JSON: {error}") from error
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -37,14 +36,12 @@ def _plain(value: object) -> object:
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    msg = f"{type(value).__name__} is not JSON"
-    raise TypeError(msg)
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def _is_jsonl(path: Path) -> bool:
     if path.suffix not in (".json", ".jsonl"):
-        msg = f"{path}: the name must end in .json or .jsonl"
-        raise ValueError(msg)
+        raise ValueError(f"{path}: the name must end in .json or .jsonl")
     return path.suffix == ".jsonl"
 
 
@@ -59,8 +56,7 @@ def _json_of(what: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RecursionError) as error:  # bad JSON, bad UTF-8, too deep
-        msg = f"{what} is not valid JSON: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"{what} is not valid JSON: {error}") from None
 
 
 def read_items(path: str | Path, *, drop_partial_tail: bool = False) -> list[Any]:
@@ -123,8 +119,7 @@ def _list_items(path: Path) -> Iterator[Any]:
         if wanted == "end" and not text:
             return
     found = read_json(path)  # says what is wrong
-    msg = f"{path} must hold a list of items, got {type(found).__name__}"
-    raise ValueError(msg)
+    raise ValueError(f"{path} must hold a list of items, got {type(found).__name__}")
 
 
 def write_items(path: str | Path, items: Iterable[Any]) -> None:
@@ -138,8 +133,7 @@ def append_jsonl(path: str | Path, record: Any) -> int:
     """Append one line to a ``.jsonl`` file, push it to the disk, and say where it begins."""
     path = Path(path)
     if not _is_jsonl(path):
-        msg = f"{path}: only .jsonl files can be appended to"
-        raise ValueError(msg)
+        raise ValueError(f"{path}: only .jsonl files can be appended to")
     line = (dumps(record) + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -170,8 +164,7 @@ def open_no_link(path: Path, flags: int) -> BinaryIO:
     except OSError:
         if not path.is_symlink():
             raise
-        msg = f"{path} is a symbolic link; give the file itself"
-        raise ValueError(msg) from None
+        raise ValueError(f"{path} is a symbolic link; give the file itself") from None
     return os.fdopen(number, "rb+")
 
 
@@ -208,8 +201,7 @@ def held(path: str | Path, name: str = "out", remedy: str = "give each run a pla
         except BlockingIOError:
             free = False
         if not free:
-            msg = f"{name}: another run is writing to {path}; {remedy}, or wait"
-            raise ValueError(msg)
+            raise ValueError(f"{name}: another run is writing to {path}; {remedy}, or wait")
         try:
             yield
         finally:
@@ -287,8 +279,7 @@ class JsonListWriter:
         try:
             text = dumps(item, self._indent)
         except ValueError as error:
-            msg = f"{self.path}: item {self.count} {error}"
-            raise ValueError(msg) from error
+            raise ValueError(f"{self.path}: item {self.count} {error}") from error
         self._file.write((self._marks[self.count > 0] + text).encode())
         self.count += 1
 

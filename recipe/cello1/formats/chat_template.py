@@ -35,10 +35,9 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
     except Exception as error:  # templates raise errors of their own, on roles they do not know for example
         remedy = "; set prompt_layout=user" if any(m["role"] == "system" for m in messages) else ""
         reason = " ".join(str(error).split())
-        msg = (
+        raise ValueError(
             f"the model's chat template cannot be applied to {'/'.join(m['role'] for m in messages)}: {reason}{remedy}"
-        )
-        raise ValueError(msg) from error
+        ) from error
 
 
 @contextmanager
@@ -49,8 +48,7 @@ def _time_limit() -> Iterator[None]:
         return
 
     def stop(signal_number: int, frame: object) -> None:
-        msg = f"it is not done after {_TIME_LIMIT_S} s"
-        raise TimeoutError(msg)
+        raise TimeoutError(f"it is not done after {_TIME_LIMIT_S} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, _TIME_LIMIT_S)

@@ -56,8 +56,7 @@ def puzzle_to_item(puzzle: Puzzle, variant: Variant = "batch") -> dict[str, Any]
         text = join_types(puzzle.answer) if reasoning is None else format_answer(puzzle.answer, reasoning)
         item["assistant_msg"] = text
     if clash := [key for key in meta if key in ITEM_KEYS]:
-        msg = f"meta must not hold the keys {clash}, which are the item's own; rename them"
-        raise ValueError(msg)
+        raise ValueError(f"meta must not hold the keys {clash}, which are the item's own; rename them")
     return {**item, **meta}
 
 
@@ -89,16 +88,14 @@ def item_to_puzzle(
     """
     where = f"item {index}"
     if not isinstance(item, Mapping):
-        msg = f"{where} must be an object with the key 'user_msg', got {type(item).__name__}"
-        raise ValueError(msg)
+        raise ValueError(f"{where} must be an object with the key 'user_msg', got {type(item).__name__}")
     item = _from_conversations(item, where)
     user_key = _one_key(item, USER_KEYS, where)
     if SYSTEM_KEY in item and str(item[SYSTEM_KEY]) not in instructions(variant):
-        msg = (
+        raise ValueError(
             f"{where}, key '{SYSTEM_KEY}': not the instruction of the variant {variant!r}; "
             "choose another variant, or remove the key to use the standard instruction"
         )
-        raise ValueError(msg)
     meta = {key: value for key, value in item.items() if key not in ITEM_KEYS and not _is_nan(value)}
     if spoiled := [key for key, value in meta.items() if _not_finite(value, where)]:
         msg = f"{where}, key {shown(spoiled[0])}: holds NaN or an infinite number, which JSON does not allow; remove it"
@@ -113,8 +110,7 @@ def item_to_puzzle(
         return parse_user(item[user_key], variant, answer, meta)
     except ValueError as error:
         key = gold_key if str(error).startswith("answer") else user_key
-        msg = f"{where}, key '{key}': {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"{where}, key '{key}': {error}") from None
 
 
 def question_of(item: Mapping[str, Any]) -> str:
@@ -145,8 +141,7 @@ def _from_conversations(item: Mapping[str, Any], where: str) -> Mapping[str, Any
         key = _SPEAKERS.get(str(turn.get("from"))) if isinstance(turn, Mapping) else None
         if key is None or key in found:
             wanted = f"must hold one turn each of {', '.join(_SPEAKERS)}"
-            msg = f"{where}, key '{CONVERSATIONS_KEY}': {wanted}, got {shown(turn)}"
-            raise ValueError(msg)
+            raise ValueError(f"{where}, key '{CONVERSATIONS_KEY}': {wanted}, got {shown(turn)}")
         found[key] = turn.get("value")
     return found
 
@@ -164,8 +159,7 @@ def _not_finite(value: object, where: str) -> bool:
     try:
         return any(_not_finite(entry, where) for entry in (value.values() if isinstance(value, Mapping) else value))
     except RecursionError:
-        msg = f"{where}: is nested too deeply"
-        raise ValueError(msg) from None
+        raise ValueError(f"{where}: is nested too deeply") from None
 
 
 def _one_key(item: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
@@ -176,11 +170,9 @@ def _one_key(item: Mapping[str, Any], keys: Sequence[str], where: str) -> str:
         raise ValueError(msg)
     for key in present:
         if not isinstance(item[key], str):
-            msg = f"{where}, key '{key}': must be a str, got {type(item[key]).__name__}"
-            raise ValueError(msg)
+            raise ValueError(f"{where}, key '{key}': must be a str, got {type(item[key]).__name__}")
     if len(present) > 1 and not _agree(item[keys[0]], item[keys[1]]):
-        msg = f"{where}: the keys '{keys[0]}' and '{keys[1]}' differ; remove the wrong one"
-        raise ValueError(msg)
+        raise ValueError(f"{where}: the keys '{keys[0]}' and '{keys[1]}' differ; remove the wrong one")
     return present[0]
 
 
@@ -211,8 +203,7 @@ def read_gold(text: str, where: str) -> tuple[tuple[str, ...], str | None]:
     if not any(tag in text for tag in TAGS):
         types = split_types(text)
         if not types:
-            msg = f"{where}: is empty; give the types in cell order"
-            raise ValueError(msg)
+            raise ValueError(f"{where}: is empty; give the types in cell order")
         return types, None
     parsed = parse_answer(text)
     if not parsed.ok:

@@ -100,6 +100,5 @@ def item_files(folder: Path) -> list[tuple[int, Path]]:
     """List the files of the published layout with their indices, in order."""
     files = [file for file in folder.iterdir() if file.suffix == ".json"]
     if strange := sorted(file.name for file in files if not file.stem.isdecimal()):
-        msg = f"{folder}: {strange[0]!r} is not named after an item (<index>.json); move it elsewhere"
-        raise ValueError(msg)
+        raise ValueError(f"{folder}: {strange[0]!r} is not named after an item (<index>.json); move it elsewhere")
     return sorted((int(file.stem), file) for file in files)

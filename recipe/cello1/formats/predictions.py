@@ -153,15 +153,12 @@ def check_prediction(record: Mapping[str, Any], where: str = "record") -> bool:
         If it is neither, or both.
     """
     if not isinstance(record, Mapping):
-        msg = f"{where} must be an object, got {type(record).__name__}"
-        raise ValueError(msg)
+        raise ValueError(f"{where} must be an object, got {type(record).__name__}")
     kinds = [key for key in ("prediction", "error") if key in record]
     if len(kinds) != 1:
-        msg = f"{where} must have either 'prediction' or 'error', its keys are {sorted(map(str, record))}"
-        raise ValueError(msg)
+        raise ValueError(f"{where} must have either 'prediction' or 'error', its keys are {sorted(map(str, record))}")
     if not isinstance(record[kinds[0]], str):
-        msg = f"{where}, key '{kinds[0]}': must be a str, got {type(record[kinds[0]]).__name__}"
-        raise ValueError(msg)
+        raise ValueError(f"{where}, key '{kinds[0]}': must be a str, got {type(record[kinds[0]]).__name__}")
     return kinds[0] == "prediction"
 
 
@@ -211,8 +208,7 @@ def iter_predictions(path: str | Path) -> Iterator[dict[str, Any]]:
         empty = False
         yield {"index": index, **record}
     if empty:
-        msg = f"{path} holds no predictions"
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds no predictions")
 
 
 def has_logprobs(records: Iterable[Mapping[str, Any]]) -> bool:

@@ -26,21 +26,19 @@ def changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[A
 def check_same(was: Mapping[str, Any], now: Mapping[str, Any], where: str) -> None:
     """Refuse to add to a file what is made in another way."""
     for key in (changed.partition(".")[0] for changed in changes(was, now)):
-        msg = (
+        raise ValueError(
             f"{where}: made with {key} {was.get(key)!r}, this run has {now.get(key)!r}; "
-            "give another out, or remove it to start anew"
+            "choose another out, or remove it to start again"
         )
-        raise ValueError(msg)
 
 
 def check_same_run(file: Path, wanted: Mapping[str, Any], output: str | Path) -> None:
     """Refuse to go on in a folder with other settings than those that its file holds."""
     if file.is_file() and (found := changes(read_json(file), wanted)):
         changed = ", ".join(f"{key} ({was!r}, now {now!r})" for key, (was, now) in found.items())
-        msg = (
+        raise ValueError(
             f"output={output} belongs to a run with other settings: {changed}; set them back, or choose another output"
         )
-        raise ValueError(msg)
 
 
 def write_run(file: Path, settings: Mapping[str, Any]) -> None:

@@ -54,11 +54,9 @@ def iter_rows(path: str | Path) -> Iterator[Any]:
     """
     path = Path(path)
     if path.suffix not in PUZZLE_SUFFIXES:
-        msg = f"{path} must end in .json, .jsonl or .parquet"
-        raise ValueError(msg)
+        raise ValueError(f"{path} must end in .json, .jsonl or .parquet")
     if not path.is_file():
-        msg = f"{path} does not exist; give a file of puzzle items or RL data"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{path} does not exist; give a file of puzzle items or RL data")
     if path.suffix == ".parquet":
         from recipe.cello1.formats.rl_parquet import iter_parquet
 
@@ -69,8 +67,7 @@ def iter_rows(path: str | Path) -> Iterator[Any]:
     for row in rows:
         yield row
     if row is None:
-        msg = f"{path} holds no items"
-        raise ValueError(msg)
+        raise ValueError(f"{path} holds no items")
 
 
 def without_gaps(row: Mapping[str, Any], keys: Collection[str] | None = None) -> dict[str, Any]:
@@ -180,8 +177,7 @@ def load_puzzles(
         found: dict[str, Any] = {"variant": variant, "prompt_layout": layout}
         found = {key: _agreed(key, values, found[key]) for key, values in said.items()}
     except ValueError as error:
-        msg = str(error) if str(error).startswith(str(path)) else f"{path}: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(str(error) if str(error).startswith(str(path)) else f"{path}: {error}") from None
     return PuzzleFile(puzzles, found["variant"] or "batch", found["prompt_layout"] or "system")
 
 
@@ -189,8 +185,7 @@ def _agreed(key: str, first: Mapping[Any, int], asked: Any) -> Any:
     """Return what the rows say (value -> the first row that says it), or ``asked`` where they are silent."""
     if len(first) > 1:
         said = " and ".join(f"{value!r} (row {index})" for value, index in first.items())
-        msg = f"column 'extra_info': its rows have {key} {said}; split them into a file each"
-        raise ValueError(msg)
+        raise ValueError(f"column 'extra_info': its rows have {key} {said}; split them into a file each")
     if asked and first and asked not in first:
         msg = f"its rows have {key} {next(iter(first))!r}, and {asked!r} is asked for; ask for what they have"
         raise ValueError(msg)

@@ -28,8 +28,7 @@ def write_rl_parquet(
     rows = (rl_row(puzzle, split, index, layout, variant) for index, puzzle in enumerate(puzzles))
     batch = list(islice(rows, _BATCH))
     if not batch:
-        msg = f"no puzzles to write to {path}; an RL data set needs at least one"
-        raise ValueError(msg)
+        raise ValueError(f"no puzzles to write to {path}; an RL data set needs at least one")
     schema = pa.Table.from_pylist(batch).schema
     count = 0
     with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
@@ -47,8 +46,7 @@ def iter_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
             for batch in file.iter_batches(_BATCH):
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
-        msg = f"{path} is not a readable parquet file: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"{path} is not a readable parquet file: {error}") from None
 
 
 def n_rows(path: str | Path) -> int:
@@ -82,14 +80,12 @@ def _checked(path: Path) -> Iterator[dict[str, Any]]:
     rows = iter_parquet(path)
     first = next(rows, None)
     if first is None:
-        msg = f"{path} has no rows; there is nothing to train on"
-        raise ValueError(msg)
+        raise ValueError(f"{path} has no rows; there is nothing to train on")
     if missing := [name for name in REQUIRED_COLUMNS if name not in first]:
-        msg = (
+        raise ValueError(
             f"{path} has no column {', '.join(map(repr, missing))}; it has {list(first)}. "
             "Make it with `python -m recipe.cello1 prepare`"
         )
-        raise ValueError(msg)
     for index, row in enumerate(chain([first], rows)):
         try:
             if (row.get("extra_info") or {}).get("question"):
@@ -97,6 +93,5 @@ def _checked(path: Path) -> Iterator[dict[str, Any]]:
             else:
                 check_rl_row(row, index)
         except ValueError as error:
-            msg = f"{path}: {error}"
-            raise ValueError(msg) from None
+            raise ValueError(f"{path}: {error}") from None
         yield row

@@ -23,8 +23,7 @@ def rl_row(
 ) -> dict[str, Any]:
     """Make one row of the RL data."""
     if puzzle.answer is None:
-        msg = f"puzzle {index} of split {split!r} has no answer; RL data needs one for every puzzle"
-        raise ValueError(msg)
+        raise ValueError(f"puzzle {index} of split {split!r} has no answer; RL data needs one for every puzzle")
     question = render_user(puzzle, variant)
     answer = join_types(puzzle.answer)
     return {
@@ -54,15 +53,12 @@ def check_rl_row(row: Mapping[str, Any], index: int = 0) -> None:
     where = f"row {index}"
     for column in ("data_source", "prompt", "reward_model"):
         if column not in row:
-            msg = f"{where} has no column '{column}'; its columns are {sorted(map(str, row))}"
-            raise ValueError(msg)
+            raise ValueError(f"{where} has no column '{column}'; its columns are {sorted(map(str, row))}")
     if row["data_source"] != DATA_SOURCE:
-        msg = f"{where}, column 'data_source': must be {DATA_SOURCE!r}, got {shown(row['data_source'])}"
-        raise ValueError(msg)
+        raise ValueError(f"{where}, column 'data_source': must be {DATA_SOURCE!r}, got {shown(row['data_source'])}")
     prompt = row["prompt"]
     if isinstance(prompt, str) or not isinstance(prompt, Sequence | np.ndarray) or len(prompt) == 0:
-        msg = f"{where}, column 'prompt': must be a list of messages, got {type(prompt).__name__}"
-        raise ValueError(msg)
+        raise ValueError(f"{where}, column 'prompt': must be a list of messages, got {type(prompt).__name__}")
     for message in prompt:
         if not isinstance(message, Mapping) or not isinstance(message.get("content"), str) or "role" not in message:
             msg = f"{where}, column 'prompt': every message needs 'role' and 'content', got {shown(message)}"
@@ -70,8 +66,7 @@ def check_rl_row(row: Mapping[str, Any], index: int = 0) -> None:
     reward = row["reward_model"]
     truth = reward.get("ground_truth") if isinstance(reward, Mapping) else None
     if not isinstance(truth, str) or not split_types(truth):
-        msg = f"{where}, column 'reward_model': 'ground_truth' must name the types, got {shown(truth)}"
-        raise ValueError(msg)
+        raise ValueError(f"{where}, column 'reward_model': 'ground_truth' must name the types, got {shown(truth)}")
 
 
 def row_question(row: Mapping[str, Any], index: int = 0) -> tuple[str, Variant]:
@@ -93,5 +88,4 @@ def puzzle_from_rl_row(row: Mapping[str, Any], index: int = 0, variant: Variant 
     try:
         return item_to_puzzle(item, index, variant or said)
     except ValueError as error:
-        msg = f"row {index}, column 'extra_info': {error}"
-        raise ValueError(msg) from None
+        raise ValueError(f"row {index}, column 'extra_info': {error}") from None

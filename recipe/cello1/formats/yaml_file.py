@@ -35,8 +35,7 @@ def read_yaml(path: str | Path, name: str) -> Any:
         reason = f"is not YAML: {' '.join(str(error).split())}"
     if depth > _DEEPEST:
         reason = f"is nested more than {_DEEPEST} deep; write it flatter"
-    msg = f"{name}: {path} {reason}"
-    raise ValueError(msg)
+    raise ValueError(f"{name}: {path} {reason}")
 
 
 def read_config(path: str | Path, name: str) -> DictConfig:
@@ -45,10 +44,8 @@ def read_config(path: str | Path, name: str) -> DictConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     if not isinstance(found := read_yaml(path, name), dict):
-        msg = f"{name}: {path} must give settings their values, got {type(found).__name__}"
-        raise ValueError(msg)
+        raise ValueError(f"{name}: {path} must give settings their values, got {type(found).__name__}")
     try:
         return OmegaConf.load(path)
     except OmegaConfBaseException as error:
-        msg = f"{name}: {path} is no configuration: {' '.join(str(error).split())}"
-        raise ValueError(msg) from None
+        raise ValueError(f"{name}: {path} is no configuration: {' '.join(str(error).split())}") from None

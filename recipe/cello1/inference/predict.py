@@ -208,17 +208,14 @@ def _check(run: _Run, shard: tuple[int, int]) -> None:
     """Refuse a run that cannot be done."""
     decode, sampling = run.decode, run.sampling
     if not run.puzzles:
-        msg = "puzzles is empty; there is nothing to predict"
-        raise ValueError(msg)
+        raise ValueError("puzzles is empty; there is nothing to predict")
     if run.samples < 1:
-        msg = f"samples must be at least 1, got {run.samples}"
-        raise ValueError(msg)
+        raise ValueError(f"samples must be at least 1, got {run.samples}")
     if run.samples > 1 and sampling.temperature == 0:
         msg = f"samples is {run.samples}, but at temperature 0 all samples are the same; set a temperature, like 0.7"
         raise ValueError(msg)
     if not 0 <= shard[0] < shard[1]:
-        msg = f"shard must be (i, n) with 0 <= i < n, got {shard}"
-        raise ValueError(msg)
+        raise ValueError(f"shard must be (i, n) with 0 <= i < n, got {shard}")
     if decode == "free":
         return
     short = next((i for i, puzzle in enumerate(run.puzzles) if len(puzzle.candidates) < puzzle.n_cells), None)
@@ -229,8 +226,7 @@ def _check(run: _Run, shard: tuple[int, int]) -> None:
         msg = f"decode: the engine {run.engine.name!r} was not started for constrained answers (constrained=True)"
         raise ValueError(msg)
     if decode in READ_OUT and sampling.logprobs:
-        msg = f"logprobs are of sampled answers; decode={decode!r} gives probabilities of its own"
-        raise ValueError(msg)
+        raise ValueError(f"logprobs are of sampled answers; decode={decode!r} gives probabilities of its own")
 
 
 def _nothing(run: _Run) -> Completion | Reading:
@@ -246,8 +242,7 @@ def _journal_type(out: Path, samples: int) -> type[Journal] | type[FolderJournal
         return Journal
     # The suffix of a folder may be a part of a model's name (Qwen2.5-7B).
     if out.suffix == ".json" or out.is_file():
-        msg = f"out: {out} must end in .jsonl, or be a folder for one JSON per item"
-        raise ValueError(msg)
+        raise ValueError(f"out: {out} must end in .jsonl, or be a folder for one JSON per item")
     if samples > 1:
         msg = f"out: a folder holds one prediction for each item, and {samples} samples are wanted; give a .jsonl file"
         raise ValueError(msg)
@@ -261,11 +256,9 @@ def _key(run: _Run, facts: Mapping[str, Any], record: Any, where: str) -> tuple[
     index, sample = record.get("index"), record.get("sample")
     item = run.item(index) if type(index) is int and 0 <= index < len(run.puzzles) else None
     if item is None or any(record.get(name) != value for name, value in item.items()):
-        msg = f"{where}: its item {index} is not the one of this data set; give another out, or remove it"
-        raise ValueError(msg)
+        raise ValueError(f"{where}: its item {index} is not the one of this data set; choose another out, or remove it")
     if not isinstance(sample, int):
-        msg = f"{where}: its sample must be an integer, got {sample!r}; give another out, or remove it"
-        raise ValueError(msg)
+        raise ValueError(f"{where}: its sample must be an integer, got {sample!r}; choose another out, or remove it")
     return (index, sample) if answered else None  # also samples that this run does not ask for
 
 

@@ -37,8 +37,7 @@ def vote_records(
     # With the reasoning of the first response that gave just this answer, if one did, and the answers it is made of
     # (`voted`, their `weights`, and the `cells` of a consensus).
     if rule not in RULES:
-        msg = f"rule must be one of {', '.join(RULES)}, got {rule!r}"
-        raise ValueError(msg)
+        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {rule!r}")
     if weighted is None:
         weighted = has_logprobs(records)
     weighted = rule == "likeliest" or (weighted and rule == "consensus")
@@ -68,8 +67,7 @@ def _vote(
     index: int,
 ) -> dict[str, Any]:
     if not puzzle.candidates:
-        msg = f"item {index} has no candidates to vote for"
-        raise ValueError(msg)
+        raise ValueError(f"item {index} has no candidates to vote for")
     answers = read_answers([record["prediction"] for record in answered], puzzle.n_cells)
     found: dict[str, Any] = {"rule": rule, "voted": [None if answer is None else list(answer) for answer in answers]}
     for name in ("tokens", "prompt_tokens"):  # what all of them took
@@ -78,8 +76,7 @@ def _vote(
     weights = None
     if weighted:
         if missing := [record.get("sample", 0) for record in answered if record.get("logprob") is None]:
-            msg = f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs"
-            raise ValueError(msg)
+            raise ValueError(f"prediction {index}, sample {missing[0]} has no 'logprob'; predict with --logprobs")
         weights = record_weights(answered)
         found["weights"] = weights.tolist()
     types: Answer | None

@@ -15,11 +15,10 @@ def check_rows(config: DictConfig, n_rows: int) -> None:
     """Check that there is a batch of puzzles."""
     batch = _number(config, "data.train_batch_size")
     if n_rows * _number(config, "data.augmented_epochs", 1) < batch:
-        msg = (
+        raise ValueError(
             f"there are {n_rows} puzzles to train on, and a step takes data.train_batch_size={batch}; give more, or "
             "lower data.train_batch_size and actor_rollout_ref.actor.ppo_mini_batch_size"
         )
-        raise ValueError(msg)
 
 
 def check_batches(config: DictConfig) -> None:
@@ -29,8 +28,7 @@ def check_batches(config: DictConfig) -> None:
     per_sequence = max(_number(config, key, 1) for key in ulysses)
     n_gpus, rest = divmod(_number(config, "trainer.nnodes") * _number(config, "trainer.n_gpus_per_node"), per_sequence)
     if rest or not n_gpus:
-        msg = f"{ulysses[1]}={per_sequence} does not divide the number of GPUs; choose a divisor"
-        raise ValueError(msg)
+        raise ValueError(f"{ulysses[1]}={per_sequence} does not divide the number of GPUs; choose a divisor")
     parallel = _number(config, f"{_ROLLOUT}.tensor_model_parallel_size", 1)
     if (n_gpus * per_sequence) % parallel:
         msg = f"{_ROLLOUT}.tensor_model_parallel_size={parallel} does not divide the number of GPUs; choose a divisor"
@@ -38,10 +36,9 @@ def check_batches(config: DictConfig) -> None:
     n = _number(config, f"{_ROLLOUT}.n")
     batch, least = _number(config, "data.train_batch_size"), _number(config, f"{_ACTOR}.ppo_mini_batch_size")
     if batch < least and not get(config, f"{_ACTOR}.use_dynamic_bsz"):
-        msg = (
+        raise ValueError(
             f"data.train_batch_size={batch} is less than {_ACTOR}.ppo_mini_batch_size={least}; raise it, or lower that"
         )
-        raise ValueError(msg)
     mini = least * n
     updates = [(f"{_ACTOR}.ppo_mini_batch_size", mini, f"{_ACTOR}.ppo_micro_batch_size_per_gpu")]
     multiple = math.lcm(n_gpus, mini)
@@ -64,36 +61,32 @@ def check_lengths(config: DictConfig, context: int | None) -> None:
     prompt, response = (_number(config, f"data.max_{part}_length") for part in ("prompt", "response"))
     room = get(config, f"{_ROLLOUT}.max_model_len")
     if room is not None and room < prompt + response:
-        msg = (
+        raise ValueError(
             f"{_ROLLOUT}.max_model_len={room} is less than data.max_prompt_length={prompt} and "
             f"data.max_response_length={response} together, and requests would fail; set it to {prompt + response}"
         )
-        raise ValueError(msg)
     if context is not None and context < (needed := room or prompt + response):
-        msg = (
+        raise ValueError(
             f"the model takes {context} tokens and the run needs {needed} ({_ROLLOUT}.max_model_len; data."
             "max_prompt_length and data.max_response_length together); lower them, or take another model"
         )
-        raise ValueError(msg)
 
 
 def _check_micro(config: DictConfig, size: int, key: str) -> None:
     if get(config, f"{_ACTOR}.use_dynamic_bsz") or not get(config, key):
         return
     if size % (micro := _number(config, key)):
-        msg = (
+        raise ValueError(
             f"{key}={micro} does not divide the {size} responses of each GPU; choose a divisor, or let verl make "
             "micro-batches of like length: +variant=balanced"
         )
-        raise ValueError(msg)
 
 
 def _number(config: DictConfig, key: str, default: int | None = None) -> int:
     value = get(config, key)
     value = default if value is None else value
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        msg = f"{key} must be a positive whole number, got {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{key} must be a positive whole number, got {value!r}")
     return value
 
 

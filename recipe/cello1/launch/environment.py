@@ -91,8 +91,7 @@ def look() -> None:
     required = required_verl()
     if missing := [name for name in TRAIN_PACKAGES if importlib.util.find_spec(name) is None]:
         remedy = f"activate the environment that has verl, or install there: {required['PIP_INSTALL']}"
-        msg = f"{sys.executable} lacks {', '.join(missing)}; {remedy}"
-        raise ImportError(msg)
+        raise ImportError(f"{sys.executable} lacks {', '.join(missing)}; {remedy}")
     try:
         version("vllm")
     except PackageNotFoundError:
@@ -133,11 +132,10 @@ def verify(*sets: str) -> None:
             _load(name)
         except Exception as error:  # whatever an import raises is what the user must see
             traceback.print_exc()
-            msg = f"{name}: {type(error).__name__}: {error}"
-            raise ImportError(msg) from error
+            raise ImportError(f"{name}: {type(error).__name__}: {error}") from error
 
 
-COMMANDS: dict[str, Callable[..., str | None]] = {
+_COMMANDS: dict[str, Callable[..., str | None]] = {
     **{"fingerprint": fingerprint, "look": look, "name-vllm": name_vllm},
     **{"uv-settings": uv_settings, "verify": verify},
 }
@@ -146,7 +144,7 @@ COMMANDS: dict[str, Callable[..., str | None]] = {
 def main(command: str, *words: str) -> int:
     """Run one of the commands and print what it returns; an error is one line on stderr and exit code 1."""
     try:
-        print(COMMANDS[command](*words) or "", end="")
+        print(_COMMANDS[command](*words) or "", end="")
     except (ImportError, OSError, subprocess.CalledProcessError) as error:
         print(f"set-up failed: {error}", file=sys.stderr)
         return 1

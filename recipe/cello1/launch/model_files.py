@@ -31,10 +31,9 @@ def read_model(folder: Path) -> ModelFacts:
     if (folder / _INDEX).is_file():
         wanted = sorted(set(_json(folder / _INDEX).get("weight_map", {}).values()))
         if missing := [name for name in wanted if not (folder / name).is_file()]:
-            msg = (
+            raise ValueError(
                 f"{folder} lacks {len(missing)} of {len(wanted)} files of weights, {missing[0]} first; copy them again"
             )
-            raise ValueError(msg)
         files = [folder / name for name in wanted]
     n_parameters, rows = 0, 0
     for file in files:
@@ -43,11 +42,10 @@ def read_model(folder: Path) -> ModelFacts:
             if name.endswith(("embed_tokens.weight", "wte.weight")):
                 rows = tensor["shape"][0]
     if rows and rows < (tokens := _n_tokens(folder)):
-        msg = (
+        raise ValueError(
             f"{folder}: the tokenizer has {tokens} tokens and the model {rows} embeddings; "
             "call model.resize_token_embeddings and save it again"
         )
-        raise ValueError(msg)
     return ModelFacts(n_parameters, config.get("text_config", config))
 
 
@@ -61,23 +59,20 @@ def refuse_own_code(model: str) -> None:
         "tokenizer_config.json": get_tokenizer_config(model),
     }
     if named := [name for name, part in parts.items() if part.get("auto_map")]:
-        msg = (
+        raise ValueError(
             f"MODEL={model} brings code of its own (auto_map in {' and '.join(named)}), which verl would run; if "
             "transformers knows the model without it, remove the entry from a copy"
         )
-        raise ValueError(msg)
 
 
 def _json(file: Path) -> dict[str, Any]:
     content = file.read_bytes()
     if content.startswith(_POINTER):
-        msg = f"{file} is a pointer of Git LFS; fetch the file itself: git lfs pull"
-        raise ValueError(msg)
+        raise ValueError(f"{file} is a pointer of Git LFS; fetch the file itself: git lfs pull")
     try:
         return json.loads(content)
     except ValueError as error:
-        msg = f"{file} is no JSON ({error}); copy it again"
-        raise ValueError(msg) from None
+        raise ValueError(f"{file} is not JSON ({error}); copy it again") from None
 
 
 def _n_tokens(folder: Path) -> int:
@@ -95,8 +90,7 @@ def _tensors(file: Path) -> dict[str, Any]:
     with open(file, "rb") as opened:
         start = opened.read(len(_POINTER))
         if start.startswith(_POINTER):
-            msg = f"{file} is a pointer of Git LFS; fetch the file itself: git lfs pull"
-            raise ValueError(msg)
+            raise ValueError(f"{file} is a pointer of Git LFS; fetch the file itself: git lfs pull")
         size, length = file.stat().st_size, int.from_bytes(start[:8], "little")
         opened.seek(8)
         try:
@@ -105,11 +99,9 @@ def _tensors(file: Path) -> dict[str, Any]:
             tensors = {name: entry for name, entry in json.loads(opened.read(length)).items() if name != "__metadata__"}
             end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
         except (ValueError, KeyError, TypeError):
-            msg = f"{file} is no safetensors file, or only the begin of one; copy it again"
-            raise ValueError(msg) from None
+            raise ValueError(f"{file} is not a safetensors file, or it is cut off; copy it again") from None
         if end != size:
-            msg = f"{file} has {size:,} of {end:,} bytes; copy it again"
-            raise ValueError(msg)
+            raise ValueError(f"{file} has {size:,} of {end:,} bytes; copy it again")
         for name, entry in tensors.items():
             if (known := _EXPONENTS.get(entry["dtype"])) is None:
                 continue
@@ -118,6 +110,5 @@ def _tensors(file: Path) -> dict[str, Any]:
             opened.seek(8 + length + first)
             bits = np.frombuffer(opened.read(min(last - first, _SAMPLE)), dtype=kind)
             if ((bits & exponent) == exponent).any():
-                msg = f"{file}: {name} holds NaN or infinity; take an earlier checkpoint"
-                raise ValueError(msg)
+                raise ValueError(f"{file}: {name} holds NaN or infinity; take an earlier checkpoint")
     return tensors

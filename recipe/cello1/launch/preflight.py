@@ -50,7 +50,7 @@ from recipe.cello1.task.prompt import chat, check_layout
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONFIG = Path(__file__).parents[1] / "config"
+_CONFIG = Path(__file__).parents[1] / "config"
 RUN = "run.json"
 # What the launchers set from their variables.
 _VARIABLES = {
@@ -126,8 +126,7 @@ def check_prompts(model: str, file: Path, config: DictConfig) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        msg = f"MODEL={model}: its tokenizer cannot be loaded: {' '.join(str(error).split())}"
-        raise ValueError(msg) from None
+        raise ValueError(f"MODEL={model}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from None
     lengths = []
     for row in islice(iter_parquet(file), 0, None, n_rows(file) // _N_RENDERED + 1):
         messages = row["prompt"]
@@ -137,8 +136,7 @@ def check_prompts(model: str, file: Path, config: DictConfig) -> None:
         lengths.append(len(prompt_ids(tokenizer, render_chat(tokenizer, messages))))
     if min(lengths) > (limit := config.data.max_prompt_length):
         found = f"{min(lengths)} to {max(lengths)} tokens"
-        msg = f"{file}: the prompts have {found} and data.max_prompt_length={limit}; raise it"
-        raise ValueError(msg)
+        raise ValueError(f"{file}: the prompts have {found} and data.max_prompt_length={limit}; raise it")
 
 
 def check_wandb(config: DictConfig) -> None:
@@ -152,11 +150,10 @@ def check_wandb(config: DictConfig) -> None:
     try:
         socket.create_connection((address.hostname or "", port), timeout=_TIMEOUT_S).close()
     except OSError as error:
-        msg = (
+        raise ValueError(
             f"trainer.logger has wandb, and {address.hostname} cannot be reached ({error}); set WANDB_MODE=offline, or "
             "unset WANDB_API_KEY"
-        )
-        raise ValueError(msg) from None
+        ) from None
 
 
 def check_platform() -> None:
@@ -173,17 +170,15 @@ def check_platform() -> None:
             msg = f"the verl plugin {plugin.name} ({plugin.value}) cannot be loaded: {type(error).__name__}: {error}"
             raise ValueError(msg) from error
     if PlatformRegistry.get(wanted) is None:
-        msg = (
+        raise ValueError(
             f"VERL_PLATFORM={wanted}: no installed verl plugin registers it, only "
             f"{', '.join(PlatformRegistry.registered_names())} are; install the plugin, or unset VERL_PLATFORM"
         )
-        raise ValueError(msg)
     if wanted == "cpu" and not entry_points(group="vllm.general_plugins", name="cello1_cpu"):
-        msg = (
+        raise ValueError(
             "VERL_PLATFORM=cpu: the installation lacks the vLLM plugin cello1_cpu, without which the first weight sync "
             "fails; install the repository again: python -m pip install --no-deps --editable ."
         )
-        raise ValueError(msg)
 
 
 def rl_data(path: str, split: str, out: str | Path) -> Path:
@@ -192,8 +187,7 @@ def rl_data(path: str, split: str, out: str | Path) -> Path:
         check_rl_parquet(path)
         return Path(path)
     if not Path(path).is_file():
-        msg = f"{path} does not exist; correct the path"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{path} does not exist; correct the path")
     target = Path(out) / f"{split}.parquet"
     found = load_puzzles(path, require_gold=True)
     write_rl_parquet(target, found.puzzles, split, found.layout, found.variant)
@@ -205,8 +199,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     """Refuse overrides of what the launcher sets itself: they would go past the checks of this module."""
     for override in overrides:
         if variable := _VARIABLES.get(override.lstrip("+~").partition("=")[0]):
-            msg = f"{override} cannot be an override; set the variable {variable} instead"
-            raise ValueError(msg)
+            raise ValueError(f"{override} cannot be an override; set the variable {variable} instead")
 
 
 def compose(name: str, overrides: Sequence[str]) -> DictConfig:
@@ -224,11 +217,10 @@ def compose(name: str, overrides: Sequence[str]) -> DictConfig:
         path for place in verl.submodule_search_locations if (path := Path(place) / "trainer" / "config").is_dir()
     )
     try:
-        with hydra.initialize_config_dir(str(CONFIG), version_base=None):
+        with hydra.initialize_config_dir(str(_CONFIG), version_base=None):
             return hydra.compose(name, overrides=[f'hydra.searchpath=["file://{upstream}"]', *overrides])
     except (HydraException, OmegaConfBaseException) as error:
-        msg = f"the overrides cannot be applied: {' '.join(str(error).split())}"
-        raise ValueError(msg) from None
+        raise ValueError(f"the overrides cannot be applied: {' '.join(str(error).split())}") from None
 
 
 def check_machine(config: DictConfig, facts: ModelFacts | None, output: Path) -> None:
@@ -241,11 +233,10 @@ def check_machine(config: DictConfig, facts: ModelFacts | None, output: Path) ->
 
         wanted, found = config.trainer.n_gpus_per_node, torch.cuda.device_count()
         if found < wanted:
-            msg = (
+            raise ValueError(
                 f"trainer.n_gpus_per_node={wanted}, and this machine has {found} GPUs; choose another HARDWARE, or set "
                 "trainer.n_gpus_per_node"
             )
-            raise ValueError(msg)
         check_cpus(config)
         if facts is not None:
             size = torch.cuda.get_device_properties(0).total_memory

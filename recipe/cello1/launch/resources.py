@@ -30,18 +30,16 @@ def check_cpus(config: DictConfig, cluster: dict[str, float] | None = None) -> N
     found, where = (found, "Ray") if cluster is None else (int(cluster.get("CPU", 0)), "the cluster of RAY_ADDRESS")
     if found < wanted:
         more = f"set ray_kwargs.ray_init.num_cpus={wanted}" if cluster is None else "give `ray start` --num-cpus"
-        msg = (
+        raise ValueError(
             f"verl's processes claim {wanted} logical CPUs ({units} storage units, 2, and 3 for each of {n_gpus} "
             f"GPUs), and {where} has {found}; {more} (they are only counted), or lower "
             "transfer_queue.backend.SimpleStorage.num_data_storage_units"
         )
-        raise ValueError(msg)
     if cluster is not None and cluster.get("GPU", 0) < n_gpus:
-        msg = (
+        raise ValueError(
             f"trainer.nnodes x trainer.n_gpus_per_node = {n_gpus} GPUs, and the cluster of RAY_ADDRESS has "
             f"{cluster.get('GPU', 0):.0f}; start the other nodes, or lower them"
         )
-        raise ValueError(msg)
 
 
 def trained_bytes(config: DictConfig, n_parameters: int) -> dict[str, tuple[float, float]]:
@@ -76,18 +74,16 @@ def check_memory(config: DictConfig, n_parameters: int, gpu_bytes: int, host_byt
     share = float(get(config, "actor_rollout_ref.rollout.gpu_memory_utilization"))
     resident = sum(stay for stay, _ in models.values()) / (nodes * each)
     if resident + share * gpu_bytes > gpu_bytes:
-        msg = (
+        raise ValueError(
             f"a GPU would hold {resident / GB:.0f} GB of weights and optimizer states beside "
             f"{share * gpu_bytes / GB:.0f} GB for vLLM (gpu_memory_utilization={share}), and has "
             f"{gpu_bytes / GB:.0f} GB; take adapters (HARDWARE=1x80gb, 2x80gb or 1x140gb), offload, or use more GPUs"
         )
-        raise ValueError(msg)
     if (waiting := sum(wait for _, wait in models.values()) / nodes) > host_bytes:
-        msg = (
+        raise ValueError(
             f"{waiting / GB:.0f} GB of offloaded weights and optimizer states would wait in the memory of each node, "
             f"which has {host_bytes / GB:.0f} GB; turn param_offload or optimizer_offload off, or use more nodes"
         )
-        raise ValueError(msg)
 
 
 def check_disk(config: DictConfig, n_parameters: int, output: Path) -> None:

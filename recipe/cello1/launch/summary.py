@@ -50,7 +50,7 @@ from recipe.cello1.task.answer import parse_answer
 from recipe.cello1.task.prompt import Layout, check_layout
 from recipe.cello1.task.puzzle import Puzzle
 
-DECODINGS: dict[str, Decoding] = {"greedy": "free", "constrained": "constrained", "matrix": "matrix"}
+_DECODINGS: dict[str, Decoding] = {"greedy": "free", "constrained": "constrained", "matrix": "matrix"}
 _IN_ROWS = ("partial_accuracy", "exact_match", "legal", "length")
 CURVES = {REWARD: "mean reward"} | {
     f"training/reward/{name}": LABELS[name] for name in ("partial_accuracy", "exact_match", "legal")
@@ -82,7 +82,7 @@ def answer_puzzles(
                 sampling=Sampling(max_tokens=max_tokens),
                 layout=data.layout,
                 variant=data.variant,
-                decode=DECODINGS[decoding],
+                decode=_DECODINGS[decoding],
             )
             if done.failed:
                 worst = dict(done.errors)
@@ -169,8 +169,7 @@ def matrix_calibration(path: Path, puzzles: Sequence[Puzzle]) -> Calibration:
 def _stage(text: str) -> tuple[str, str]:
     name, mark, model = text.partition("=")
     if not (name and mark and model):
-        msg = f"{text!r} must be NAME=MODEL"
-        raise argparse.ArgumentTypeError(msg)
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=MODEL")
     return name, model
 
 
@@ -185,7 +184,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-tokens", type=int, help=f"longest response (without --config {MAX_TOKENS})")
     parser.add_argument("--max-model-len", type=int, help="longest prompt and response together, in tokens")
     parser.add_argument(
-        "--decode", default="greedy", help=f"ways of decoding, separated by commas: {', '.join(DECODINGS)}"
+        "--decode", default="greedy", help=f"ways of decoding, separated by commas: {', '.join(_DECODINGS)}"
     )
     parser.add_argument("--baseline", type=Path, metavar="TRAIN", help="training puzzles of the naive Bayes baseline")
     parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
@@ -195,8 +194,8 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     decodings = args.decode.split(",")
-    if unknown := [name for name in decodings if name not in DECODINGS]:
-        msg = f"--decode: unknown decoding {unknown[0]!r}; use {', '.join(DECODINGS)}, several with commas between"
+    if unknown := [name for name in decodings if name not in _DECODINGS]:
+        msg = f"--decode: unknown decoding {unknown[0]!r}; use {', '.join(_DECODINGS)}, several with commas between"
         raise ValueError(msg)
     limits = read_limits(args.config) if args.config else {"max_tokens": MAX_TOKENS}
     given = {name: getattr(args, name) for name in ("max_tokens", "max_model_len")}

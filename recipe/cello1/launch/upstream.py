@@ -28,7 +28,7 @@ NAMES = (
 )
 # File here -> file there: what would make the environment only looks at it there.
 RENAMED = {"launch/upstream_readme.md": "README.md", "launch/upstream_env.sh": "launch/setup_env.sh"}
-LEFT_OUT = "context_example.yaml"  # among the configurations: of data preparation
+_LEFT_OUT = "context_example.yaml"  # among the configurations: of data preparation
 # Tests of more than one module, with the helpers that no test imports by name.
 FURTHER_TESTS = ("recipe/config/test_configs.py", "conftest.py")
 
@@ -80,13 +80,11 @@ def _imported(path: Path, nodes: Iterator[ast.AST]) -> set[Path]:
 def write_tree(out: Path) -> list[Path]:
     """Write the folder of the recipe; returns its files, below it."""
     if out.exists() and any(out.iterdir()):
-        msg = f"out: {out} is not empty; give a new folder"
-        raise FileExistsError(msg)
+        raise FileExistsError(f"out: {out} is not empty; give a new folder")
     if not TESTS.is_dir():
-        msg = f"{ROOT} has no tests; call this in a checkout of the repository"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{ROOT} has no tests; call this in a checkout of the repository")
     chosen = modules()
-    configs = [path for path in (RECIPE / "config").rglob("*.yaml") if path.name != LEFT_OUT]
+    configs = [path for path in (RECIPE / "config").rglob("*.yaml") if path.name != _LEFT_OUT]
     names = (*chosen, *NAMES, *(path.relative_to(RECIPE).as_posix() for path in configs))
     copies = {RECIPE / name: name for name in names} | {RECIPE / here: there for here, there in RENAMED.items()}
     copies |= {TESTS / name: f"tests/{name.removeprefix('recipe/')}" for name in tests(chosen)}

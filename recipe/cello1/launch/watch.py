@@ -245,7 +245,7 @@ def watch(
             file.seek(start)
             reason = failure_reason(file.read().decode(errors="replace"))
         if code == -signal.SIGKILL:
-            reason = f"it was killed, by somebody or, as its memory ran out, by the machine; {reason}"
+            reason = f"it was killed by a user or, out of memory, by the system; {reason}"
         print(f"error: {description} failed (exit code {code}): {reason}\n  log: {log}", file=sys.stderr)
     # A shell reports death by signal k as 128 + k; sys.exit would fold the negative code into something meaningless.
     return code if code >= 0 else 128 - code

@@ -40,8 +40,7 @@ def permuted(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:
     meta = dict(puzzle.meta)
     if _CELL_IDS in meta:
         if len(meta[_CELL_IDS]) != puzzle.n_cells:
-            msg = f"meta['{_CELL_IDS}'] has {len(meta[_CELL_IDS])} entries for {puzzle.n_cells} cells"
-            raise ValueError(msg)
+            raise ValueError(f"meta['{_CELL_IDS}'] has {len(meta[_CELL_IDS])} entries for {puzzle.n_cells} cells")
         meta[_CELL_IDS] = [meta[_CELL_IDS][i] for i in cells]
     return replace(
         puzzle,
@@ -66,11 +65,10 @@ def augmented_row(row: Mapping[str, Any], *, seed: int, index: int, copy: int) -
     asked = [dict(message) for message in row["prompt"]]
     layout = next((layout for layout in LAYOUTS if chat(question, layout, variant) == asked), None)
     if layout is None:
-        msg = (
+        raise ValueError(
             f"row {index}, column 'prompt': does not match extra_info['question'] in any layout, so its cells "
             "cannot be reordered; set data.prompt_layout to rewrite the prompts, or data.augmented_epochs to null"
         )
-        raise ValueError(msg)
     if copy == 0:
         return {**row, "extra_info": {**extra, "copy": 0}}
     puzzle = augmented(puzzle_from_rl_row(row, index), seed=seed, index=index, copy=copy)

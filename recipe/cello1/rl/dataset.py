@@ -60,11 +60,10 @@ class PuzzleDataset(RLHFDataset):
         super()._read_files_and_tokenize()
         least = self.config.get("train_batch_size") or 0
         if not self._is_validation_data() and len(self.dataframe) * n_passes < least:
-            msg = (
+            raise ValueError(
                 f"{len(self.dataframe)} puzzles are left to train on (data.max_prompt_length="
                 f"{self.max_prompt_length}), and a step takes data.train_batch_size={least}; give more, or lower it"
             )
-            raise ValueError(msg)
         if n_passes > 1:
             for index, row in enumerate(self.dataframe):
                 augmented_row(row, seed=0, index=index, copy=0)  # raises now, not in the middle of the training
@@ -86,18 +85,15 @@ class PuzzleDataset(RLHFDataset):
         if curriculum is None and n_passes is None:
             return None, 1
         if curriculum is not None and curriculum not in SIZE_ORDERS:
-            msg = f"{CURRICULUM_KEY} must be null or one of {', '.join(SIZE_ORDERS)}, got {curriculum!r}"
-            raise ValueError(msg)
+            raise ValueError(f"{CURRICULUM_KEY} must be null or one of {', '.join(SIZE_ORDERS)}, got {curriculum!r}")
         if n_passes is not None and (isinstance(n_passes, bool) or not isinstance(n_passes, int) or n_passes < 1):
-            msg = f"{EPOCHS_KEY} must be null or a positive whole number, got {n_passes!r}"
-            raise ValueError(msg)
+            raise ValueError(f"{EPOCHS_KEY} must be null or a positive whole number, got {n_passes!r}")
         train = _names(self.config.get("train_files"))
         if train == _names(self.config.get("val_files")) != []:
-            msg = (
+            raise ValueError(
                 f"data.train_files and data.val_files are the same ({train}), so that {CURRICULUM_KEY} and "
                 f"{EPOCHS_KEY} would change the validation, too; set these to null, or validate on other files"
             )
-            raise ValueError(msg)
         if self._is_validation_data():
             return None, 1
         if self.config.get("shuffle", False):
@@ -105,8 +101,7 @@ class PuzzleDataset(RLHFDataset):
             msg = f"{key} needs data.shuffle=false: the sampler would undo the order of the puzzles and mix the passes"
             raise ValueError(msg)
         if self.seed is None:
-            msg = f"{CURRICULUM_KEY} and {EPOCHS_KEY} need data.seed; set it, to 1 for example"
-            raise ValueError(msg)
+            raise ValueError(f"{CURRICULUM_KEY} and {EPOCHS_KEY} need data.seed; set it, to 1 for example")
         return curriculum, n_passes or 1
 
     def _is_validation_data(self) -> bool:
@@ -120,8 +115,7 @@ class PuzzleDataset(RLHFDataset):
         if self._n_passes == 1 and self._orders is None:
             return super().__getitem__(item)
         if not -len(self) <= item < len(self):
-            msg = f"index {item} is out of range for {len(self)} rows"
-            raise IndexError(msg)
+            raise IndexError(f"index {item} is out of range for {len(self)} rows")
         copy, position = divmod(int(item) % len(self), len(self.dataframe))
         index = position if self._orders is None else self._orders[copy][position]
         row = super().__getitem__(index)
@@ -159,11 +153,10 @@ class PuzzleDataset(RLHFDataset):
         render_chat(self.tokenizer, dataframe[0][self.prompt_key])  # verl takes a template that fails for a long prompt
         kept = super().maybe_filter_out_long_prompts(dataframe)
         if len(kept) == 0:
-            msg = (
+            raise ValueError(
                 f"all {len(dataframe)} prompts of {list(self.data_files)} are longer than "
                 f"data.max_prompt_length={self.max_prompt_length} tokens; raise it"
             )
-            raise ValueError(msg)
         if len(kept) < len(dataframe):
             logger.warning(
                 "%d of %d prompts are longer than data.max_prompt_length=%d tokens and are left out",

@@ -56,8 +56,7 @@ def find_actor(run: str | Path, step: int | None = None) -> tuple[Path, int]:
     actor = run / f"{STEP_PREFIX}{step}" / "actor"
     if not actor.is_dir():
         steps = sorted(int(path.name[len(STEP_PREFIX) :]) for path in run.glob(f"{STEP_PREFIX}*"))
-        msg = f"{run} has no checkpoint of step {step}; it has {steps}"
-        raise FileNotFoundError(msg)
+        raise FileNotFoundError(f"{run} has no checkpoint of step {step}; it has {steps}")
     return actor, step
 
 
@@ -75,17 +74,15 @@ def export(
     """Merge the sharded weights of a checkpoint; ``base`` is what was trained, where a checkpoint does not say."""
     out = Path(out)
     if out.exists():
-        msg = f"out: {out} exists; remove it or choose another folder"
-        raise FileExistsError(msg)
+        raise FileExistsError(f"out: {out} exists; remove it or choose another folder")
     actor, step = find_actor(run, step)
     if base is not None:
         check_model_path(base)
     elif any(actor.glob(_SHARDS)) and not (actor / FSDP_CONFIG).is_file():
-        msg = (
+        raise FileNotFoundError(
             f"{actor} has no {FSDP_CONFIG} (checkpoints of the published code have none); set base to the model that "
             "was trained"
         )
-        raise FileNotFoundError(msg)
 
     if not trust_checkpoint:
         from recipe.cello1.rl.sharded import load_shard
@@ -129,8 +126,7 @@ def _merge(source: Path, folder: Path, actor: Path, trusted: bool) -> None:
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         last = (result.stderr.strip() or result.stdout.strip() or "no output").splitlines()[-1]
-        msg = f"verl.model_merger failed on {actor}: {last}"
-        raise RuntimeError(msg)
+        raise RuntimeError(f"verl.model_merger failed on {actor}: {last}")
 
 
 def _finish(model: Path, actor: Path, keep_adapter: bool, trusted: bool = False) -> float:

@@ -17,7 +17,7 @@ import transfer_queue as tq
 
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
-PREFIX = "training/reward"
+_PREFIX = "training/reward"
 # verl polls every 2 s, which is longer than a whole rollout of a small model takes.
 POLL_INTERVAL_S = 0.2
 
@@ -27,7 +27,7 @@ def mean_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if not infos:
         return {}
     keys = [key for key in infos[0] if all(isinstance(info.get(key), int | float) for info in infos)]
-    return {f"{PREFIX}/{key}": sum(float(info[key]) for info in infos) / len(infos) for key in keys}
+    return {f"{_PREFIX}/{key}": sum(float(info[key]) for info in infos) / len(infos) for key in keys}
 
 
 class _Watched:
@@ -65,23 +65,21 @@ class _Watched:
         self._alike += len(eviction_reasons[1])
         most = self.limits.get("max_num_gen_batches") or 0
         if 0 < most * batch < self._alike:
-            msg = (
+            raise RuntimeError(
                 f"the responses to each of {self._alike} puzzles had one reward, more than algorithm.filter_groups."
                 f"max_num_gen_batches={most} batches of {batch} may in a step; the puzzles are too hard or too easy "
                 "for this model: give others, raise actor_rollout_ref.rollout.n, or leave +variant=dapo out"
             )
-            raise RuntimeError(msg)
         return super()._evict_terminal_groups(global_steps, partition_id, eviction_reasons)  # type: ignore[misc]
 
     def _count_failed(self, failed: int, total: int) -> None:
         self._failed += failed
         share = self.limits.get("max_failed_share", 0.1)
         if failed and self._failed > share * total:
-            msg = (
+            raise RuntimeError(
                 f"{self._failed} of the {total} requests of a step failed, and cello1.max_failed_share={share} of them "
                 'may; the log has their errors after "Error in _run_prompt"'
             )
-            raise RuntimeError(msg)
 
 
 class PuzzleReplayBuffer(_Watched, ReplayBuffer):

@@ -54,19 +54,17 @@ class PuzzleRewardManager(RewardManagerBase):
         self._read = ResponseReader(tokenizer)
         self.mode = config.get("cello1", {}).get("reward", "dense")
         if self.mode not in MODES:
-            msg = f"{MODE_KEY} must be one of {', '.join(MODES)}, got {self.mode!r}"
-            raise ValueError(msg)
+            raise ValueError(f"{MODE_KEY} must be one of {', '.join(MODES)}, got {self.mode!r}")
         shaping = config.get("cello1", {}).get("shaping")
         self.shaping = read_shaping(
             OmegaConf.to_container(shaping, resolve=True) if OmegaConf.is_config(shaping) else shaping,
             config.get("data", {}).get("max_response_length"),
         )
         if config.reward.get("custom_reward_function", {}).get("path"):
-            msg = (
+            raise ValueError(
                 "reward.custom_reward_function.path is set, but PuzzleRewardManager scores by itself; "
                 "set it to null, or choose another reward.reward_manager"
             )
-            raise ValueError(msg)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Score one response.

@@ -44,7 +44,7 @@ from recipe.cello1.task.prompt import Variant, parse_user
 from recipe.cello1.task.scoring import Score
 
 SHAPING_KEY = "cello1.shaping"
-PREFIX = "shaping_"  # of the terms among the reward's metrics
+_PREFIX = "shaping_"  # of the terms among the reward's metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +160,11 @@ class Shaping:
         """
         found: dict[str, float] = {}
         if self.overlong is not None:
-            found[f"{PREFIX}overlong"] = self.overlong._term(n_tokens, self.max_tokens)
+            found[f"{_PREFIX}overlong"] = self.overlong._term(n_tokens, self.max_tokens)
         if self.reasoning is not None:
-            found[f"{PREFIX}reasoning"] = self.reasoning._term(score.score, text)
+            found[f"{_PREFIX}reasoning"] = self.reasoning._term(score.score, text)
         if self.candidates is not None:
-            found[f"{PREFIX}candidates"] = self.candidates._term(score, *question_candidates(question, variant))
+            found[f"{_PREFIX}candidates"] = self.candidates._term(score, *question_candidates(question, variant))
         return found
 
 
@@ -189,11 +189,10 @@ def question_candidates(question: str | None, variant: Variant = "batch") -> tup
         If there is no question, or it has no candidates.
     """
     if not question:
-        msg = (
+        raise ValueError(
             f"{SHAPING_KEY}.candidates reads the candidates from extra_info['question'], which the data lack; "
             "set it to null, or make the data with `python -m recipe.cello1 prepare`"
         )
-        raise ValueError(msg)
     puzzle = parse_user(question, variant)
     if not puzzle.candidates:
         msg = f"{SHAPING_KEY}.candidates: the questions of variant {variant!r} list no candidates; set it to null"
@@ -229,31 +228,27 @@ def read_shaping(options: Mapping[str, Any] | None, max_tokens: int | None = Non
     if options is None:
         return Shaping()
     if not isinstance(options, Mapping):
-        msg = f"{SHAPING_KEY} must be null or a mapping of {', '.join(_TERMS)}, got {options!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{SHAPING_KEY} must be null or a mapping of {', '.join(_TERMS)}, got {options!r}")
     _refuse_unknown(SHAPING_KEY, options, list(_TERMS))
     terms = {name: _read_term(name, options[name]) for name in _TERMS if options.get(name) is not None}
     overlong = terms.get("overlong")
     if overlong is not None:
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-            msg = (
+            raise ValueError(
                 f"{SHAPING_KEY}.overlong needs data.max_response_length, a positive number of tokens, "
                 f"got {max_tokens!r}"
             )
-            raise ValueError(msg)
         if overlong.buffer > max_tokens:
-            msg = (
+            raise ValueError(
                 f"{SHAPING_KEY}.overlong.buffer is {overlong.buffer} tokens, but responses have "
                 f"data.max_response_length={max_tokens} at most; make it smaller"
             )
-            raise ValueError(msg)
     return Shaping(max_tokens=max_tokens or 0, **terms)
 
 
 def _refuse_unknown(where: str, options: Mapping[str, Any], known: list[str]) -> None:
     if unknown := sorted(str(key) for key in options if key not in known):
-        msg = f"{where}.{unknown[0]} is unknown; {where} has {', '.join(known)}"
-        raise ValueError(msg)
+        raise ValueError(f"{where}.{unknown[0]} is unknown; {where} has {', '.join(known)}")
 
 
 def _read_term(name: str, options: Any) -> Any:
@@ -261,12 +256,10 @@ def _read_term(name: str, options: Any) -> Any:
     term = _TERMS[name]
     known = [field.name for field in fields(term)]
     if not isinstance(options, Mapping):
-        msg = f"{where} must be null or a mapping of {', '.join(known)}, got {options!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{where} must be null or a mapping of {', '.join(known)}, got {options!r}")
     _refuse_unknown(where, options, known)
     if known[0] not in options:  # the first setting of each term has no default
-        msg = f"{where}.{known[0]} is not set; {where} needs it"
-        raise ValueError(msg)
+        raise ValueError(f"{where}.{known[0]} is not set; {where} needs it")
     return term(**{key: _read_number(f"{where}.{key}", key, value) for key, value in options.items()})
 
 
@@ -279,6 +272,5 @@ def _read_number(where: str, key: str, value: Any) -> float:
     else:
         right, wanted = is_number and value > 0, "a positive number"
     if not right:
-        msg = f"{where} must be {wanted}, got {value!r}"
-        raise ValueError(msg)
+        raise ValueError(f"{where} must be {wanted}, got {value!r}")
     return value

@@ -105,10 +105,9 @@ def compare_logits(model: str | Path, weights: Mapping[str, torch.Tensor], adapt
     result = loaded.load_state_dict(dict(weights), strict=False)
     tied = set(getattr(loaded, "_tied_weights_keys", None) or ()) if loaded.config.tie_word_embeddings else set()
     if result.unexpected_keys or set(result.missing_keys) - tied:
-        msg = (
+        raise ValueError(
             f"{model} and the checkpoint do not have the same weights: missing {result.missing_keys[:3]}, "
             f"unexpected {result.unexpected_keys[:3]}"
         )
-        raise ValueError(msg)
     wanted = logits(loaded)
     return float((found - wanted).norm() / wanted.norm())

@@ -183,14 +183,12 @@ def check_types(name: str, types: Iterable[str]) -> None:
     seen: dict[str, str] = {}
     for label in types:
         if fault := type_fault(label):
-            msg = f"{name}: the type {shown(label)} {fault}; rename it"
-            raise ValueError(msg)
+            raise ValueError(f"{name}: the type {shown(label)} {fault}; rename it")
         key = normal_form(label).lower()
         if (other := seen.get(key)) is not None:
             twins = other != label and normal_form(other) == normal_form(label)
             alike = f"they look alike: {other!a}, {label!a}" if twins else "case is ignored"
-            msg = f"{name} holds both {shown(other)} and {shown(label)} ({alike}); give each type once"
-            raise ValueError(msg)
+            raise ValueError(f"{name} holds both {shown(other)} and {shown(label)} ({alike}); give each type once")
         seen[key] = label
 
 
@@ -214,19 +212,15 @@ def format_answer(types: Sequence[str], reasoning: str = "") -> str:
         If there are no types, a type cannot stand in an answer, or the reasoning contains one of the tags.
     """
     if isinstance(types, str):
-        msg = f"types must be a sequence of names, got the str {types!r}; split it with split_types first"
-        raise ValueError(msg)
+        raise ValueError(f"types must be a sequence of names, got the str {types!r}; split it with split_types first")
     if len(types) == 0:
-        msg = "types is empty; an answer names one type for each cell"
-        raise ValueError(msg)
+        raise ValueError("types is empty; an answer names one type for each cell")
     for position, name in enumerate(types, start=1):
         if fault := type_fault(name):
-            msg = f"types: the type of cell {position}, {name!r}, {fault}; rename it"
-            raise ValueError(msg)
+            raise ValueError(f"types: the type of cell {position}, {name!r}, {fault}; rename it")
     for tag in TAGS:
         if tag in reasoning:
-            msg = f"reasoning contains the tag {tag}, so the answer could not be read back; remove it"
-            raise ValueError(msg)
+            raise ValueError(f"reasoning contains the tag {tag}, so the answer could not be read back; remove it")
     return f"{THINK_OPEN}{reasoning}{_JOINT}{join_types(types)}{ANSWER_CLOSE}"
 
 

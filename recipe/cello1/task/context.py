@@ -302,8 +302,7 @@ def rules_from_table(table: Mapping[str, Any]) -> dict[str, FieldRule]:
         If an entry is not of this form, naming the column and the key.
     """
     if not isinstance(table, Mapping):
-        msg = f"the table must map columns to rules, got {type(table).__name__}"
-        raise ValueError(msg)
+        raise ValueError(f"the table must map columns to rules, got {type(table).__name__}")
     return {**FIELD_RULES, **{str(name): _rule(str(name), entry) for name, entry in table.items()}}
 
 
@@ -311,22 +310,18 @@ def _rule(name: str, entry: object) -> FieldRule:
     if isinstance(entry, str):
         entry = {"template": entry}
     if not isinstance(entry, Mapping) or not entry:
-        msg = f"column {name!r}: a rule is a sentence with {{value}} or a mapping, got {entry!r}"
-        raise ValueError(msg)
+        raise ValueError(f"column {name!r}: a rule is a sentence with {{value}} or a mapping, got {entry!r}")
     kinds = {"values": Mapping, "endings": Mapping, "template": str, "lower": bool, "verbatim": bool, "unless": Mapping}
     for key, value in entry.items():
         if key not in kinds:
-            msg = f"column {name!r}: unknown key {key!r}; a rule has {', '.join(kinds)}"
-            raise ValueError(msg)
+            raise ValueError(f"column {name!r}: unknown key {key!r}; a rule has {', '.join(kinds)}")
         if not isinstance(value, kinds[key]):
-            msg = f"column {name!r}, key {key!r}: must be a {kinds[key].__name__.lower()}, got {value!r}"
-            raise ValueError(msg)
+            raise ValueError(f"column {name!r}, key {key!r}: must be a {kinds[key].__name__.lower()}, got {value!r}")
     found = dict(entry)
     for key in ("values", "endings", "unless"):
         texts = {word: v for k, v in found.get(key, {}).items() for word in _yaml_words(k)}
         if bad := [v for v in texts.values() if not isinstance(v, str)]:
-            msg = f"column {name!r}, key {key!r}: every entry must be text, got {bad[0]!r}"
-            raise ValueError(msg)
+            raise ValueError(f"column {name!r}, key {key!r}: every entry must be text, got {bad[0]!r}")
         found[key] = texts if key == "endings" else {k.lower(): v for k, v in texts.items()}
     return FieldRule(**found)
 

@@ -170,9 +170,9 @@ def _fault(names: Sequence[object], cleaned: Sequence[str]) -> str:
             for kind, pattern in _IDS.items()
         }
         kind = max(share, key=lambda name: share[name])
-        return f"{len(wrong):,} of {len(pairs):,} gene names are {kind} ({wrong[0]}), no symbols (TP53)"
+        return f"{len(wrong):,} of {len(pairs):,} gene names are {kind} ({wrong[0]}), not symbols (TP53)"
     if len(pairs) > 1 and all(_NUMBERED.fullmatch(symbol) for _, symbol in pairs):
-        return f"the {len(pairs):,} gene names only number the columns ({pairs[0][1]}), no symbols (TP53)"
+        return f"the {len(pairs):,} gene names only number the columns ({pairs[0][1]}), not symbols (TP53)"
     if len(pairs) > _COLUMNS_OF_A_SYMBOL * len(symbols) or len(given) > 2 * len(symbols):
         return f"{len(pairs):,} gene names come to {len(symbols):,} symbols ({pairs[0][0]} to {pairs[0][1]})"
     return ""

@@ -35,22 +35,18 @@ def expression(adata: Any, *, layer: str | None = None, use_raw: bool = False) -
         If both are asked for, or what is asked for is not there.
     """
     if layer is not None and use_raw:
-        msg = f"layer={layer!r} and use_raw=True exclude each other; choose one"
-        raise ValueError(msg)
+        raise ValueError(f"layer={layer!r} and use_raw=True exclude each other; choose one")
     if use_raw:
         if adata.raw is None:
-            msg = "use_raw=True, but adata.raw is None; set use_raw=False"
-            raise ValueError(msg)
+            raise ValueError("use_raw=True, but adata.raw is None; set use_raw=False")
         return adata.raw.X, np.asarray(adata.raw.var_names, dtype=object)
     names = np.asarray(adata.var_names, dtype=object)
     if layer is None:
         if adata.X is None:
-            msg = f"adata.X is None; name a layer instead, it has {sorted(map(str, adata.layers))}"
-            raise ValueError(msg)
+            raise ValueError(f"adata.X is None; name a layer instead, it has {sorted(map(str, adata.layers))}")
         return adata.X, names
     if layer not in adata.layers:
-        msg = f"adata has no layer {layer!r}; it has {sorted(map(str, adata.layers))}"
-        raise ValueError(msg)
+        raise ValueError(f"adata has no layer {layer!r}; it has {sorted(map(str, adata.layers))}")
     return adata.layers[layer], names
 
 
@@ -83,16 +79,13 @@ def top_genes(
         negative (scaled data have no top-expressed genes).
     """
     if n_top is not None and (isinstance(n_top, bool) or not isinstance(n_top, int | np.integer) or n_top < 1):
-        msg = f"n_top must be a positive integer or None, got {n_top!r}"
-        raise ValueError(msg)
+        raise ValueError(f"n_top must be a positive integer or None, got {n_top!r}")
     values: Any = sp.csr_array(matrix) if sp.issparse(matrix) else np.asarray(matrix)
     genes = np.array([str(name) for name in names], dtype=object)
     if values.ndim != 2 or values.shape[1] != len(genes):
-        msg = f"matrix has the shape {values.shape} for {len(genes)} gene names; it must be cells x genes"
-        raise ValueError(msg)
+        raise ValueError(f"matrix has the shape {values.shape} for {len(genes)} gene names; it must be cells x genes")
     if twice := [name for name, count in Counter(genes.tolist()).items() if count > 1]:
-        msg = f"the gene names {twice[:3]} occur more than once; call adata.var_names_make_unique() first"
-        raise ValueError(msg)
+        raise ValueError(f"the gene names {twice[:3]} occur more than once; call adata.var_names_make_unique() first")
     if sp.issparse(values):
         # Stored indices may be unordered or repeated; the tie-break needs them in column order. Copies only then.
         if not values.has_canonical_format:
@@ -124,11 +117,9 @@ def _top(data: np.ndarray, columns: np.ndarray, n_top: int | None) -> np.ndarray
 
 def _check_values(values: np.ndarray) -> None:
     if values.dtype.kind not in "buif":
-        msg = f"matrix must hold numbers, got dtype {values.dtype}"
-        raise ValueError(msg)
+        raise ValueError(f"matrix must hold numbers, got dtype {values.dtype}")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        msg = "matrix holds NaN or infinite values; filter these cells or take another layer"
-        raise ValueError(msg)
+        raise ValueError("matrix holds NaN or infinite values; filter these cells or take another layer")
     if values.dtype.kind in "if" and values.size and values.min() < 0:
         msg = "matrix holds negative values, as scaled data do; take counts or log-normalised values (layer=, use_raw=)"
         raise ValueError(msg)

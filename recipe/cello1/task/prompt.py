@@ -254,8 +254,7 @@ def free_messages(puzzle: Puzzle, layout: Layout = "system", evidence: Evidence 
         If ``layout`` or ``evidence`` is unknown.
     """
     if evidence not in EVIDENCE:
-        msg = f"evidence must be one of {', '.join(EVIDENCE)}, got {evidence!r}"
-        raise ValueError(msg)
+        raise ValueError(f"evidence must be one of {', '.join(EVIDENCE)}, got {evidence!r}")
     task = EVIDENCE[evidence]
     return _chat(_render(task, puzzle), layout, _instruction(task, layout))
 
@@ -278,15 +277,13 @@ def check_layout(layout: str) -> Layout:
         If it is not.
     """
     if layout not in LAYOUTS:
-        msg = f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}"
-        raise ValueError(msg)
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     return layout
 
 
 def _task(variant: Variant) -> _Task:
     if variant not in VARIANTS:
-        msg = f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}"
-        raise ValueError(msg)
+        raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     return VARIANTS[variant]
 
 
@@ -315,8 +312,7 @@ def render_user(puzzle: Puzzle, variant: Variant = "batch") -> str:
         msg = f"variant {variant!r} asks about one cell, the puzzle has {len(puzzle.cells)}; use a batch variant"
         raise ValueError(msg)
     if task.candidates and not puzzle.candidates:
-        msg = f"variant {variant!r} lists candidates, the puzzle has none; use {variant + '_open'!r}"
-        raise ValueError(msg)
+        raise ValueError(f"variant {variant!r} lists candidates, the puzzle has none; use {variant + '_open'!r}")
     return _render(task, puzzle)
 
 
@@ -358,15 +354,13 @@ def parse_user(
     """
     task = _task(variant)
     if not isinstance(text, str):
-        msg = f"user message must be a str, got {type(text).__name__}"
-        raise ValueError(msg)
+        raise ValueError(f"user message must be a str, got {type(text).__name__}")
     blocks = text.split(_BLOCK)
     if len(blocks) != 3:
-        msg = (
+        raise ValueError(
             f"user message must have 3 blocks with one empty line between them (context, cells, question), "
             f"found {len(blocks)}"
         )
-        raise ValueError(msg)
     context = _parse_context(task, blocks[0])
     cells = [_parse_cell(task, i, line) for i, line in enumerate(blocks[1].split("\n"), start=1)]
     question, *candidates = blocks[2].split("\n")
@@ -374,36 +368,31 @@ def parse_user(
         msg = f"user message must ask {task.question!r} after the cells (variant {variant!r}), found {shown(question)}"
         raise ValueError(msg)
     if task.candidates and not candidates:
-        msg = "user message lists no candidate types after the question"
-        raise ValueError(msg)
+        raise ValueError("user message lists no candidate types after the question")
     if not task.candidates and candidates:
         msg = f"user message has text after the question: {shown(candidates[0])}; variant {variant!r} ends there"
         raise ValueError(msg)
     try:
         return Puzzle(tuple(cells), tuple(candidates), answer, context, meta)
     except ValueError as error:
-        msg = str(error) if str(error).startswith("answer") else f"user message: {error}"
-        raise ValueError(msg) from None
+        raise ValueError(str(error) if str(error).startswith("answer") else f"user message: {error}") from None
 
 
 def _parse_context(task: _Task, block: str) -> str:
     if not block.startswith(_CONTEXT):
-        msg = f"user message must start with {_CONTEXT!r}, found {block[:40]!r}"
-        raise ValueError(msg)
+        raise ValueError(f"user message must start with {_CONTEXT!r}, found {block[:40]!r}")
     context = block[len(_CONTEXT) :]
     if not context:
         return ""
     if not context.endswith(task.context_end) or context == task.context_end:
-        msg = f"the context must end with one blank before the empty line, found {context[-40:]!r}"
-        raise ValueError(msg)
+        raise ValueError(f"the context must end with one blank before the empty line, found {context[-40:]!r}")
     return context.removesuffix(task.context_end)
 
 
 def _parse_cell(task: _Task, number: int, line: str) -> tuple[str, ...]:
     label = _cell_label(task, number)
     if not line.startswith(label):
-        msg = f"line {number} of the cells must start with {label!r}, found {line[:40]!r}"
-        raise ValueError(msg)
+        raise ValueError(f"line {number} of the cells must start with {label!r}, found {line[:40]!r}")
     return tuple(line[len(label) :].split(GENE_SEPARATOR))
 
 

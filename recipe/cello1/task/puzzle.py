@@ -48,26 +48,22 @@ class Puzzle:
         cells = [_sequence("a cell", genes) for genes in _sequence("cells", self.cells)]
         object.__setattr__(self, "cells", tuple(_checked_cell(n, genes) for n, genes in enumerate(cells, start=1)))
         if not isinstance(self.meta, Mapping):
-            msg = f"meta must be a mapping, got {type(self.meta).__name__}"
-            raise ValueError(msg)
+            raise ValueError(f"meta must be a mapping, got {type(self.meta).__name__}")
         object.__setattr__(self, "meta", dict(self.meta))
         if not self.cells:
-            msg = "cells is empty; a puzzle needs at least one cell"
-            raise ValueError(msg)
+            raise ValueError("cells is empty; a puzzle needs at least one cell")
         object.__setattr__(self, "candidates", _checked_types("candidates", self.candidates))
         if self.answer is not None:
             self._check_answer()
         # An empty context is allowed; it is then an empty label in the prompt.
         if self.context != "" and (fault := text_fault(self.context)):
-            msg = f"context {fault}: {shown(self.context)}; give the sentences on one line"
-            raise ValueError(msg)
+            raise ValueError(f"context {fault}: {shown(self.context)}; give the sentences on one line")
 
     def _check_answer(self) -> None:
         answer, known = _checked_types("answer", self.answer), set(self.candidates)
         object.__setattr__(self, "answer", answer)
         if len(answer) != len(self.cells):
-            msg = f"answer has {len(answer)} types for {len(self.cells)} cells; give one for each cell"
-            raise ValueError(msg)
+            raise ValueError(f"answer has {len(answer)} types for {len(self.cells)} cells; give one for each cell")
         if known and (strangers := [name for name in answer if name not in known]):
             msg = f"answer names {shown(strangers)}, not among the candidates {shown(list(self.candidates), 400)}"
             raise ValueError(msg)
@@ -80,14 +76,12 @@ class Puzzle:
 
 def _checked_cell(number: int, genes: tuple[Any, ...]) -> tuple[str, ...]:
     if not genes:
-        msg = f"cell {number} has no genes; leave cells without expression out"
-        raise ValueError(msg)
+        raise ValueError(f"cell {number} has no genes; leave cells without expression out")
     found = []
     for gene in genes:
         fault, shared = _gene(gene) if isinstance(gene, str) else (text_fault(gene), "")
         if fault:
-            msg = f"cell {number}: the gene {shown(gene)} {fault}"
-            raise ValueError(msg)
+            raise ValueError(f"cell {number}: the gene {shown(gene)} {fault}")
         found.append(shared)
     return tuple(found)
 
@@ -116,8 +110,7 @@ def _type(name: str) -> str:
 
 def _sequence(name: str, values: object) -> tuple[Any, ...]:
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
-        msg = f"{name} must be a sequence of str, got {type(values).__name__}: {shown(values)}"
-        raise ValueError(msg)
+        raise ValueError(f"{name} must be a sequence of str, got {type(values).__name__}: {shown(values)}")
     return tuple(values)
 
 
@@ -141,8 +134,7 @@ def labelled_cells(puzzles: Iterable[Puzzle]) -> list[tuple[tuple[str, ...], str
     found: dict[object, tuple[tuple[str, ...], str, str]] = {}
     for number, puzzle in enumerate(puzzles):
         if puzzle.answer is None:
-            msg = f"puzzle {number} has no answer; cells are taken from puzzles with known types"
-            raise ValueError(msg)
+            raise ValueError(f"puzzle {number} has no answer; cells are taken from puzzles with known types")
         ids = puzzle.meta.get("cell_ids")
         for i, (genes, cell_type) in enumerate(zip(puzzle.cells, puzzle.answer, strict=True)):
             key: object = (puzzle.meta.get("dataset"), ids[i]) if ids else (genes, cell_type)

@@ -86,11 +86,9 @@ def sample_puzzles(
 ) -> list[PuzzleIndex]:
     """Draw puzzles: one cell for each of N different labels, all from one donor (and batch); see the module."""
     if rng is None:
-        msg = "rng is None; pass a numpy Generator or a seed, so that the puzzles can be drawn again"
-        raise ValueError(msg)
+        raise ValueError("rng is None; pass a numpy Generator or a seed, so that the puzzles can be drawn again")
     if isinstance(n_per_size, bool) or not isinstance(n_per_size, int | np.integer) or n_per_size < 1:
-        msg = f"n_per_size must be a positive integer, got {n_per_size!r}"
-        raise ValueError(msg)
+        raise ValueError(f"n_per_size must be a positive integer, got {n_per_size!r}")
     rng = np.random.default_rng(rng)
     groups = _groups(labels, donors, batches)
     return [puzzle for size in _sizes(sizes) for puzzle in _sample_size(groups, size, int(n_per_size), rng)]
@@ -149,11 +147,9 @@ def _sizes(sizes: Iterable[int]) -> list[int]:
     found = list(sizes)
     for size in found:
         if isinstance(size, bool) or not isinstance(size, int | np.integer) or size < 1:
-            msg = f"sizes must hold positive integers, got {size!r}"
-            raise ValueError(msg)
+            raise ValueError(f"sizes must hold positive integers, got {size!r}")
     if len(set(found)) != len(found):
-        msg = f"sizes holds a size twice: {found}"
-        raise ValueError(msg)
+        raise ValueError(f"sizes holds a size twice: {found}")
     return [int(size) for size in found]
 
 
@@ -165,8 +161,7 @@ def _groups(labels: Column, donors: Column | None, batches: Column | None) -> li
     batch_codes, batch_names = _codes(batches, n)
     for name, codes in (("donors", donor_codes), ("batches", batch_codes)):
         if len(codes) != n:
-            msg = f"{name} has {len(codes)} entries for {n} labels; give one for each cell"
-            raise ValueError(msg)
+            raise ValueError(f"{name} has {len(codes)} entries for {n} labels; give one for each cell")
 
     rows = np.flatnonzero((label_codes >= 0) & (donor_codes >= 0))
     # Batch codes are shifted by one: a missing batch is a batch of its own.
@@ -202,8 +197,7 @@ SIZE_ORDERS = ("ascending", "descending", "mixed")
 def check_order(order: str) -> str:
     """Return ``order`` if it is one of ``SIZE_ORDERS``."""
     if order not in SIZE_ORDERS:
-        msg = f"order must be one of {', '.join(SIZE_ORDERS)}, got {order!r}"
-        raise ValueError(msg)
+        raise ValueError(f"order must be one of {', '.join(SIZE_ORDERS)}, got {order!r}")
     return order
 
 

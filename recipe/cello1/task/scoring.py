@@ -126,12 +126,10 @@ def gold_types(gold: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(gold, str):
         return _gold_from_text(gold)
     if isinstance(gold, bytes) or not isinstance(gold, Sequence):
-        msg = f"gold must be a str or a sequence of types, got {type(gold).__name__}"
-        raise ValueError(msg)
+        raise ValueError(f"gold must be a str or a sequence of types, got {type(gold).__name__}")
     types = tuple(gold)
     if not all(isinstance(name, str) for name in types):
-        msg = f"gold must hold only str, got {[type(name).__name__ for name in types]}"
-        raise ValueError(msg)
+        raise ValueError(f"gold must hold only str, got {[type(name).__name__ for name in types]}")
     return _gold_from_types(tuple(map(normal_form, types)))
 
 
@@ -143,16 +141,13 @@ def _gold_from_text(gold: str) -> tuple[str, ...]:
 @lru_cache(maxsize=4096)
 def _gold_from_types(types: tuple[str, ...]) -> tuple[str, ...]:
     if not types:
-        msg = "gold is empty; every scored item needs one type for each cell"
-        raise ValueError(msg)
+        raise ValueError("gold is empty; every scored item needs one type for each cell")
     seen: set[str] = set()
     for name in types:
         if fault := type_fault(name):
-            msg = f"gold: the type {shown(name)} {fault}"
-            raise ValueError(msg)
+            raise ValueError(f"gold: the type {shown(name)} {fault}")
         if name.lower() in seen:
-            msg = f"gold names {name!r} twice (case is ignored); no legal answer could match it"
-            raise ValueError(msg)
+            raise ValueError(f"gold names {name!r} twice (case is ignored); no legal answer could match it")
         seen.add(name.lower())
     return types
 
@@ -232,11 +227,9 @@ def score_parsed(
     The verdict.
     """
     if mode not in MODES:
-        msg = f"mode must be one of {', '.join(MODES)}, got {mode!r}"
-        raise ValueError(msg)
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
     if isinstance(candidates, str):
-        msg = "candidates must be a collection of types, got a str"
-        raise ValueError(msg)
+        raise ValueError("candidates must be a collection of types, got a str")
     wanted = gold_types(gold)
     reason, items = parsed.reason, parsed.items
     if not reason and not parsed.separated and len(wanted) > 1:

@@ -76,15 +76,13 @@ def vote_matrix(
         msg = f"weights must have one number for each of the {len(answers)} answers, got shape {weights.shape}"
         raise ValueError(msg)
     if not (np.isfinite(weights).all() and (weights >= 0).all()):
-        msg = "weights must be finite and 0 or more"
-        raise ValueError(msg)
+        raise ValueError("weights must be finite and 0 or more")
     votes = np.zeros((n_cells, len(candidates)))
     for answer, weight in zip(answers, weights, strict=True):
         if answer is None:
             continue
         if len(answer) != n_cells:
-            msg = f"answers must have {n_cells} types or be None, got {answer}"
-            raise ValueError(msg)
+            raise ValueError(f"answers must have {n_cells} types or be None, got {answer}")
         for i, j in enumerate(_columns(answer, candidates)):
             if j >= 0:
                 votes[i, j] += weight
@@ -95,11 +93,9 @@ def logprob_weights(logprobs: Sequence[float], tokens: Sequence[int]) -> np.ndar
     """Weigh answers by their mean log-probability per token; the weights add up to the number of answers."""
     values, lengths = np.asarray(logprobs, dtype=float), np.asarray(tokens, dtype=float)
     if values.shape != lengths.shape or values.ndim != 1:
-        msg = f"logprobs and tokens must have the same length, got {values.shape} and {lengths.shape}"
-        raise ValueError(msg)
+        raise ValueError(f"logprobs and tokens must have the same length, got {values.shape} and {lengths.shape}")
     if not np.isfinite(values).all():
-        msg = "logprobs must be finite"
-        raise ValueError(msg)
+        raise ValueError("logprobs must be finite")
     return len(values) * softmax(values / np.maximum(lengths, 1))
 
 
@@ -115,11 +111,9 @@ def consensus(
     # Ties go to the matching nearer to the most common whole answer, then to the order of the candidates; nothing is
     # random. Without any usable answer the matching is arbitrary, and its support 0.
     if not answers:
-        msg = "answers is empty; at least one answer (or None) is needed"
-        raise ValueError(msg)
+        raise ValueError("answers is empty; at least one answer (or None) is needed")
     if len({name.lower() for name in candidates}) != len(candidates):
-        msg = f"candidates must differ by more than case, got {list(candidates)}"
-        raise ValueError(msg)
+        raise ValueError(f"candidates must differ by more than case, got {list(candidates)}")
     votes = vote_matrix(answers, candidates, n_cells, weights)
     used = [answer for answer in answers if answer is not None]
     whole = Counter(tuple(name.lower() for name in answer) for answer in used).most_common(1)
@@ -146,8 +140,7 @@ def assign(
     # Among equals each row takes the column that it prefers; -1 for none. Not one to one, each takes its strongest.
     votes = np.asarray(votes, dtype=float)
     if votes.ndim != 2 or not votes.size or not np.isfinite(votes).all() or (votes < 0).any():
-        msg = f"votes must be a non-empty matrix of finite numbers, 0 or more, got shape {votes.shape}"
-        raise ValueError(msg)
+        raise ValueError(f"votes must be a non-empty matrix of finite numbers, 0 or more, got shape {votes.shape}")
     if one_to_one and votes.shape[0] > votes.shape[1]:
         msg = f"votes has {votes.shape[0]} rows and only {votes.shape[1]} columns; no one-to-one assignment exists"
         raise ValueError(msg)
@@ -163,8 +156,7 @@ def assign(
 def _probabilities(votes: np.ndarray, smoothing: float) -> np.ndarray:
     """Return the smoothed share of each column in its row; even shares where there are no votes at all."""
     if not smoothing >= 0:
-        msg = f"smoothing must be 0 or more, got {smoothing!r}"
-        raise ValueError(msg)
+        raise ValueError(f"smoothing must be 0 or more, got {smoothing!r}")
     even = 1 / votes.shape[1]
     totals = votes.sum(axis=1, keepdims=True) + smoothing
     return np.divide(votes + smoothing * even, totals, out=np.full(votes.shape, even), where=totals > 0)

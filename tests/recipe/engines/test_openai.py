@@ -221,9 +221,17 @@ def test_odd_replies_are_failures(reply, match):
     assert re.search(match, found[0].error)
 
 
-def test_the_other_name_of_the_limit():
+@pytest.mark.parametrize(
+    "said",
+    [
+        "use 'max_completion_tokens' instead",
+        "'max_tokens' is not supported with this model",
+        'Unsupported parameter: "max_tokens"',
+    ],
+)
+def test_the_other_name_of_the_limit(said):
     def reply(body, n):
-        return "x" if "max_completion_tokens" in body else error(400, "use 'max_completion_tokens' instead")
+        return "x" if "max_completion_tokens" in body else error(400, said)
 
     with Server(reply) as server:
         assert {a.text for a in answers(server, concurrency=1)} == {"x"}
@@ -253,10 +261,14 @@ def test_refusals_are_learnt_by_every_request_under_way(concurrency, caplog):
     assert len(caplog.records) == 3
 
 
-def test_a_bad_value_is_no_refusal_of_the_parameter():
-    with Server(lambda body, n: error(400, "temperature must be between 0 and 1")) as server:
+@pytest.mark.parametrize(
+    "said",
+    ["temperature must be between 0 and 1", "max_tokens is too large: this model supports at most 4096 tokens"],
+)
+def test_a_bad_value_is_no_refusal_of_the_parameter(said):
+    with Server(lambda body, n: error(400, said)) as server:
         found = answers(server, requests(1), retries=0)
-    assert "must be between 0 and 1" in found[0].error and len(server.bodies) == 1
+    assert said in found[0].error and len(server.bodies) == 1
 
 
 def test_a_schema_that_is_refused_is_left_out_only_where_that_is_wanted():

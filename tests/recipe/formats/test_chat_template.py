@@ -206,7 +206,7 @@ def assert_asked(tokenizer, layout, prompt, written, text, folder):
     engine, sampling = Engine(), protocol.Sampling()
     predict.predict(engine, [PUZZLE], folder / "predictions.jsonl", layout=layout, progress=False)
     (record,) = read_items(folder / "predictions.jsonl")
-    (reply,) = annotate.ask(
+    (reply,) = annotate.ask_puzzles(
         *(engine, [PUZZLE]), layout=layout, sampling=sampling, seeds=[0], constrain=False, cache=None, progress=False
     )
     assert engine.asked == [prompt, prompt]

@@ -298,7 +298,7 @@ class CscMatrix(_Sparse):
 
     def _check_rows(self, indices: np.ndarray) -> None:
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < self.shape[0]:
-            raise BadFileError("its sparse matrix names rows that it does not have", DAMAGED)
+            raise BadFileError("its sparse matrix has row indices outside its shape", DAMAGED)
 
 
 def _working_type(dtype: np.dtype) -> np.dtype:

@@ -13,7 +13,7 @@ from recipe.cello1.data.expression.store import Store
 from recipe.cello1.formats.stores import BadFileError
 from recipe.cello1.task.gene_names import GeneNameError, gene_table, specificity
 
-Progress = Callable[[int], None]
+OnCells = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class GeneLists:
 class CellReader:
     """Reads the listed genes of cells."""
 
-    def __init__(self, store: Store, lists: GeneLists, threads: int = 1, progress: Progress | None = None) -> None:
+    def __init__(self, store: Store, lists: GeneLists, threads: int = 1, progress: OnCells | None = None) -> None:
         self.lists = lists
         self.threads = threads
         self.progress = progress or (lambda count: None)

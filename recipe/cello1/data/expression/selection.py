@@ -49,7 +49,7 @@ def _refuse(status: int, row: int) -> None:
     if status == _NEGATIVE:
         refuse_negative(row)
     raise BadFileError(
-        f"its sparse matrix names a gene that it does not have in row {row} or near it",
+        f"its sparse matrix has a gene index outside its shape in row {row} or near it",
         DAMAGED,
     )
 

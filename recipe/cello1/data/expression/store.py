@@ -167,8 +167,7 @@ class Store:
     def matrix(self, *, layer: str | None = None, use_raw: bool = False) -> Any:
         """Find the expression matrix."""
         if layer is not None and use_raw:
-            msg = f"layer={layer!r} and use_raw=True exclude each other; choose one"
-            raise ValueError(msg)
+            raise ValueError(f"layer={layer!r} and use_raw=True exclude each other; choose one")
         layers = sorted(self.root["layers"]) if "layers" in self.root else []
         if use_raw:
             if (found := self._raw("X")) is None:

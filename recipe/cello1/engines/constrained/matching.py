@@ -41,8 +41,7 @@ class Matching:
     def __init__(self, vocabulary: Vocabulary, candidates: Sequence[str], n_answers: int) -> None:
         for label in candidates:
             if fault := type_fault(label):
-                msg = f"candidates: {label!r} {fault}; rename it"
-                raise ValueError(msg)
+                raise ValueError(f"candidates: {label!r} {fault}; rename it")
         groups = {name: bit for bit, name in enumerate(dict.fromkeys(label.lower() for label in candidates))}
         if not 1 <= n_answers <= len(groups):
             msg = f"n_answers is {n_answers}, but there are {len(groups)} different candidates (case is ignored)"

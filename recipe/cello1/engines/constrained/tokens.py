@@ -16,16 +16,14 @@ def token_bytes(tokenizer: Any) -> list[bytes | None]:
         msg = f"{type(tokenizer).__name__} is not a fast tokenizer with a decoder; constrained decoding needs one"
         raise ValueError(msg)
     if tokenizer.eos_token_id is None:
-        msg = "the tokenizer has no eos_token, so that an answer cannot end; set it"
-        raise ValueError(msg)
+        raise ValueError("the tokenizer has no eos_token, so that an answer cannot end; set it")
     kinds = _decoder_kinds(json.loads(backend.decoder.__getstate__()))
     if "ByteLevel" in kinds:
         convert = _byte_level()
     elif "ByteFallback" in kinds or "Metaspace" in kinds:
         convert = _sentence_piece
     else:
-        msg = f"tokenizers that decode by {' and '.join(kinds)} cannot be constrained, only byte-level ones"
-        raise ValueError(msg)
+        raise ValueError(f"tokenizers that decode by {' and '.join(kinds)} cannot be constrained, only byte-level ones")
     vocabulary = tokenizer.get_vocab()
     tokens: list[bytes | None] = [None] * (max(vocabulary.values()) + 1)
     for name, token_id in vocabulary.items():

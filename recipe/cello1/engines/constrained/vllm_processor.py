@@ -60,19 +60,16 @@ class MatchingLogitsProcessor(LogitsProcessor):
             return
         candidates, n_answers = args.get(CANDIDATES_ARG), args.get(N_ANSWERS_ARG)
         if not isinstance(candidates, list) or not candidates or not all(isinstance(c, str) for c in candidates):
-            msg = f"{CANDIDATES_ARG} must be a list of cell types, got {candidates!r}"
-            raise ValueError(msg)
+            raise ValueError(f"{CANDIDATES_ARG} must be a list of cell types, got {candidates!r}")
         for name in candidates:
             if fault := type_fault(name):
-                msg = f"{CANDIDATES_ARG}: {name!r} {fault}; rename it"
-                raise ValueError(msg)
+                raise ValueError(f"{CANDIDATES_ARG}: {name!r} {fault}; rename it")
         if not _is_int(n_answers) or not 1 <= n_answers <= len({c.lower() for c in candidates}):
             msg = f"{N_ANSWERS_ARG} must be an integer between 1 and the number of candidates, got {n_answers!r}"
             raise ValueError(msg)
         budget = args.get(REASONING_BUDGET_ARG, 0)
         if not _is_int(budget) or budget < 0:
-            msg = f"{REASONING_BUDGET_ARG} must be an integer of at least 0, got {budget!r}"
-            raise ValueError(msg)
+            raise ValueError(f"{REASONING_BUDGET_ARG} must be an integer of at least 0, got {budget!r}")
 
     def is_argmax_invariant(self) -> bool:
         """Return ``False``: the likeliest token may be forbidden."""
