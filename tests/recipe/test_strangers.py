@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from recipe.cello1.formats.puzzle_files import write_puzzles
-from recipe.cello1.formats.yaml_file import read_config, read_yaml
 from recipe.cello1.task.text import visible
 from tests.helpers.cli import command
 from tests.helpers.processes import ROOT, environment
@@ -260,44 +259,11 @@ def test_verl_still_trusts_every_tokenizer():
 # --------------------------------------------------------------------------------------------------------------- YAML
 
 
-def bomb(levels: int = 9, width: int = 9) -> str:
-    lines = [f"a0: &a0 [{', '.join('x' * width)}]"]
-    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels)]
-    return "\n".join(lines)
-
-
-MERGED = (
-    "a: &a {" + ", ".join(f"k{i}: 1" for i in range(30)) + "}\n" + "\n".join(f"b{i}: {{<<: *a}}" for i in range(30))
-)
-
-
-@pytest.mark.parametrize("read", [read_yaml, read_config])
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        (bomb(), "has 72 aliases, and 20 may be; write the values out"),
-        (MERGED, "has 30 aliases, and 20 may be"),
-        ("a: " + "[" * 200_000, "is nested more than 50 deep"),
-        ("a: " + "{b: " * 500 + "1" + "}" * 500, "is nested more than 50 deep"),
-        ("a: &a [*a", "is not YAML"),
-        ("a: !!python/object/apply:os.system ['touch ran']", "is not YAML"),
-        ("a: \0", "is not YAML"),
-        (b"a: \xff", "is not YAML"),
-        ("a: 0000-99-99", "is not YAML"),
-        ("a: " + "x" * (1 << 20), "is longer than 262,144 bytes"),
-    ],
-)
-def test_yaml_that_means_harm(tmp_path, read, text, said):
-    path = tmp_path / "x.yaml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=f"table: .*x.yaml {said}") as error:
-        read(path, "table")
-    assert "\n" not in str(error.value) and len(str(error.value)) < 1000
-
-
 @pytest.mark.parametrize("words", [["--config"], ["--context-table"]])
 def test_commands_read_yaml_with_these_limits(words, tmp_path, capsys):
-    (tmp_path / "x.yaml").write_text(bomb())
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "x.yaml").write_text("\n".join(lines))
     (tmp_path / "in").mkdir()
     name = {"--config": "sft", "--context-table": "prepare"}[words[0]]
     more = ["model=m", "train=t", "output=o"] if name == "sft" else [str(tmp_path / "in"), "--out", str(tmp_path / "o")]
