@@ -130,7 +130,7 @@ class TestSettings:
             (["model=m", "train=t", "output=o", "overlong=cut"], "error or drop"),
             (["model=m", "train=t", "output=o", "optimizer=sgd"], "optimizer must be adamw or muon, got 'sgd'"),
             (["model=m", "train=t", "output=o", "optimizer=muon"], "adam_lr must be positive with optimizer=muon"),
-            (["model=m", "train=t", "output=o", "max_length=long"], "max_length must be a number"),
+            (["model=m", "train=t", "output=o", "max_length=long"], "max_length must be a non-negative number"),
             (["model=m", "train=t", "output=o", "seed"], "not of the form key=value"),
         ],
     )

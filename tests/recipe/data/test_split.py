@@ -459,6 +459,6 @@ def test_puzzles_that_may_be_of_any_donor_are_left_out(made, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(items))
     assert run(tmp_path / "a.json", "--out", tmp_path / "out", "--fail-on-leak") == 0
     found = manifest(tmp_path / "out")
-    assert found["notes"][0].startswith("18 puzzles name no donor and may be of any")
+    assert found["notes"][0].startswith("18 puzzles name no donor and may come from any of them")
     assert found["splits"]["left_out"]["by_donor"]["not given"] == 18
     assert found["splits"]["train"]["puzzles"] >= 20
