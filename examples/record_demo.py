@@ -19,7 +19,7 @@ from recipe.cello1.engines.start import start_engine
 from recipe.cello1.formats.atomic import atomic_write
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.prompt import parse_user
-from scverse_plugin._commands.demo import ANSWERS, annotate, key_of
+from scverse_plugin._commands.demo import ANSWERS, annotate_demo, key_of
 
 MARKERS = {
     "CD14+ Monocyte": "LYZ S100A8 S100A9 CST3 FCN1 CD14 S100A6 S100A4 LGALS1 FTL",
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     with start_engine(args.engine, args.model, constrained=True) if args.model else Rules() as engine:
         recorder = Recorder(engine)
-        annotate(recorder)
+        annotate_demo(recorder)
     name = args.model.name if args.model else Rules.model
     found = {"model": name, "answers": recorder.answers}
     atomic_write(args.out, json.dumps(found, indent=0, sort_keys=True) + "\n")

@@ -142,7 +142,7 @@ def test_ensembl_ids(column):
     adata.var.index = [f"ENSG{i:011d}" for i in range(adata.n_vars)]
     adata.var[column] = adata.var["symbol"]
     remedy = f"pass gene_symbols={'feature_name' if column == 'feature_name' else 'symbol'!r}"
-    refuse(rf"gene_symbols: .*45 of 45 gene names are Ensembl ids \(ENSG0+\), no symbols \(TP53\); {remedy}", adata)
+    refuse(rf"gene_symbols: .*45 of 45 gene names are Ensembl ids \(ENSG0+\), not symbols \(TP53\); {remedy}", adata)
 
 
 def test_row_numbers_of_raw_give_way_to_the_names_of_adata():
@@ -303,7 +303,7 @@ def test_vllm_that_is_not_installed_names_the_set_up(monkeypatch, tmp_path):
 
 def test_damaged_cache(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"other": 1}\n')
-    refuse(r"cache: line 1 of .* is no response", cache=tmp_path / "a.jsonl")
+    refuse(r"cache: line 1 of .* is not a response", cache=tmp_path / "a.jsonl")
 
 
 def test_reading_a_run_that_is_not_there():

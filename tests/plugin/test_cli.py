@@ -165,7 +165,7 @@ def asking(server, *argv):
         ("in.h5ad/out.h5ad", "output: {}/in.h5ad/out.h5ad cannot be written, {}/in.h5ad is a file"),
         ("out.txt", "output: {}/out.txt must end in .h5ad or .zarr"),
         ("file.zarr", "output: {}/file.zarr is a file, a zarr store is a folder"),
-        ("other.zarr", "output: {}/other.zarr is a folder of other files, no zarr store"),
+        ("other.zarr", "output: {}/other.zarr is a folder of other files, not a zarr store"),
         ("/proc/out.h5ad", "output: /proc/out.h5ad cannot be written ("),
     ],
 )
@@ -312,7 +312,7 @@ def test_demo_with_the_model_of_the_main_job(browser, tmp_path, monkeypatch):
 def test_demo_checks_its_folder_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
-    monkeypatch.setattr(demo, "annotate", lambda engine: pytest.fail("asked"))
+    monkeypatch.setattr(demo, "annotate_demo", lambda engine: pytest.fail("asked"))
     with pytest.raises(ValueError, match="out: file/annotated.h5ad cannot be written, .*/file is a file"):
         run_demo("--out", "file")
 

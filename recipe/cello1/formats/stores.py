@@ -120,7 +120,7 @@ def _open_zarr(path: Path) -> Any:
     except ImportError:
         raise BadFileError("the package zarr is not installed", "pip install zarr, or write h5ad") from None
     if not is_zarr(path):
-        raise BadFileError("it is a folder, but no zarr store", "give an h5ad file or a zarr store")
+        raise BadFileError("it is a folder, but not a zarr store", "give an h5ad file or a zarr store")
     _check_folder(path)
     try:
         # Not by the consolidated metadata, which may tell of an earlier state.

@@ -45,7 +45,7 @@ def test_cells_without_a_puzzle_are_counted(tmp_path):
     solo = int((adata.obs["donor_id"] == "solo").sum())
     assert run(path, "--out", tmp_path / "out", "--task", "single", "--quiet") == 0
     (note,) = manifest(tmp_path / "out")["inputs"][0]["notes"]
-    assert note.startswith(f"{solo} of 300 cells make no puzzle")
+    assert note.startswith(f"{solo} of 300 cells are in no puzzle")
     adata.obs["donor_id"] = adata.obs["cell_type"].astype(str)
     path = write(adata, tmp_path / "b.h5ad")
     assert run(path, "--out", tmp_path / "out", "--sizes", "3", "--per-size", "0", "--quiet") == 1

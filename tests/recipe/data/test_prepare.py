@@ -200,7 +200,7 @@ def test_copies_and_hard_links_do_not_multiply_cells(tmp_path, capsys):
     ]
     assert {entry.get("copy_of") for entry in entries[2:]} == {"b"}
     said = capsys.readouterr().out
-    assert "note  c: the content is that of b, so it is not used again" in said
+    assert "note  c: same content as b, so it is used once" in said
     assert "4 files: 2 used, 0 bad, 2 copies" in said
 
 

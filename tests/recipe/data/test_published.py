@@ -219,10 +219,10 @@ def test_a_puzzle_file_that_cannot_be_read_does_not_stop_the_others(made, tmp_pa
     assert run(*files) == 1
     captured = capsys.readouterr()
     assert f"bad   {name}: " in captured.out and said in captured.out
-    assert "--skip-bad accepts that" in captured.err
+    assert "pass --skip-bad to accept that" in captured.err
     assert run(*files, "--skip-bad") == 0
     found = manifest(tmp_path / "out")
-    assert said in found["failures"][0] and "write it anew" in found["failures"][0]
+    assert said in found["failures"][0] and "write it again" in found["failures"][0]
     assert {part["name"]: part["puzzles"] for part in found["sources"]} == {"a.json": 52, name: 0}
     (tmp_path / "a.json").unlink()
     assert run(tmp_path / name, "--out", tmp_path / "out", "--skip-bad") == 1

@@ -310,7 +310,7 @@ class TestModelFiles:
         self.refused(model, rf"has {len(content) - 10:,} of {len(content):,} bytes; copy it again")
         for begin in (content[:100], b"", b"PK\x03\x04 a zip"):
             file.write_bytes(begin)
-            self.refused(model, "no safetensors file, or only the begin of one")
+            self.refused(model, "not a safetensors file, or it is cut off")
 
     def test_missing_shards(self, model):
         index = {"weight_map": {"a": "model-1.safetensors", "b": "model.safetensors"}}

@@ -129,7 +129,7 @@ def test_files_that_cannot_be_opened(tmp_path):
     with pytest.raises(BadFileError, match="HDF5 file cannot be read .*fetch or write it again"):
         Store(path)
     (tmp_path / "b.zarr").mkdir()
-    with pytest.raises(BadFileError, match="it is a folder, but no zarr store"):
+    with pytest.raises(BadFileError, match="it is a folder, but not a zarr store"):
         Store(tmp_path / "b.zarr")
 
 
