@@ -191,6 +191,23 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _table(
+    of_models: Mapping[tuple[str, str], Any],
+    of_baselines: Mapping[str, Any],
+    differences: Mapping[tuple[str, str], Any],
+    unit: str,
+    *,
+    by_rows: bool,
+) -> ReportTable:
+    """Set models and baselines beside each other: a column each, or with several decodings a row each."""
+    own = {label(name): found for name, found in of_baselines.items()}
+    if by_rows:
+        return row_table({**of_models, **{(name, ""): found for name, found in own.items()}}, differences, unit)
+    columns = {name: found for (name, _), found in of_models.items()} | own
+    changes = {title: found for (title, _), found in differences.items()}
+    return metric_table("Held-out puzzles", columns, changes, unit)
+
+
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     decodings = args.decode.split(",")
@@ -223,15 +240,7 @@ def run(args: argparse.Namespace) -> None:
         differences[f"{new} minus {old}", decoding] = difference(
             scores[old, decoding], scores[new, decoding], other=old
         )
-    if len(decodings) > 1:
-        table = row_table(
-            of_models | {(label(name), ""): found for name, found in of_baselines.items()}, differences, unit
-        )
-    else:
-        columns = {name: found for (name, _), found in of_models.items()}
-        columns |= {label(name): found for name, found in of_baselines.items()}
-        changes = {title: found for (title, _), found in differences.items()}
-        table = metric_table("Held-out puzzles", columns, changes, unit)
+    table = _table(of_models, of_baselines, differences, unit, by_rows=len(decodings) > 1)
 
     steps = read_metrics(args.metrics)
     gain = training_gain(steps)
