@@ -99,7 +99,7 @@ def _alone(job: Job, cells: tqdm, context: Any, counter: Any) -> FileResult:
 def _killed(job: Job, what: str) -> FileResult:
     return FileResult(
         job.name,
-        reason=f"{what}, usually out of memory or because of a fault in the file",
+        reason=f"{what}, usually because memory ran out or the file is damaged",
         remedy="give it more memory; if that does not help, write it again with anndata",
     )
 

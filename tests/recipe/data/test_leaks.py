@@ -250,7 +250,7 @@ def test_nothing_to_compare_is_no_proof(made, tmp_path, capsys):
     files = [made / "train" / "train_data.json", "--split", "given", "--out", tmp_path]
     assert run(*files) == 0
     assert run(*files, "--fail-on-leak") == 1
-    assert "there are no two sides to compare" in capsys.readouterr().err
+    assert "needs a train and a test side to compare" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:Observation names are not unique")
@@ -261,7 +261,7 @@ def test_cell_names_that_restart_with_each_donor_do_not_link_the_donors(tmp_path
     repeated = write(adata, tmp_path / "repeated" / "a.h5ad")
     build(repeated, tmp_path / "out", "--fail-on-leak", "--raw")
     (note,) = manifest(tmp_path / "out")["inputs"][0]["notes"]
-    assert "cell names stand for several cells" in note
+    assert "cell names occur more than once" in note
     records = json.loads((tmp_path / "out" / "cells" / "a.json").read_bytes())
     assert len({record["cell_index"] for record in records}) == 1000
     raw = json.loads((tmp_path / "out" / "train" / "train_raw_data.json").read_bytes())

@@ -107,7 +107,7 @@ def test_a_file_that_kills_its_process_on_ray_is_bad(folder, tmp_path, capsys, m
     assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "auto") == 1
     entries = {entry["name"]: entry for entry in manifest(tmp_path)["inputs"]}
     assert [name for name, entry in entries.items() if entry["status"] == "bad"] == ["lung/file1"]
-    assert "was killed, for want of memory" in entries["lung/file1"]["reason"]
+    assert "was killed, usually because memory ran out" in entries["lung/file1"]["reason"]
     assert "more memory" in entries["lung/file1"]["remedy"]
     assert "3 files: 2 used, 1 bad" in capsys.readouterr().out
     assert run(folder, "--out", tmp_path, *FEW, "--ray-address", "auto", "--skip-bad") == 0

@@ -360,7 +360,7 @@ def test_a_file_that_is_open_elsewhere(tmp_path):
     [
         ("Unable to synchronously open file (unable to lock file, errno = 11)", "another process has it open"),
         ("Can't synchronously read data (required filter 'zstd' is not registered)", "pip install hdf5plugin"),
-        ("unable to open file: errno = 13, error message = 'Permission denied'", "the right to read it"),
+        ("unable to open file: errno = 13, error message = 'Permission denied'", "permission to read it"),
         ("[Errno 5] Input/output error", "check the drive"),
         ("[Errno 24] Too many open files", "ulimit -n"),
         ("'ascii' codec can't decode byte 0xe9 in position 2: ordinal not in range(128)", "not UTF-8: write it anew"),
