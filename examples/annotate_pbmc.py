@@ -51,6 +51,7 @@ def by_puzzles(adata: ad.AnnData, types: Sequence[str], engine: Engine, seed: in
         cells_per_group=10,
         one_to_one=False,
         min_support=0,
+        support="votes",  # reading probabilities out needs room for all types beside each prompt
         rng=seed,
         **AS_TRAINED,
     )
@@ -65,6 +66,7 @@ def by_cells(adata: ad.AnnData, types: Sequence[str], engine: Engine, seed: int 
         engine=engine,
         n_votes=1,
         min_support=0,
+        support="votes",  # reading probabilities out needs room for all types beside each prompt
         store_reasoning=False,
         rng=seed,
         key_added="cell",

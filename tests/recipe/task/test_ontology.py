@@ -119,3 +119,11 @@ def test_missing_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "cellxgene_ontology_guide.ontology_parser", None)
     with pytest.raises(ImportError, match="pip install cellxgene-ontology-guide"):
         load_ontology()
+
+
+def test_terms_below_and_nearest_above(ontology):
+    lymphocyte, t_cell, cd4, b_cell = "CL:0000542", "CL:0000084", "CL:0000624", "CL:0000236"
+    assert set(ontology.descendants(lymphocyte)) == {t_cell, cd4, b_cell}
+    assert ontology.nearest_ancestor(cd4, b_cell, steps=4, largest=100) == lymphocyte
+    assert ontology.nearest_ancestor(cd4, b_cell, steps=1, largest=100) == ""
+    assert ontology.nearest_ancestor(cd4, b_cell, steps=4, largest=0) == ""

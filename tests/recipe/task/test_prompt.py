@@ -15,6 +15,7 @@ from recipe.cello1.task.prompt import (
     chat,
     check_layout,
     find_variant,
+    free_messages,
     instruction,
     instructions,
     messages,
@@ -268,3 +269,16 @@ def test_annotation_says_so_where_candidates_outnumber_the_cells():
     assert user == asked
     assert system["content"] != told["content"]
     assert annotation_messages(spare)[0]["content"].split(".")[0] == told["content"].split(".")[0]
+
+
+@pytest.mark.parametrize("evidence", ["cells", "markers"])
+def test_free_messages_show_no_candidates(evidence):
+    found = free_messages(PUZZLE, "system", evidence)
+    text = "\n".join(message["content"] for message in found)
+    assert [message["role"] for message in found] == ["system", "user"]
+    assert "CD5L, MARCO" in text and "hepatocyte" not in text
+
+
+def test_free_messages_know_two_kinds_of_evidence():
+    with pytest.raises(ValueError, match="evidence must be one of cells, markers, got 'genes'"):
+        free_messages(PUZZLE, "system", "genes")

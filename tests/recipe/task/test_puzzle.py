@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.puzzle import Puzzle, labelled_cells
 
 TYPES = ("B cell", "T cell")
 CELLS = (("CD19", "MS4A1"), ("CD3E", "IL7R"))
@@ -67,3 +67,13 @@ def test_what_is_wrong_is_named(changes, match):
 
 def test_open_ended_puzzle_has_no_candidates():
     assert Puzzle(CELLS, (), TYPES).candidates == ()
+
+
+def test_labelled_cells_come_once_each():
+    one = Puzzle(CELLS, TYPES, TYPES, "", {"cell_ids": ["a", "b"], "dataset": "d", "donor_id": "p"})
+    other = Puzzle(CELLS[:1], TYPES, TYPES[:1], "", {"cell_ids": ["c"], "dataset": "d"})
+    b, t = zip(CELLS, TYPES, strict=True)
+    assert labelled_cells([one, one, other]) == [(*b, "p"), (*t, "p"), (*b, "")]
+    assert labelled_cells([Puzzle(CELLS, TYPES, TYPES), other]) == [(*b, ""), (*t, ""), (*b, "")]
+    with pytest.raises(ValueError, match="puzzle 1 has no answer"):
+        labelled_cells([one, Puzzle(CELLS, TYPES)])

@@ -10,7 +10,7 @@ from recipe.cello1.task.answer import check_types, format_answer, parse_answer, 
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.sampling import sample_puzzles
 from recipe.cello1.task.scoring import score_answer
-from recipe.cello1.task.text import clean_value, is_usable, join_list, normal_form, shown
+from recipe.cello1.task.text import clean_value, is_usable, join_list, normal_form, shown, visible
 
 ALIKE = [
     ("M\u00fcller cell", "Mu\u0308ller cell"),  # NFC, NFD
@@ -118,3 +118,7 @@ def test_long_texts_are_cut_in_messages():
         with pytest.raises(ValueError) as error:
             Puzzle(**({"cells": (("A",),), "candidates": ("x",)} | changes))
         assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+def test_what_a_terminal_obeys_is_replaced():
+    assert visible("a\x1b[31mb\n\tc") == "a\N{REPLACEMENT CHARACTER}[31mb\n\tc"
