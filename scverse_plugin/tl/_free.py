@@ -24,16 +24,15 @@ from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.text import clean_value
 from scverse_plugin._files import visible
 from scverse_plugin.adata import _store
-from scverse_plugin.adata._matrix import mean_profiles, open_expression
+from scverse_plugin.adata._matrix import mean_profiles
 from scverse_plugin.adata._species import check_symbols, of_species
 from scverse_plugin.method._ask import Cache, Reply, ask_puzzles, completion_seeds
-from scverse_plugin.method._engines import opened
 from scverse_plugin.method._plan import LARGEST_PUZZLE, Draft, Members
 from scverse_plugin.method._solve import final_rounds, screening
 from scverse_plugin.tl._before import Prompts, address, announce, is_here, journal
 from scverse_plugin.tl._ontology import ontology_tables
 from scverse_plugin.tl._options import Options
-from scverse_plugin.tl._prepare import Prepared, prepare, puzzle_sizes
+from scverse_plugin.tl._prepare import Prepared, expression_of, prepare, puzzle_sizes
 
 ROUNDS = 3  # in which every group is named
 PROFILE_CELLS = 200  # of a group, for its marker genes
@@ -170,14 +169,7 @@ def _free(adata: AnnData, options: Options, closed: Closed) -> _Result:
         "the others, at most so many, with the types named there"
     )
     announce(prompts, options, prepared.context.keys, [place], note)
-    with opened(
-        options.one_engine,
-        options.one_model,
-        base_url=options.base_url,
-        constrained=options.constrained,
-        max_concurrency=options.max_concurrency,
-        options=options.engine_options,
-    ) as engine:
+    with options.opened() as engine:
         replies = ask_puzzles(
             engine,
             [asking.puzzle(draft) for draft in asking.drafts],
@@ -243,14 +235,7 @@ def _drawn(adata: AnnData, prepared: Prepared, options: Options) -> _Open:
 
 def _markers(adata: AnnData, prepared: Prepared, options: Options) -> list[tuple[str, ...]]:
     """List the genes that are most specific to each group among all."""
-    source = open_expression(
-        adata,
-        layer=options.layer,
-        use_raw=options.use_raw,
-        gene_symbols=options.gene_symbols,
-        mask_var=options.mask_var,
-        exclude_genes=options.exclude_genes,
-    )
+    source = expression_of(adata, options)
     rng = copies.deepcopy(prepared.rng)
     rows = [np.flatnonzero(prepared.unit_of == i) for i in range(len(prepared.units))]
     chosen = [rng.choice(found, min(PROFILE_CELLS, len(found)), replace=False) for found in rows]

@@ -13,7 +13,7 @@ from recipe.cello1.engines.protocol import Engine, EngineError
 from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin._files import one_line
 from scverse_plugin.method._ask import Cache, Reply, ask_puzzles, completion_seeds
-from scverse_plugin.method._engines import engine_version, opened, public_address
+from scverse_plugin.method._engines import engine_version, public_address
 from scverse_plugin.method._plan import Draft
 from scverse_plugin.method._readout import ask_out, check_readout, find_way
 from scverse_plugin.method._solve import Solved, fill, solve
@@ -73,14 +73,7 @@ def _left(found: Sequence[Answers], files: Sequence[str]) -> str:
 
 def _ask(prepared: Prepared, options: Options, kept: Cache | None, name: str) -> Answers:
     """Ask a model all rounds."""
-    with opened(
-        options.one_engine,
-        options.one_model,
-        base_url=options.base_url,
-        constrained=options.constrained,
-        max_concurrency=options.max_concurrency,
-        options=options.engine_options,
-    ) as running:
+    with options.opened() as running:
         constrain = options.constrained and bool(running.constraint)
         support = _support(running, options)
         way = find_way(running, _any_puzzle(prepared, options), options.prompt_layout) if support == "readout" else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -19,7 +20,7 @@ from scverse_plugin.adata._groups import CELL_CHOICES
 from scverse_plugin.adata._types import CellTypes
 from scverse_plugin.method._ask import ON_ERROR
 from scverse_plugin.method._calibrate import check_calibration
-from scverse_plugin.method._engines import check_engine
+from scverse_plugin.method._engines import check_engine, opened
 from scverse_plugin.method._readout import SUPPORTS
 
 Price = float | tuple[float, float]
@@ -153,6 +154,17 @@ class Options:
     def one_model(self) -> str | Path | None:
         """The model, of one of :meth:`each`."""
         return cast("str | Path | None", self.model)
+
+    def opened(self) -> AbstractContextManager[Engine]:
+        """Start the engine, of one of :meth:`each`."""
+        return opened(
+            self.one_engine,
+            self.one_model,
+            base_url=self.base_url,
+            constrained=self.constrained,
+            max_concurrency=self.max_concurrency,
+            options=self.engine_options,
+        )
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._context import ContextWriter
 from scverse_plugin.adata._groups import make_units, only, read_groups, read_samples
-from scverse_plugin.adata._matrix import check_values, list_genes, open_expression
+from scverse_plugin.adata._matrix import Expression, check_values, list_genes, open_expression
 from scverse_plugin.adata._species import check_symbols
 from scverse_plugin.adata._types import check_decoys, read_types
 from scverse_plugin.method._plan import Draft, choose_puzzle_size
@@ -58,6 +58,18 @@ class Prepared:
         return fill(draft, self.genes, self.context(draft.donor, draft.cells))
 
 
+def expression_of(adata: AnnData, given: Options) -> Expression:
+    """Open the matrix that the options choose."""
+    return open_expression(
+        adata,
+        layer=given.layer,
+        use_raw=given.use_raw,
+        gene_symbols=given.gene_symbols,
+        mask_var=given.mask_var,
+        exclude_genes=given.exclude_genes,
+    )
+
+
 def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
     """Read what is needed from the object; donor metadata go to a server elsewhere only if they are named."""
     rng = given.rng
@@ -85,14 +97,7 @@ def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
     if isinstance(context, str) and context == AUTO and given.context_keys is None and not here:
         context = ""
     writer = ContextWriter(adata, context, given.context_keys, present)
-    source = open_expression(
-        adata,
-        layer=given.layer,
-        use_raw=given.use_raw,
-        gene_symbols=given.gene_symbols,
-        mask_var=given.mask_var,
-        exclude_genes=given.exclude_genes,
-    )
+    source = expression_of(adata, given)
     check_values(source, rows, adata.obs_names)
     units, unit_of = make_units(
         groups,

@@ -9,7 +9,6 @@ that a second call only reads.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -18,13 +17,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from recipe.cello1.engines.protocol import Decoding, EngineError, Sampling
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.evaluation.baseline import read_baseline
 from recipe.cello1.evaluation.evaluate import evaluate
-from recipe.cello1.evaluation.intervals import Calibration, calibration
 from recipe.cello1.evaluation.report import (
     LABELS,
     ReportTable,
@@ -42,13 +38,12 @@ from recipe.cello1.formats.atomic import atomic_write, dumps, replacing
 from recipe.cello1.formats.items import puzzle_to_item
 from recipe.cello1.formats.model_folder import model_fingerprint
 from recipe.cello1.formats.predictions import iter_predictions
+from recipe.cello1.formats.provenance import digest
 from recipe.cello1.formats.puzzle_files import PuzzleFile, iter_rows, load_puzzles
 from recipe.cello1.formats.yaml_file import read_config
 from recipe.cello1.inference.predict import predict
 from recipe.cello1.rl.run_metrics import REWARD, WINDOW, first_and_last, read_metrics
-from recipe.cello1.task.answer import parse_answer
 from recipe.cello1.task.prompt import Layout, check_layout
-from recipe.cello1.task.puzzle import Puzzle
 
 _DECODINGS: dict[str, Decoding] = {"greedy": "free", "constrained": "constrained", "matrix": "matrix"}
 _IN_ROWS = ("partial_accuracy", "exact_match", "legal", "length")
@@ -66,8 +61,7 @@ def answer_puzzles(
     made_from = [model_fingerprint(model) or model, items, data.layout, max_tokens, sorted(options.items())]
     paths = {}
     for decoding in decodings:
-        key = hashlib.sha256(dumps([*made_from, decoding]).encode()).hexdigest()[:8]
-        paths[decoding] = stem.with_name(f"{stem.name}-{decoding}-{key}.jsonl")
+        paths[decoding] = stem.with_name(f"{stem.name}-{decoding}-{digest([*made_from, decoding], 8)}.jsonl")
     todo = {how: path for how, path in paths.items() if not path.with_suffix(".json").exists()}
     if not todo:
         return paths
@@ -155,17 +149,6 @@ def row_table(
     return ReportTable("Held-out puzzles", columns, rows)
 
 
-def matrix_calibration(path: Path, puzzles: Sequence[Puzzle]) -> Calibration:
-    """Compare the probabilities of a matrix with how often its answers are right, over cells."""
-    support: list[float] = []
-    right: list[bool] = []
-    for record in iter_predictions(path):
-        support += record["support"]
-        types = parse_answer(record["prediction"]).items
-        right += [a == b for a, b in zip(types, puzzles[record["index"]].answer or (), strict=True)]
-    return calibration(np.array(support), np.array(right), "matrix")
-
-
 def _stage(text: str) -> tuple[str, str]:
     name, mark, model = text.partition("=")
     if not (name and mark and model):
@@ -223,11 +206,11 @@ def run(args: argparse.Namespace) -> None:
     baseline = read_baseline(args.baseline)
     puzzles = [reference(puzzle, baseline) for puzzle in data.puzzles]
     args.out.mkdir(parents=True, exist_ok=True)
-    scores, paths = {}, {}
+    scores = {}
     for name, model in args.stages:
         stem = args.out / re.sub(r"\W+", "-", name.lower())
         for decoding, path in answer_puzzles(model, data, stem, decodings, **limits).items():
-            scores[name, decoding], paths[decoding] = score_predictions(iter_predictions(path), puzzles), path
+            scores[name, decoding] = score_predictions(iter_predictions(path), puzzles)
 
     baselines = baseline_scores(next(iter(scores.values())))
     unit = "tokens" if all(found.length_unit == "tokens" for found in scores.values()) else "words"
@@ -254,7 +237,7 @@ def run(args: argparse.Namespace) -> None:
             f"\nMean training reward: {gain['first']:+.3f} over the first {gain['window']} of {gain['steps']} steps, "
             f"{gain['last']:+.3f} over the last {gain['window']} (gain {gain['gain']:+.3f})."
         )
-    calibrated = matrix_calibration(paths["matrix"], data.puzzles) if "matrix" in paths else None
+    calibrated = scores[names[-1], "matrix"].calibration("matrix") if "matrix" in decodings else None
     if calibrated:
         note += f"\nProbabilities of {names[-1]}, matrix: expected calibration error {calibrated.ece:.3f} over cells."
     report: dict[str, Any] = {"n": len(puzzles), "chance": level, "training": gain, "length_unit": unit}
