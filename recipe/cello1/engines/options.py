@@ -51,7 +51,7 @@ def add_sampling(
     group = parser.add_argument_group("prompt and sampling")
     group.add_argument("--prompt-layout", choices=LAYOUTS, help="default: the one that RL data names, else system")
     group.add_argument("--variant", choices=sorted(VARIANTS), help="default: the one that RL data names, else batch")
-    usual = "0, which is greedy; with --decode matrix or soft 1" if temperature is None else f"{temperature:g}"
+    usual = "0, which is greedy; with --decode soft 1" if temperature is None else f"{temperature:g}"
     group.add_argument("--temperature", type=float, default=temperature, help=f"default {usual}")
     group.add_argument("--top-p", type=float, default=1.0)
     group.add_argument("--max-tokens", type=int, default=max_tokens, help="longest answer (default %(default)s)")
@@ -117,10 +117,11 @@ def sampling_of(args: argparse.Namespace) -> Sampling:
 
 def sampling_defaults(decode: Decoding | None, temperature: float | None, samples: int | None) -> tuple[float, int]:
     """Fill in temperature and number of samples: a read-out averages a few samples, else there is one greedy answer."""
-    averages = decode in READ_OUT
+    # Samples for matrix differ by the order of the other cells; those for soft by chance only.
     if temperature is None:
-        temperature = 1.0 if averages and samples != 1 else 0.0
-    return temperature, (SAMPLES if averages and temperature else 1) if samples is None else samples
+        temperature = 1.0 if decode == "soft" and samples != 1 else 0.0
+    several = decode == "matrix" or (decode == "soft" and temperature > 0)
+    return temperature, (SAMPLES if several else 1) if samples is None else samples
 
 
 def _to_constrain(args: argparse.Namespace) -> bool:

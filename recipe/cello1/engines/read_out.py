@@ -102,9 +102,13 @@ def read_out_sampling(decode: Decoding, sampling: Sampling, can_score: bool) -> 
     return replace(sampling, max_tokens=min(sampling.max_tokens, EVIDENCE_TOKENS), stop=DECISION)
 
 
-def cell_first(puzzle: Puzzle, cell: int) -> Puzzle:
-    """Move one cell to the front; the others keep their order."""
-    order = [cell, *(i for i in range(puzzle.n_cells) if i != cell)]
+def cell_first(puzzle: Puzzle, cell: int, turn: int = 0) -> Puzzle:
+    """Move one cell to the front; the others follow in a circle, further along it at each turn."""
+    # A model that looks at a wrong cell mostly looks at a neighbour. In one order for all, each row of the matrix would
+    # lean to the type of the same neighbour, and no matching takes that out again.
+    others = [(cell + 1 + i) % puzzle.n_cells for i in range(puzzle.n_cells - 1)]
+    turn %= max(1, len(others))
+    order = [cell, *others[turn:], *others[:turn]]
     return replace(puzzle, cells=tuple(puzzle.cells[i] for i in order), answer=None, meta={})
 
 
@@ -120,14 +124,14 @@ def _requests(
 ) -> Iterator[tuple[int, int, Request]]:
     """Ask for the samples of a puzzle; with its index, and for ``matrix`` the cell at the front."""
     matrix = decode == "matrix"
-    shown = [cell_first(puzzle, cell) for cell in range(puzzle.n_cells)] if matrix else [puzzle]
     # Answers are held to legal ones where the engine is: then every sample can be read.
     held, n = bool(engine.constraint) and not matrix, puzzle.n_cells
     prefix = first_line(puzzle.candidates) if engine.can_score and matrix else ""
-    for cell, turned in enumerate(shown):
-        asked = write(turned)
-        for sample in range(cell * samples, (cell + 1) * samples):
-            own = None if seed is None else sample_seed(seed, index, sample)
+    for cell in range(n if matrix else 1):
+        # Without chance, a turn that brings back the same order brings back the same evidence.
+        for turn in range(samples if seed is not None or not matrix else min(samples, max(1, n - 1))):
+            asked = write(cell_first(puzzle, cell, turn) if matrix else puzzle)
+            own = None if seed is None else sample_seed(seed, index, cell * samples + turn)
             yield index, cell, Request(asked, own, puzzle.candidates if held else (), n if held else 0, prefix)
 
 
@@ -181,7 +185,7 @@ def _read_part(
     costs = {index: Counter[str]() for index in puzzles}
     votes = {index: np.zeros((puzzle.n_cells, len(puzzle.candidates))) for index, puzzle in puzzles.items()}
     # The same decision twice is scored once.
-    times: dict[tuple[int, int, str], int] = {}
+    times: dict[tuple[Any, ...], int] = {}
     choices: list[Choice] = []
     said: dict[int, dict[int, str]] = {index: {} for index in puzzles}
     unanswered = set(range(len(asked)))
@@ -197,7 +201,7 @@ def _read_part(
         puzzle = puzzles[index]
         names = [name.lower() for name in puzzle.candidates]
         for slot in _slots(decode, puzzle, cell, request, done.text):
-            key = index, slot.cell, slot.prefix
+            key = index, slot.cell, *(message["content"] for message in request.messages), slot.prefix
             if not engine.can_score:
                 if slot.said.lower() in names:
                     votes[index][slot.cell, names.index(slot.said.lower())] += 1
@@ -208,7 +212,7 @@ def _read_part(
                 times[key] = 1
                 costs[index].update(scored=1)
     scored = dict(engine.score(choices)) if choices else {}
-    for number, ((index, cell, _), count) in enumerate(times.items()):
+    for number, ((index, cell, *_), count) in enumerate(times.items()):
         row = _probabilities(scored.get(number, NO_RESULT))
         if isinstance(row, Failure):
             failures.setdefault(index, row)

@@ -149,7 +149,7 @@ def predict(
     out
         The ``.jsonl`` file of records, or a folder for one ``<index>.json`` per item (the published layout).
     sampling
-        How to sample; by default greedy, for a read-out at temperature 1.
+        How to sample; by default greedy, for ``soft`` at temperature 1.
     samples
         Answers for each puzzle, by default 1. A read-out makes one answer of as many, by default 4 unless greedy.
     seed
@@ -211,7 +211,7 @@ def _check(run: _Run, shard: tuple[int, int]) -> None:
         raise ValueError("puzzles is empty; there is nothing to predict")
     if run.samples < 1:
         raise ValueError(f"samples must be at least 1, got {run.samples}")
-    if run.samples > 1 and sampling.temperature == 0:
+    if run.samples > 1 and sampling.temperature == 0 and run.decode != "matrix":
         msg = f"samples is {run.samples}, but at temperature 0 all samples are the same; set a temperature, like 0.7"
         raise ValueError(msg)
     if not 0 <= shard[0] < shard[1]:

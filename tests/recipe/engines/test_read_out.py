@@ -57,25 +57,41 @@ def read(engine, puzzles, samples=1, temperature=0.0):
 
 def test_each_cell_is_asked_first_with_what_is_left_already_written():
     engine = Markers()
-    reading = read(engine, [PUZZLE], samples=2, temperature=1.0)[0]
+    reading = read(engine, [PUZZLE], samples=3, temperature=1.0)[0]
     assert reading.answer() == PUZZLE.answer
     request, sampling = engine.asked[-1]
-    assert request.messages == messages(cell_first(PUZZLE, 0))
+    assert request.messages in [messages(cell_first(PUZZLE, cell)) for cell in range(3)]
     assert request.prefix == first_line(TYPES)
     assert (sampling.stop, sampling.max_tokens) == (" ->", 64)
-    assert len({request.seed for request, _ in engine.asked}) == 6
-    # Twice the same evidence is scored once.
-    assert len(engine.scored) == 3
+    assert len({request.seed for request, _ in engine.asked}) == 9
+    # The third sample has the order of the first: the same evidence twice is scored once.
+    assert len(engine.scored) == 6
     assert engine.scored[0].prefix == first_line(TYPES) + " CD3D ->"
     assert {request.messages[-1]["content"] for request, _ in engine.asked} == {
         choice.messages[-1]["content"] for choice in engine.scored
     }
 
 
-def test_greedy_evidence_has_no_seed():
+def test_greedy_evidence_has_no_seed_and_is_not_asked_for_twice_in_one_order():
     engine = Markers()
-    read(engine, [PUZZLE])
+    read(engine, [PUZZLE], samples=4)
     assert {request.seed for request, _ in engine.asked} == {None}
+    shown = [request.messages[-1]["content"] for request, _ in engine.asked]
+    assert len(shown) == len(set(shown)) == 6  # each cell first, before two orders of the others
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_each_cell_stands_in_each_place_equally_often(n):
+    puzzle = Puzzle(tuple((f"G{i}",) for i in range(n)), tuple(f"t{i}" for i in range(n)))
+    for turn in range(2 * n):
+        shown = [cell_first(puzzle, cell, turn).cells for cell in range(n)]
+        assert [cells[0] for cells in shown] == list(puzzle.cells)
+        for place in range(n):
+            assert sorted(cells[place] for cells in shown) == list(puzzle.cells)
+    for cell in range(n):  # and over the turns, each other cell in each place behind the first
+        turned = [cell_first(puzzle, cell, turn).cells for turn in range(n - 1)]
+        for place in range(1, n):
+            assert len({cells[place] for cells in turned}) == n - 1
 
 
 def test_cells_that_look_alike_still_get_different_types():
