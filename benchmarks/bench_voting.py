@@ -3,7 +3,7 @@
 ``python benchmarks/bench_voting.py --model MODEL --data TEST --baseline TRAIN`` answers the puzzles in every way in one
 start of the engine, and prints a table as Markdown: the metrics of each way with 95% intervals, the tokens that a
 puzzle takes, the expected calibration error (10 bins) where the way gives probabilities, and by how much the read-out
-with four samples (``predict --decode matrix``) is better on the same puzzles. Predictions and table are kept in
+with four orders (``predict --decode matrix``) is better on the same puzzles. Predictions and table are kept in
 ``--out``; a second call goes on from them.
 """
 
@@ -29,7 +29,7 @@ from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.inference.predict import predict
 from recipe.cello1.task.prompt import LAYOUTS
 
-MATRIX = f"matrix, {SAMPLES} lines"
+MATRIX = f"matrix, {SAMPLES} orders"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,8 +60,8 @@ def runs(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "constrained, greedy", {"sampling": greedy, "decode": "constrained"}
     yield ONE_SAMPLE, {"sampling": sampled, "samples": args.samples, "decode": "free"}
     yield f"soft votes of {args.samples}", {"sampling": hot, "samples": args.samples, "decode": "soft"}
-    yield "matrix, 1 line", {"sampling": greedy, "samples": 1, "decode": "matrix"}
-    yield MATRIX, {"sampling": hot, "samples": SAMPLES, "decode": "matrix"}
+    yield "matrix, 1 order", {"sampling": greedy, "samples": 1, "decode": "matrix"}
+    yield MATRIX, {"sampling": greedy, "samples": SAMPLES, "decode": "matrix"}
 
 
 def measure(args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

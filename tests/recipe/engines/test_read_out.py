@@ -258,7 +258,7 @@ def test_a_server_of_traces_is_read_by_votes(tmp_path):
     assert done.answered == 1
     (record,) = read_items(tmp_path / "p.jsonl")
     assert record["prediction"] == format_answer(PUZZLE.answer)
-    assert (record["probabilities_from"], record["support"], len(server.bodies)) == ("votes", [1.0] * 3, 12)
+    assert (record["probabilities_from"], record["support"], len(server.bodies)) == ("votes", [1.0] * 3, 6)
 
 
 # ------------------------------------------------------------------------------------------------- hostile numbers

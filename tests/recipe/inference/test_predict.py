@@ -410,25 +410,27 @@ def test_matrix_records_hold_the_probabilities_of_each_cell(tmp_path):
     assert record["prediction"] == format_answer(TYPES)
     assert record["probabilities"] == [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
     assert (record["support"], record["margin"], record["entropy"]) == ([0.8] * 3, [0.7] * 3, [0.921928] * 3)
-    assert (record["tokens"], record["prompt_tokens"], record["scored"]) == (24, 600, 3)
+    assert (record["tokens"], record["prompt_tokens"], record["scored"]) == (12, 300, 6)
     assert record["probabilities_from"] == "model"
     sampling = {"decode": "matrix", "pieces": 4, "seed": 0, "constraint": ""}
-    assert record["sampling"] == Sampling(1.0, max_tokens=64, stop=" ->").as_dict() | sampling
+    assert record["sampling"] == Sampling(max_tokens=64, stop=" ->").as_dict() | sampling
 
 
 @pytest.mark.parametrize(
-    ("options", "pieces", "temperature"),
+    ("decode", "options", "pieces", "temperature"),
     [
-        ({}, 4, 1.0),
-        ({"samples": 1}, 1, 0.0),
-        ({"samples": 2}, 2, 1.0),
-        ({"sampling": Sampling()}, 1, 0.0),
-        ({"sampling": Sampling(0.5)}, 4, 0.5),
-        ({"sampling": Sampling(0.5), "samples": 3}, 3, 0.5),
+        ("matrix", {}, 4, 0.0),
+        ("matrix", {"samples": 2}, 2, 0.0),
+        ("matrix", {"sampling": Sampling()}, 4, 0.0),
+        ("soft", {}, 4, 1.0),
+        ("soft", {"samples": 1}, 1, 0.0),
+        ("soft", {"samples": 2}, 2, 1.0),
+        ("soft", {"sampling": Sampling()}, 1, 0.0),
+        *[(decode, {"sampling": Sampling(0.5)}, 4, 0.5) for decode in ("matrix", "soft")],
+        *[(decode, {"sampling": Sampling(0.5), "samples": 3}, 3, 0.5) for decode in ("matrix", "soft")],
     ],
 )
-@pytest.mark.parametrize("decode", ["matrix", "soft"])
-def test_a_read_out_averages_four_samples_unless_it_is_greedy(tmp_path, decode, options, pieces, temperature):
+def test_a_read_out_averages_samples_of_which_soft_ones_need_chance(tmp_path, decode, options, pieces, temperature):
     run(Markers(), tmp_path / "p.jsonl", n=1, decode=decode, **options)
     found = read_items(tmp_path / "p.jsonl")[0]["sampling"]
     assert (found["decode"], found["pieces"], found["temperature"]) == (decode, pieces, temperature)
