@@ -33,7 +33,7 @@ from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, form
 from recipe.cello1.task.prompt import messages
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.trace import DECISION, SECOND_LINE, first_decision, first_line
-from recipe.cello1.task.voting import assign, vote_entropy
+from recipe.cello1.task.voting import assign, matched, vote_entropy
 
 EVIDENCE_TOKENS = 64  # room for the evidence of one cell
 _TOGETHER = 64  # puzzles in work at a time
@@ -66,12 +66,12 @@ class Reading:
         return assign(self.probabilities, smoothing=0.0)
 
     def facts(self) -> dict[str, Any]:
-        """Give what a record holds: ``support`` of each cell's type, its lead over the next (``margin``), bits."""
+        """Give what a record holds: ``support`` of each type beside the others, its own lead (``margin``), bits."""
         chosen = np.arange(len(self.probabilities)), self._columns()
         rest = self.probabilities.copy()
         rest[chosen] = 0
-        support = self.probabilities[chosen]
-        facts = {"probabilities": self.probabilities, "support": support, "margin": support - rest.max(axis=1)}
+        facts = {"probabilities": self.probabilities, "support": matched(self.probabilities)[chosen]}
+        facts["margin"] = self.probabilities[chosen] - rest.max(axis=1)
         facts["entropy"] = vote_entropy(self.probabilities)
         shown: dict[str, Any] = {name: values.round(_DIGITS).tolist() for name, values in facts.items()}
         return shown | {"probabilities_from": self.source, "scored": self.scored}

@@ -23,6 +23,7 @@ Answer = tuple[str, ...]
 
 # Of two matchings with the same votes, the one nearer to the most common whole answer: too little to outweigh a vote.
 _TIE = 1e-6
+_MOST = 15  # candidates up to which all matchings are summed over: 32,768 sets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,12 +139,7 @@ def assign(
 ) -> np.ndarray:
     """Choose a column for each row so that the expected number of right choices is highest, as an int64 array."""
     # Among equals each row takes the column that it prefers; -1 for none. Not one to one, each takes its strongest.
-    votes = np.asarray(votes, dtype=float)
-    if votes.ndim != 2 or not votes.size or not np.isfinite(votes).all() or (votes < 0).any():
-        raise ValueError(f"votes must be a non-empty matrix of finite numbers, 0 or more, got shape {votes.shape}")
-    if one_to_one and votes.shape[0] > votes.shape[1]:
-        msg = f"votes has {votes.shape[0]} rows and only {votes.shape[1]} columns; no one-to-one assignment exists"
-        raise ValueError(msg)
+    votes = _checked("votes", votes, one_to_one)
     gain = _probabilities(votes, smoothing)
     if prefer is not None:
         rows = np.flatnonzero(np.asarray(prefer) >= 0)
@@ -151,6 +147,67 @@ def assign(
     if not one_to_one:
         return gain.argmax(axis=1)
     return linear_sum_assignment(gain, maximize=True)[1]
+
+
+def matched(probabilities: np.ndarray, *, smoothing: float = 1e-3) -> np.ndarray:
+    """Condition rows of probabilities on every column being used once at most: how sure each cell is beside the others.
+
+    A cell whose own row leaves two types open is sure of one of them where another cell certainly has the other.
+
+    Parameters
+    ----------
+    probabilities
+        For each cell (row) the probability of each candidate (column), float, shape ``(n_cells, n_candidates)``, taken
+        as independent of the other rows. Rows are scaled to a sum of 1.
+    smoothing
+        Share of an even distribution that is mixed in, above 0 and at most 1: no row rules a type out for good.
+
+    Returns
+    -------
+    Float array of the same shape with rows that sum to 1: the share of each choice among the one-to-one matchings,
+    each weighed by the product of its probabilities. Beyond 15 candidates, the most that a Cell-o1 puzzle has, the
+    sum over all sets of used columns is too long; each row then stands for itself.
+
+    Raises
+    ------
+    ValueError
+        If there are more rows than columns, or a value is negative or not finite.
+    """
+    if not 0 < smoothing <= 1:
+        raise ValueError(f"smoothing must be above 0 and at most 1, got {smoothing!r}")
+    values = _checked("probabilities", probabilities, True)
+    rows = (1 - smoothing) * _probabilities(values, 0.0) + smoothing / values.shape[1]
+    return _by_subsets(rows) if values.shape[1] <= _MOST else rows
+
+
+def _checked(name: str, values: Any, one_to_one: bool) -> np.ndarray:
+    """Return the values as a float matrix, or say why they are none."""
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 2 or not values.size or not np.isfinite(values).all() or (values < 0).any():
+        raise ValueError(f"{name} must be a non-empty matrix of finite numbers, 0 or more, got shape {values.shape}")
+    if one_to_one and values.shape[0] > values.shape[1]:
+        msg = f"{name} has {values.shape[0]} rows and only {values.shape[1]} columns; no one-to-one assignment exists"
+        raise ValueError(msg)
+    return values
+
+
+def _by_subsets(rows: np.ndarray) -> np.ndarray:
+    """Sum over the matchings; the index of a state is the set of columns that are used, as bits."""
+    n, m = rows.shape
+    before, after = np.zeros((n + 1, 1 << m)), np.zeros((n + 1, 1 << m))
+    before[0, 0] = after[n] = 1.0
+    halves = [(-1, 2, 1 << j) for j in range(m)]  # of a state: without and with column j
+    for i in range(n):
+        for j, shape in enumerate(halves):
+            before[i + 1].reshape(shape)[:, 1] += rows[i, j] * before[i].reshape(shape)[:, 0]
+    for i in range(n - 1, 0, -1):
+        for j, shape in enumerate(halves):
+            after[i].reshape(shape)[:, 0] += rows[i, j] * after[i + 1].reshape(shape)[:, 1]
+    sums = np.array(
+        [[(before[i].reshape(s)[:, 0] * after[i + 1].reshape(s)[:, 1]).sum() for s in halves] for i in range(n)]
+    )
+    found = rows * sums
+    return found / found.sum(axis=1, keepdims=True)
 
 
 def _probabilities(votes: np.ndarray, smoothing: float) -> np.ndarray:

@@ -13,6 +13,7 @@ from recipe.cello1.task.voting import (
     likeliest,
     logprob_weights,
     majority,
+    matched,
     medoid,
     read_answers,
     vote_matrix,
@@ -149,6 +150,37 @@ def test_bad_arguments(arguments, match):
 def test_bad_votes(votes, smoothing, match):
     with pytest.raises(ValueError, match=match):
         assign(votes, smoothing=smoothing)
+
+
+@given(st.integers(1, 4), st.integers(0, 2), st.integers(0, 2**32 - 1), st.sampled_from([0.05, 1.0]))
+def test_matched_is_the_share_of_each_choice_among_the_matchings(n, spare, seed, concentration):
+    own = np.random.default_rng(seed).dirichlet(np.full(n + spare, concentration), n)
+    rows = 0.99 * own + 0.01 / (n + spare)
+    expected = np.zeros_like(rows)
+    for columns in itertools.permutations(range(n + spare), n):
+        expected[range(n), columns] += rows[range(n), columns].prod()
+    expected /= expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(matched(own * 3, smoothing=0.01), expected, atol=1e-12)
+
+
+def test_what_another_cell_certainly_has_is_left_to_no_one_else():
+    own = np.array([[0.5, 0.5], [0.0, 1.0]])
+    assert matched(own)[0, 0] > 0.999
+    np.testing.assert_allclose(matched(np.full((15, 15), 2.0)), 1 / 15)
+    many = np.eye(16)  # too many sets of columns: as they are
+    np.testing.assert_allclose(matched(many), 0.999 * many + 0.001 / 16)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, -1, 1.1, float("nan")])
+def test_matched_needs_some_smoothing(smoothing):
+    with pytest.raises(ValueError, match="smoothing must be above 0 and at most 1"):
+        matched(np.eye(2), smoothing=smoothing)
+
+
+@pytest.mark.parametrize("bad", [np.ones((3, 2)), np.array([[np.nan, 1]]), -np.eye(2), np.ones(3), np.ones((0, 2))])
+def test_matched_needs_a_matrix_of_probabilities(bad):
+    with pytest.raises(ValueError, match="probabilities (must be|has 3 rows)"):
+        matched(bad)
 
 
 def test_rows_may_share_a_column_if_asked():
