@@ -1,5 +1,7 @@
 """``cello1 COMMAND``, or ``python -m recipe.cello1 COMMAND``: one shell around every command.
 
+What a function says of its parameters, the shell says of the options; see ``in_options``.
+
 A command is a module with ``build_parser()`` and ``run(args)``; what follows ``--`` is ``args.rest`` for those whose
 parser has a default for it. ``run`` returns nothing when all is done, a sentence when something is missing, or an
 exit code of its own. Other packages add commands through the entry-point group ``cello1.commands``.
@@ -22,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.task.text import visible
+from recipe.cello1.task.text import in_options, visible
 
 GROUP = "cello1.commands"
 COMMANDS = {
@@ -141,10 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, module: str, words: list[str]) -> int:
     def fail(text: object) -> int:
-        print(f"cello1 {name}: error: {text}", file=sys.stderr)
+        said = str(text) if parser is None else in_options(str(text), parser)
+        print(f"cello1 {name}: error: {said}", file=sys.stderr)
         return 1
 
-    command = None
+    command = parser = None
     end = words.index("--") if "--" in words else len(words)
     words, rest = words[:end], words[end + 1 :]
     traceback = "--traceback" in words

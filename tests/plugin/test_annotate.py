@@ -348,6 +348,7 @@ def test_position_bias_is_measured():
 @pytest.mark.parametrize(
     "text", ["", "nonsense", "<think></think>\n<answer>x | y | z | w</answer>", "B cell | NK cell"]
 )
+@pytest.mark.slow
 def test_nonsense_never_becomes_a_label(text, tmp_path):
     adata, _ = run(engine=FakeEngine(lambda puzzle: text))
     assert set(labels(adata)) == {"Unassigned"}
@@ -395,6 +396,7 @@ def test_dry_run_returns_prompts_and_changes_nothing():
     assert [list(map(dict, request.messages)) for _, request in engine.asked] == prompts
 
 
+@pytest.mark.slow
 def test_copy_view_and_no_reasoning(tmp_path):
     adata = toy()
     other, _ = run(adata, copy=True, store_reasoning=False)
@@ -494,6 +496,7 @@ def test_every_kind_of_matrix_gives_the_same_prompts(matrix):
     assert annotate(toy(matrix=matrix), TYPES, groupby="leiden", model="m", dry_run=True) == expected
 
 
+@pytest.mark.slow
 def test_backed_and_dask(tmp_path):
     da = pytest.importorskip("dask.array")
 

@@ -138,6 +138,7 @@ def test_serve_runs_vllm_and_names_the_extra_without_it(tmp_path, monkeypatch, c
     )
 
 
+@pytest.mark.slow
 def test_reachable_through_scanpy(tmp_path):
     script = tmp_path / "scanpy-cello1"
     script.write_text(f"#!{sys.executable}\nfrom recipe.cello1.__main__ import main\nraise SystemExit(main())\n")
@@ -216,6 +217,7 @@ def test_what_cannot_be_stored_again_is_refused_first(spoil, part, ending, file,
 
 
 @pytest.mark.parametrize("ending", [".h5ad", ".zarr"])
+@pytest.mark.slow
 def test_zarr_in_and_out(ending, tmp_path, capsys):
     toy().write_zarr(tmp_path / "in.zarr")
     out = tmp_path / f"out{ending}"
@@ -393,4 +395,4 @@ def test_calibrated_support_from_a_labelled_file(tmp_path, capsys):
         assert main([*base, "leiden", "-o", "x.h5ad", "--model", "m", "--truth", "typo"]) == 1
         assert "--truth: obs has no column 'typo'; it has" in capsys.readouterr().err
         assert main([*base, "leiden", "-o", "x.h5ad", "--model", "m", "--max-false", "0.05"]) == 1
-        assert "max_false=0.05 needs decoys" in capsys.readouterr().err
+        assert "--max-false 0.05 needs decoys" in capsys.readouterr().err

@@ -166,6 +166,7 @@ def large():
     return adata
 
 
+@pytest.mark.slow
 def test_report_of_a_thousand_groups_stays_small(large, tmp_path):
     path = scverse_plugin.report(large, tmp_path / "a.html")
     assert path.stat().st_size < 3_000_000

@@ -36,6 +36,7 @@ def test_namespace():
     assert own[1:] == list(inspect.signature(scverse_plugin.tl.annotate).parameters)[1:]
 
 
+@pytest.mark.slow
 def test_importing_is_quiet_and_loads_no_engine():
     code = (
         "import sys, os; before = dict(os.environ); import scanpy; import scverse_plugin; "

@@ -124,6 +124,7 @@ def test_an_answer_that_cannot_be_read_is_no_vote():
     assert set(found["status"]) == {"no_votes"} and (found["failures"] == found["puzzles"]).all()
 
 
+@pytest.mark.slow
 def test_a_real_engine_is_read_out(tmp_path):
     from recipe.cello1.engines.start import start_engine
     from tests.helpers.toy_model import build_toy_model

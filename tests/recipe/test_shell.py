@@ -73,6 +73,39 @@ def test_errors_are_one_line(command, capsys, raised, code, error):
     assert capsys.readouterr().err == f"cello1 made up: {error}\n"
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("top_genes must be at least 1, got 0", "--top-genes must be at least 1, got 0"),
+        ("layer: there is none", "--layer: there is none"),
+        ("no X; choose a layer=, it has ['a'], or use_raw=True", "no X; choose a --layer, it has ['a'], or --use-raw"),
+        ("split='puzzle' leaks (top_genes=3,4)", "--split puzzle leaks (--top-genes 3,4)"),
+        ("layer=['a', 'b'] is no name; see layer=/x/y.z.", "--layer ['a', 'b'] is no name; see --layer /x/y.z."),
+        ("use_raw=False, and layer is 'a'", "use_raw=False, and layer is 'a'"),  # no option says it; prose
+        ("/seed=1/layer=2: it has no layers, data.layer=1", "/seed=1/layer=2: it has no layers, data.layer=1"),
+        ("input is empty, input=1 and other=2", "input is empty, input=1 and other=2"),  # no option
+    ],
+)
+@pytest.mark.parametrize("raised", [True, False])
+def test_parameters_are_called_as_the_options_are(command, capsys, said, shown, raised):
+    def parser():
+        made = argparse.ArgumentParser(description="made up")
+        made.add_argument("input", nargs="?")
+        made.add_argument("-t", "--genes", "--listed", dest="top_genes")
+        for option in ("--layer", "--use-raw", "--split"):
+            made.add_argument(option)
+        return made
+
+    def run(args):
+        if raised:
+            raise ValueError(said)
+        return said
+
+    command.build_parser, command.run = parser, run
+    assert shell.main(["made", "up"]) == 1
+    assert capsys.readouterr().err == f"cello1 made up: error: {shown.replace('--top-genes', '--genes')}\n"
+
+
 def test_traceback_on_request(command):
     def run(args):
         raise ValueError("here")

@@ -187,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.donor_column and args.teacher == "gold":
-        raise ValueError("--donor-column needs --teacher markers")
+        raise ValueError("donor_column needs teacher='markers'")
     data = load_puzzles(args.data, require_gold=True)
     puzzles = data.puzzles
     # Longer lists than the puzzles': how common a gene is elsewhere shows beyond the end of the list.
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         traced = add_traces(puzzles, evidence_without(""), args.n_genes)
     if not traced:
-        msg = "the teacher gets no puzzle right; give cells with the types of the puzzles, or --teacher gold"
+        msg = "the teacher gets no puzzle right; give cells with the types of the puzzles, or teacher='gold'"
         raise ValueError(msg)
     write_puzzles(args.out, traced, data.variant)
     print(

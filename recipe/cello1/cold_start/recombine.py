@@ -145,7 +145,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
     if args.n < 1 or args.seed < 0:
-        raise ValueError(f"--n must be at least 1 and --seed at least 0, got {args.n} and {args.seed}")
+        raise ValueError(f"n must be at least 1 and seed= at least 0, got {args.n} and {args.seed}")
     settings = read_json(args.prepared / "manifest.json")["settings"]
     given = {item.name: settings[item.name] for item in fields(GeneLists)}
     lists = GeneLists(**given | {"n_top": DEPTH, "exclude_genes": tuple(settings["exclude_genes"])})

@@ -91,8 +91,8 @@ def load_settings(overrides: Sequence[str] = (), configs: Sequence[str] = ()) ->
         path = Path(name) if Path(name).suffix in (".yaml", ".yml") else CONFIG / "sft" / f"{name}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(file.stem for file in (CONFIG / "sft").glob("*.yaml")))
-            raise FileNotFoundError(f"--config {name}: {path} does not exist; give a path, or one of {known}")
-        merged = OmegaConf.merge(merged, read_config(path, "--config"))
+            raise FileNotFoundError(f"config={name}: {path} does not exist; give a path, or one of {known}")
+        merged = OmegaConf.merge(merged, read_config(path, "config"))
     paths, others = {}, []
     for text in overrides:
         key, mark, value = text.partition("=")

@@ -275,9 +275,9 @@ AFTER_INTERRUPT = "; responses so far are kept: run the same command again to re
 def run(args: argparse.Namespace) -> str | None:
     """Run the command."""
     if args.out.suffix not in (".json", ".jsonl"):
-        raise ValueError(f"--out: {args.out} must end in .json or .jsonl")
+        raise ValueError(f"out: {args.out} must end in .json or .jsonl")
     if args.out.resolve() == args.data.resolve():
-        raise ValueError(f"--out is the file of the data, {args.data}; give another one")
+        raise ValueError(f"out is the file of the data, {args.data}; give another one")
     sampling, options = sampling_of(args), engine_options(args)
     data = load_puzzles(args.data, args.variant, args.prompt_layout)
     with start_engine(args.engine, args.model, **options) as engine:

@@ -109,7 +109,7 @@ def process_file(job: Job, progress: OnCells | None = None) -> FileResult:
         return FileResult(job.name, reason=f"it cannot be read ({error})", remedy="check the file and its folder")
     except MemoryError:
         return FileResult(
-            job.name, reason="it needs more memory than is available", remedy="use fewer --workers or --threads"
+            job.name, reason="it needs more memory than is available", remedy="use fewer workers= or threads="
         )
     except Exception as error:  # one file that nobody foresaw must not stop the others; it is listed as bad
         where = traceback.extract_tb(error.__traceback__)[-1]
@@ -150,7 +150,7 @@ def _without_poor_cells(table: CellTable, reader: CellReader, settings: PuzzleSe
     if not poor.any():
         return table, []
     pool = table.pool[~poor]
-    note = f"{int(poor.sum()):,} cells left out: they express fewer than --min-genes {settings.min_genes}"
+    note = f"{int(poor.sum()):,} cells left out: they express fewer than min_genes={settings.min_genes}"
     return CellTable(table.types, table.donors, table.batches, pool, table.notes, table.n_cells), [note]
 
 
@@ -196,7 +196,7 @@ def _choose(
     if cells.spoiled and not cells.genes:
         raise BadFileError(
             f"its matrix holds NaN or infinity in all of the {cells.spoiled:,} cells drawn",
-            "remove these cells, or take other values with --layer or --use-raw",
+            "remove these cells, or take other values with layer= or use_raw=True",
         )
     chosen.sort(key=lambda puzzle: settings.sizes.index(len(puzzle.rows)))
     return chosen, cells.genes, _notes_on_cells(chosen, table, cells, settings)
@@ -254,7 +254,7 @@ def _notes_on_cells(
     if cells.spoiled:
         notes.append(f"{cells.spoiled:,} drawn cells left out: their values are NaN or infinite")
     if poor := len(cells.useless) - cells.spoiled:
-        notes.append(f"{poor:,} drawn cells left out: they express fewer than --min-genes {settings.min_genes}")
+        notes.append(f"{poor:,} drawn cells left out: they express fewer than min_genes={settings.min_genes}")
     used = {row for puzzle in chosen for row in puzzle.rows}
     if short := sum(len(cells.genes[row]) < settings.n_top for row in used):
         notes.append(

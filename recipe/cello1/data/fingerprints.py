@@ -4,8 +4,8 @@ A *cell* is known by its id within its data set and, where the id names its libr
 named, by its id of that donor in any data set; a barcode alone, or a number, comes again in every library. It is known
 by its list of genes, too, for published puzzles have no ids. Short lists coincide by chance, so beside ids a list
 proves a cell only from ``TELLING_GENES`` genes on, or as many as are listed at most where that is less
-(``--top-genes 25``: every full list does), but never with fewer than ``LEAST_TELLING``: cells of one type give their
-first places to the same few dozen genes, and large files have billions of pairs of cells. So with ``--top-genes`` below
+(``n_top=25``: every full list does), but never with fewer than ``LEAST_TELLING``: cells of one type give their
+first places to the same few dozen genes, and large files have billions of pairs of cells. So with an ``n_top`` below
 that a cell under two ids is not noticed, which is better than to find leaks everywhere. Without ids every list counts,
 whatever its length. A *donor* is known by the id, the same in every data set; a puzzle that names none is of any donor
 who has its context. A *puzzle* is known by what it shows. Ids are compared in one form, see :func:`canonical_id`.

@@ -175,5 +175,5 @@ def run(args: argparse.Namespace) -> str | None:
     if args.out:
         atomic_write(args.out, dumps({"train": args.train, "test": args.test, **result.plain()}, 1) + "\n")
     if args.fail_on_leak and result.leaks:
-        return "the two files share something (--fail-on-leak)"
+        return "the two files share something (fail_on_leak=True)"
     return None

@@ -14,7 +14,7 @@ from recipe.cello1.task.prompt import LAYOUTS
 
 RECORDS = "cells"  # folder of the cell records
 _FOR_EXPRESSION = (
-    *("sizes", "per_size", "max_cells", "top_genes", "min_genes", "suspension", "type_column", "donor_column"),
+    *("sizes", "per_size", "max_cells", "n_top", "min_genes", "suspension", "type_column", "donor_column"),
     *(
         "batch_column",
         "gene_column",
@@ -72,7 +72,9 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--max-cells", type=int, default=default.max_cells, help="cells of a file to draw from, 0 for all (%(default)s)"
     )
-    group.add_argument("--top-genes", type=int, default=default.n_top, help="genes listed for a cell (%(default)s)")
+    group.add_argument(
+        "--top-genes", dest="n_top", type=int, default=default.n_top, help="genes listed for a cell (%(default)s)"
+    )
     group.add_argument(
         "--min-genes", type=int, default=default.min_genes, help="leave out cells that express fewer (%(default)s)"
     )
@@ -142,6 +144,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--min-test-per-size",
+        dest="min_per_size",
         type=int,
         help="of each size at least (5 where there are more puzzles than --max-test, else 1)",
     )
@@ -174,7 +177,7 @@ def settings_of(args: argparse.Namespace) -> PuzzleSettings:
     """Return what puzzles are wanted."""
     single = args.task == "single"
     if single and args.sizes not in (None, (1,)):
-        msg = f"--sizes {','.join(map(str, args.sizes))} does not go with --task single, which has one cell a puzzle"
+        msg = f"sizes={','.join(map(str, args.sizes))} does not go with task='single', which has one cell a puzzle"
         raise ValueError(msg)
     given = {item.name: getattr(args, item.name) for item in fields(PuzzleSettings) if hasattr(args, item.name)}
     default = PuzzleSettings()
@@ -182,7 +185,6 @@ def settings_of(args: argparse.Namespace) -> PuzzleSettings:
         "variant": args.task + ("_open" if args.candidates == "open" else ""),
         "sizes": (1,) if single else args.sizes or default.sizes,
         "per_size": args.per_size if args.per_size is not None else 0 if single else default.per_size,
-        "n_top": args.top_genes,
         "exclude_genes": tuple(args.exclude_genes),
         "exclude_types": tuple(args.exclude_types),
         "context": load_context_table(args.context_table),
@@ -192,26 +194,26 @@ def settings_of(args: argparse.Namespace) -> PuzzleSettings:
 
 def plan_of(args: argparse.Namespace, split: str) -> DataPlan:
     """Return how the data set is put together."""
-    given = {name: getattr(args, name) for name in ("max_test", "val_size", "drop_overlap", "layout", "raw")}
-    donors = tuple(args.test_donors)
-    return DataPlan(split=split, min_per_size=args.min_test_per_size, test_donors=donors, **given)
+    given = {item.name: getattr(args, item.name) for item in fields(DataPlan)}
+    return DataPlan(**{**given, "split": split, "test_donors": tuple(args.test_donors)})
 
 
 def check(args: argparse.Namespace) -> None:
     """Check what does not depend on the inputs."""
     if bool(args.inputs) == bool(args.from_hub):
-        raise ValueError("give either INPUT or --from-hub")
-    limits = {"max_test": 1, "min_test_per_size": 0, "val_size": 0, "workers": 1, "threads": 1}
+        raise ValueError("give either INPUT or from_hub=")
+    limits = {"max_test": 1, "min_per_size": 0, "val_size": 0, "workers": 1, "threads": 1}
     for name, least in limits.items():
         value = getattr(args, name)
         if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def check_for_puzzles(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Refuse options that would do nothing, since the puzzles are made already."""
     useless = [name for name in _FOR_EXPRESSION if getattr(args, name) != parser.get_default(name)]
     if useless:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
-        msg = f"{options} needs expression files: the puzzles of puzzle files are made already; leave it out"
-        raise ValueError(msg)
+        options = ", ".join(f"{name}=" for name in useless)
+        raise ValueError(
+            f"{options} needs expression files: the puzzles of puzzle files are made already; leave it out"
+        )

@@ -58,22 +58,22 @@ def read_table(store: Store, settings: PuzzleSettings, rng: np.random.Generator)
         usable[bad] = False
 
     if settings.suspension != ANY_SUSPENSION:
-        kinds = _column(store, columns, SUSPENSION, "take all cells with --suspension any")
+        kinds = _column(store, columns, SUSPENSION, "take all cells with suspension='any'")
         leave_out(~_is(kinds, settings.suspension.lower()), f"their {SUSPENSION} is not {settings.suspension!r}")
     if PRIMARY in columns and not settings.keep_duplicates:
         copies = _is(store.labels(PRIMARY, canonical_id), "false", "0")
-        leave_out(copies, f"{PRIMARY} is False: other data sets have them (keep them with --keep-duplicates)")
-    types = _column(store, columns, settings.type_column, "name the column of the cell types with --type-column")
+        leave_out(copies, f"{PRIMARY} is False: other data sets have them (keep them with keep_duplicates=True)")
+    types = _column(store, columns, settings.type_column, "name the column of the cell types with type_column=")
     leave_out(types.codes < 0, f"{settings.type_column} names no type")
     dropped = settings.excluded_types(types.categories)
     if dropped:
         codes = [types.categories.index(name) for name in dropped]
-        leave_out(np.isin(types.codes, codes), f"--exclude-types fits {', '.join(map(repr, dropped))}")
+        leave_out(np.isin(types.codes, codes), f"exclude_types= fits {', '.join(map(repr, dropped))}")
     _check_types(types, usable)
-    wanted = "name the column of the donors with --donor-column"
+    wanted = "name the column of the donors with donor_column="
     donors = _column(store, columns, settings.donor_column, wanted, canonical_id)
     if not (donors.codes >= 0).any():
-        raise BadFileError(f"{settings.donor_column} names no donor", "fill it, or name another with --donor-column")
+        raise BadFileError(f"{settings.donor_column} names no donor", "fill it, or name another with donor_column=")
     leave_out(donors.codes < 0, f"{settings.donor_column} names no donor")
     if pools := [name for name in donors.categories if not donor_id(name)]:
         codes = [donors.categories.index(name) for name in pools]
@@ -99,7 +99,7 @@ def _is(labels: Labels, *values: str) -> np.ndarray:
 
 
 def _check_types(types: Labels, usable: np.ndarray) -> None:
-    remedy = "rename it in the file, or leave its cells out with --exclude-types"
+    remedy = "rename it in the file, or leave its cells out with exclude_types="
     present = np.unique(types.codes[usable])
     seen: dict[str, str] = {}
     for name in [types.categories[code] for code in present.tolist() if code >= 0]:
@@ -164,7 +164,7 @@ def shortfall(table: CellTable, settings: PuzzleSettings, found: Mapping[int, in
     few = f"fewer than {least} puzzles" if least > 1 else "no puzzle"
     return [
         f"{few} ({what}): no donor (and batch) has more sets of that many cells of "
-        f"different types{among}; change --sizes or --max-cells"
+        f"different types{among}; change sizes= or max_cells="
     ]
 
 

@@ -52,6 +52,7 @@ from recipe.cello1.data.workers import cpu_count, default_workers, run_jobs
 from recipe.cello1.formats.atomic import held
 from recipe.cello1.formats.puzzle_files import PUZZLE_SUFFIXES
 from recipe.cello1.task.prompt import Variant
+from recipe.cello1.task.text import in_options
 
 _PACKED = ("gz", "bz2", "xz", "zst", "zip")
 # What users of such files have beside them, and what to do.
@@ -100,9 +101,9 @@ def _run(args: argparse.Namespace, settings: PuzzleSettings) -> str | None:
         default_split, about = "given" if {"train", "test"} <= named else "donor", {}
     split = args.split or default_split
     for failure in failures[:_SHOWN]:
-        print(f"bad   {failure}")
+        _say(f"bad   {failure}")
     if len(failures) > _SHOWN:
-        print(f"bad   and {len(failures) - _SHOWN:,} more")
+        _say(f"bad   and {len(failures) - _SHOWN:,} more")
     found = build(sources, args.out, settings, plan_of(args, split), {**about, "failures": failures})
     return _finish(args, found, bool(failures))
 
@@ -128,7 +129,7 @@ def _same(value: Any) -> Any:
 
 def _prepare_expression(args: argparse.Namespace, settings: PuzzleSettings, inputs: _Found) -> str | None:
     if args.split == "given":
-        msg = "--split given is for puzzle files whose names say train and test; choose another for expression files"
+        msg = "split='given' is for puzzle files whose names say train and test; choose another for expression files"
         raise ValueError(msg)
     files = _usable_files(inputs)
     # Neither negative nor NaN, scaled or CLR values without centring would look like expression.
@@ -306,15 +307,19 @@ def _is_expression(path: Path) -> bool:
 # ---------------------------------------------------------------------------------------------------------- summary
 
 
+def _say(line: str) -> None:
+    print(in_options(line, build_parser()))
+
+
 def _report_files(results: Sequence[FileResult]) -> None:
     for result in results:
         for note in result.notes:
-            print(f"note  {result.name}: {note}")
+            _say(f"note  {result.name}: {note}")
         if result.copy_of:
-            print(f"note  {result.name}: same content as {result.copy_of}, so it is used once")
+            _say(f"note  {result.name}: same content as {result.copy_of}, so it is used once")
     for result in results:
         if result.reason:
-            print(f"bad   {result.name}: {result.reason}; {result.remedy}")
+            _say(f"bad   {result.name}: {result.reason}; {result.remedy}")
     n_bad, n_copies = sum(bool(result.reason) for result in results), sum(bool(r.copy_of) for r in results)
     copies = f", {n_copies} copies" if n_copies else ""
     print(f"{len(results)} files: {len(results) - n_bad - n_copies} used, {n_bad} bad{copies}")
@@ -323,7 +328,7 @@ def _report_files(results: Sequence[FileResult]) -> None:
 def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> str | None:
     """Say what was made; returns what stands in the way of success."""
     for note in found.notes:
-        print(f"note  {note}")
+        _say(f"note  {note}")
     for name, result in found.audits.items():
         print(f"\nleak audit {name}")
         print("\n".join(result.lines()))
@@ -331,9 +336,9 @@ def _finish(args: argparse.Namespace, found: DataSet, any_bad: bool) -> str | No
     print(f"\npuzzles: {counts}: {args.out}")
     problems = []
     if args.fail_on_leak and not found.audits:
-        problems.append("--fail-on-leak needs a train and a test side to compare; add a test side")
+        problems.append("fail_on_leak=True needs a train and a test side to compare; add a test side")
     if args.fail_on_leak and any(result.leaks for result in found.audits.values()):
-        problems.append("train and test share something (see above, --fail-on-leak); choose another --split")
+        problems.append("train and test share something (see above, fail_on_leak=True); choose another split=")
     if any_bad and not args.skip_bad:
-        problems.append("some input could not be used (see above); pass --skip-bad to accept that")
+        problems.append("some input could not be used (see above); pass skip_bad=True to accept that")
     return "; ".join(problems) or None

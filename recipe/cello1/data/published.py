@@ -89,8 +89,8 @@ def read_hub(name: str, variant: Variant = "batch") -> list[Imported]:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(
-            f"--from-hub {name}: the data set cannot be loaded ({first}); check id and connection, or fetch its "
-            "files elsewhere and give their folder instead"
+            f"from_hub={name}: the data set cannot be loaded ({first}); check id and connection, or fetch its files "
+            "elsewhere and give their folder instead"
         ) from error
     result = []
     for split, rows in found.items():

@@ -114,7 +114,7 @@ def split_puzzles(
     elif n_groups == 1:
         raise ValueError(
             "all puzzles belong together (they are linked by what must not be on both sides), so that none can be "
-            "held out; add files, or split by something smaller: --split puzzle always works, but leaks"
+            "held out; add files, or split by something smaller: split='puzzle' always works, but leaks"
         )
     else:
         taken = _take_groups(strata, groups, n_groups, quotas, rng)
@@ -246,8 +246,8 @@ def _given_sides(names: Sequence[tuple[str, str]], known: Sequence[Sequence[Fing
     nameless = [name for (name, side), own in zip(names, known, strict=True) if not side and own]
     if nameless:
         raise ValueError(
-            f"--split given: the name of {nameless[0]!r} does not say train, test, val or reasoning; rename it, or "
-            "choose another --split"
+            f"split='given': the name of {nameless[0]!r} does not say train, test, val or reasoning; rename it, or "
+            "choose another split"
         )
     return np.array([side for (_, side), own in zip(names, known, strict=True) for _ in own], dtype=object)
 
@@ -315,7 +315,7 @@ def _keys(puzzles: Sequence[Fingerprint], mode: str) -> list[np.ndarray]:
     else:
         found = [puzzle.tissues for puzzle in puzzles]
     if missing := sum(len(own) == 0 for own in found):
-        msg = f"--split {mode}: {missing:,} of {len(found):,} puzzles do not say their {mode}; choose another --split"
+        msg = f"split={mode!r}: {missing:,} of {len(found):,} puzzles do not say their {mode}; choose another split"
         raise ValueError(msg)
     return [np.concatenate([own, cell_keys(puzzle, have_ids)]) for own, puzzle in zip(found, puzzles, strict=True)]
 
@@ -330,6 +330,6 @@ def _drop_overlap(flat: Sequence[Fingerprint], side: np.ndarray) -> list[str]:
     ]
     side[rows] = LEFT_OUT
     if not (side == "test").any():
-        msg = "--drop-overlap leaves no test puzzles: every one shares a cell with training; choose another --split"
+        msg = "drop_overlap leaves no test puzzles: every one shares a cell with training; choose another split"
         raise ValueError(msg)
     return [f"{len(rows):,} test puzzles that share a cell with training are left out"] if rows else []

@@ -138,7 +138,7 @@ def _on_ray(jobs: Sequence[Job], address: str, cells: tqdm) -> Iterator[tuple[Jo
         try:
             ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": worker_variables()})
         except (ConnectionError, RuntimeError, ValueError) as error:
-            msg = f"--ray-address {address}: no Ray cluster can be reached there ({' '.join(str(error).split())})"
+            msg = f"ray_address={address}: no Ray cluster can be reached there ({' '.join(str(error).split())})"
             raise RuntimeError(msg) from error
     lost = (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError)
     work: Any = ray.remote(process_file)

@@ -108,9 +108,9 @@ def _add_flags(parser: argparse.ArgumentParser, *engines: str, without: Sequence
 def sampling_of(args: argparse.Namespace) -> Sampling:
     """Collect the options of sampling, and check those of what is asked."""
     if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit must be at least 1, got {args.limit}")
+        raise ValueError(f"limit must be at least 1, got {args.limit}")
     if args.reasoning_budget is not None and not _to_constrain(args):
-        raise ValueError("--reasoning-budget needs --decode constrained")
+        raise ValueError("reasoning_budget needs decode='constrained'")
     temperature, _ = sampling_defaults(args.decode, args.temperature, getattr(args, "samples", None))
     return Sampling(temperature, args.top_p, args.max_tokens, args.logprobs, args.reasoning_budget)
 
@@ -137,6 +137,6 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         name = flag[2:].replace("-", "_")
         if (value := getattr(args, name, None)) is not None:
             if flag not in own:
-                raise ValueError(f"{flag} does not apply to the engine {args.engine}")
+                raise ValueError(f"{name} does not apply to the engine {args.engine}")
             options[name] = value
     return options

@@ -25,7 +25,7 @@ _REMEDIES = {
     r"filter|plugin": "it is compressed by a filter that HDF5 lacks: pip install hdf5plugin, or write it with gzip",
     r"[Pp]ermission denied|errno = 13\b": "grant yourself permission to read it",
     r"[Nn]o such file|errno = 2\b": "check its path",
-    r"[Tt]oo many open files|errno = 24\b": "raise the limit of open files (ulimit -n), or use fewer --workers",
+    r"[Tt]oo many open files|errno = 24\b": "raise the limit of open files (ulimit -n), or use fewer workers=",
     r"codec can't decode": "its text is not UTF-8: write it anew as UTF-8, with anndata for example",
     r"[Ii]nput/output error|[Ss]tale file handle|errno = (5|116)\b": "check the drive it is on, and run again",
 }

@@ -90,18 +90,18 @@ def read_limits(config: str | Path) -> dict[str, int]:
     """Read how long prompts and responses may be in a training."""
     from omegaconf import OmegaConf
 
-    settings = read_config(config, "--config")
+    settings = read_config(config, "config")
     keys = {"max_tokens": "data.max_response_length", "max_model_len": "actor_rollout_ref.rollout.max_model_len"}
     limits = {name: OmegaConf.select(settings, key) for name, key in keys.items()}
     if limits["max_tokens"] is None:
-        msg = f"--config: {config} has no {keys['max_tokens']}; give the composed configuration of a training"
+        msg = f"config: {config} has no {keys['max_tokens']}; give the composed configuration of a training"
         raise ValueError(msg)
     return {name: value for name, value in limits.items() if value is not None}
 
 
 def trained_layout(config: str | Path) -> Layout | None:
     """Read in which layout a training asked: the one it was told, or that of its rows."""
-    data = read_config(config, "--config").get("data") or {}
+    data = read_config(config, "config").get("data") or {}
     if layout := data.get("prompt_layout"):
         return check_layout(layout)
     files = data.get("train_files") or []
@@ -195,7 +195,7 @@ def run(args: argparse.Namespace) -> None:
     """Run the command."""
     decodings = args.decode.split(",")
     if unknown := [name for name in decodings if name not in _DECODINGS]:
-        msg = f"--decode: unknown decoding {unknown[0]!r}; use {', '.join(_DECODINGS)}, several with commas between"
+        msg = f"decode: unknown decoding {unknown[0]!r}; use {', '.join(_DECODINGS)}, several with commas between"
         raise ValueError(msg)
     limits = read_limits(args.config) if args.config else {"max_tokens": MAX_TOKENS}
     given = {name: getattr(args, name) for name in ("max_tokens", "max_model_len")}

@@ -128,7 +128,9 @@ def gene_table(
     given = [clean_symbol(name) for name in names]
     if fault := _fault(names, given):
         column = _symbol_column(others)
-        raise GeneNameError(fault, f"use the column {column!r}" if column else "name the column of symbols", column)
+        raise GeneNameError(
+            fault, f"use the column {column!r}" if column else "name the column of symbols (none found in var)", column
+        )
     symbols = _mended(given)
     _check_names(symbols)
     position: dict[str, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
+from argparse import ArgumentParser
 
 UNUSABLE = frozenset({"", "nan", "unknown", "none", "na", "<na>"})  # "<NA>" is how pandas prints its missing value
 # What a terminal obeys or cannot show: control characters, line separators, marks of direction, halves of characters.
@@ -12,6 +13,7 @@ _OBEYED = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 _ALIKE = str.maketrans({"\u00b5": "\u03bc", "\u2010": "-", "\u2011": "-"})  # micro sign, two more hyphens
+_PARAMETER = re.compile(r"\A(\w+)(?=[ :])|(?<![^\s(])(\w+)=(?:'([^']*)'|([^\s,;:)]*))")
 # What fonts do not show beside format characters (Cf): joiner, fillers, variation selectors.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
 
@@ -43,6 +45,22 @@ def clean_value(value: object) -> str:
 def visible(text: str) -> str:
     """Replace what a terminal would obey instead of showing it; line breaks and tabs stay."""
     return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def in_options(text: str, parser: ArgumentParser) -> str:
+    """Write the parameters that a message names, first of all or as ``name=``, as the options of a command."""
+    options: dict[str, str] = {}
+    for action in parser._actions:
+        for option in [option for option in action.option_strings if option.startswith("--")]:
+            options.setdefault(action.dest, option)
+
+    def option(found: re.Match[str]) -> str:
+        name, value = found[1] or found[2], found[3] or found[4] or ""
+        if name not in options or value == "False":
+            return found[0]
+        return f"{options[name]} {value}" if value not in ("", "True") else options[name]
+
+    return _PARAMETER.sub(option, text)
 
 
 def shown(value: object, limit: int = 80) -> str:

@@ -160,7 +160,7 @@ class TestCommand:
         [
             (["--type-column", "no_such"], "no_such"),
             (["--donor-column", "donor_id"], "--donor-column needs --teacher markers"),
-            (["--donor-column", "no_such", "--teacher", "markers"], "donor_column"),
+            (["--donor-column", "no_such", "--teacher", "markers"], "--donor-column"),
             (["--type-column", "tissue"], "at least one other type"),
             (["--type-column", "donor_id"], "no evidence for the types"),
             (["--data", "missing.json"], "missing.json"),

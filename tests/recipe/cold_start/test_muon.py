@@ -28,6 +28,7 @@ def learn(net, optimizer, steps, rng):
 
 
 @pytest.mark.parametrize(("tied", "tables"), [(True, 1), (False, 2)])
+@pytest.mark.slow
 def test_muon_gets_the_matrices_of_the_layers_and_nothing_else(tied, tables):
     net = model(tied)
     matrices, ends, vectors = split_parameters(net)

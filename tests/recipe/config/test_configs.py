@@ -15,6 +15,8 @@ from recipe.cello1.rl.run_metrics import WINDOW  # noqa: E402
 from tests.helpers.rooms import RECIPE  # noqa: E402
 from tests.helpers.toy_model import build_toy_model  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 CONFIG = RECIPE / "config"
 HARDWARE = sorted(path.stem for path in (CONFIG / "hardware").glob("[!_]*.yaml"))
 SCALES = sorted(path.stem for path in (CONFIG / "scale").glob("*.yaml"))

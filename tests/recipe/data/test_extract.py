@@ -178,7 +178,7 @@ def test_cells_of_other_data_sets_are_left_out(tmp_path, adata):
         adata.obs["is_primary_data"] = flags
         result = run(tmp_path, adata)
         assert "100 of 600 cells left out: is_primary_data is False" in notes_of(result)
-        assert "--keep-duplicates" in notes_of(result)
+        assert "keep_duplicates=True" in notes_of(result)
         assert result.n_pool == 500
         assert run(tmp_path, adata, keep_duplicates=True).n_pool == 600
 
@@ -228,7 +228,7 @@ def test_cells_without_donor_or_type(tmp_path, adata):
 def test_types_left_out_on_request(tmp_path, adata):
     result = run(tmp_path, adata, exclude_types=("TYPE [1-3]",))
     assert {name for p in result.puzzles for name in p.answer} <= {f"type {i}" for i in (0, 4, 5, 6, 7, 8, 9)}
-    assert "--exclude-types fits 'type 1', 'type 2', 'type 3'" in notes_of(result)
+    assert "exclude_types= fits 'type 1', 'type 2', 'type 3'" in notes_of(result)
 
 
 def test_genes_left_out_on_request(tmp_path, adata):
@@ -263,7 +263,7 @@ def test_poor_cells(tmp_path, adata):
         result = run(tmp_path, adata, folder)
         assert len(result.puzzles) == 12
         assert all(cell for p in result.puzzles for cell in p.cells)
-        assert "express fewer than --min-genes 1" in notes_of(result)
+        assert "express fewer than min_genes=1" in notes_of(result)
         assert "express fewer than 50 genes: their lists are shorter" in notes_of(result)
         result = run(tmp_path, adata, folder, min_genes=50)
         assert {len(cell) for p in result.puzzles for cell in p.cells} == {50}
@@ -312,7 +312,7 @@ def test_cells_with_nothing_left_after_excluding_genes_are_replaced(tmp_path):
     adata.X = sp.csr_matrix(matrix)
     result = run(tmp_path, adata, sizes=(9, 10), per_size=20, exclude_genes=("^GENE1?[0-9]$",))
     assert len(result.puzzles) == 40
-    assert "drawn cells left out: they express fewer than --min-genes 1" in notes_of(result)
+    assert "drawn cells left out: they express fewer than min_genes=1" in notes_of(result)
 
 
 def test_a_type_of_useless_cells_only_gives_way_to_others(tmp_path):
@@ -345,7 +345,7 @@ def test_cells_with_stored_zeros_only(tmp_path, adata):
     adata.X.data[: adata.X.indptr[300]] = 0
     result = run(tmp_path, adata)
     assert len(result.puzzles) == 12
-    assert "drawn cells left out: they express fewer than --min-genes 1" in notes_of(result)
+    assert "drawn cells left out: they express fewer than min_genes=1" in notes_of(result)
 
 
 def test_a_file_of_empty_cells_only(tmp_path, adata):
@@ -374,7 +374,7 @@ def test_duplicate_and_missing_gene_names_are_said(tmp_path, adata):
 def test_ensembl_ids_are_refused(tmp_path, adata):
     result = run(tmp_path, adata, gene_column="index")
     assert "120 of 120 gene names are Ensembl ids" in result.reason
-    assert result.remedy == "name the column of symbols: --gene-column feature_name"
+    assert result.remedy == "name the column of symbols: gene_column=feature_name"
 
 
 # ----------------------------------------------------------------------------------------------------------- bad files
@@ -418,15 +418,15 @@ def comma(adata):
 @pytest.mark.parametrize(
     ("change", "reason", "remedy"),
     [
-        (nan_in_x, "NaN or infinity", "--layer"),
-        (negative, "negative value", "--use-raw"),
-        (pipe, r"'T \| B' contains '\|'", "--exclude-types"),
+        (nan_in_x, "NaN or infinity", "layer="),
+        (negative, "negative value", "use_raw=True"),
+        (pipe, r"'T \| B' contains '\|'", "exclude_types="),
         (case, "'TYPE 4' and 'type 4' differ in case only", "rename"),
-        (no_column("donor_id"), "no column 'donor_id'", "--donor-column"),
-        (no_column("cell_type"), "no column 'cell_type'", "--type-column"),
-        (no_column("suspension_type"), "no column 'suspension_type'", "--suspension any"),
-        (no_donor, "names no donor", "--donor-column"),
-        (no_symbols, "no column 'feature_name'", "--gene-column"),
+        (no_column("donor_id"), "no column 'donor_id'", "donor_column="),
+        (no_column("cell_type"), "no column 'cell_type'", "type_column="),
+        (no_column("suspension_type"), "no column 'suspension_type'", "suspension='any'"),
+        (no_donor, "names no donor", "donor_column="),
+        (no_symbols, "no column 'feature_name'", "gene_column="),
         (comma, "separates the genes", "column of symbols"),
     ],
 )

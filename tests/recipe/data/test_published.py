@@ -154,7 +154,7 @@ def test_a_broken_file_of_the_hub_is_no_traceback(hub_folder, monkeypatch):
 
 
 def test_offline_the_message_says_what_to_do():
-    with pytest.raises(ConnectionError, match="--from-hub nobody/nothing: the data set cannot be .*their folder"):
+    with pytest.raises(ConnectionError, match="from_hub=nobody/nothing: the data set cannot be .*their folder"):
         read_hub("nobody/nothing")
 
 

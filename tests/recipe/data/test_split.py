@@ -317,9 +317,9 @@ def test_named_donors_are_the_test_side(folder, tmp_path, capsys):
     assert manifest(tmp_path / "b")["splits"]["test"]["puzzles"] == 2
     capsys.readouterr()
     for options, message in (
-        (["--test-donors", "Ann", "d0_1"], "test_donors names ['Ann'], of whom there are no puzzles"),
+        (["--test-donors", "Ann", "d0_1"], "--test-donors names ['Ann'], of whom there are no puzzles"),
         (["--test-donors", *donors["train"]["by_donor"], *donors["test"]["by_donor"]], "leaves no puzzle to train on"),
-        (["--test-donors", "d0_1", "--split", "tissue"], "test_donors needs the split 'donor'"),
+        (["--test-donors", "d0_1", "--split", "tissue"], "--test-donors needs the split 'donor'"),
     ):
         assert run(folder, "--out", tmp_path / "c", *FEW, *options) == 1
         assert message in capsys.readouterr().err

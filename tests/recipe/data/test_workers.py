@@ -168,6 +168,7 @@ def wait_until(what, seconds: float = 60) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the processes are found below /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow
 def test_workers_end_with_their_parent(number):
     code = (
         "import multiprocessing, time\n"

@@ -151,6 +151,7 @@ def test_exactly_the_right_tokens_open_the_reasoning():
 
 @pytest.mark.parametrize("opened", [False, True])
 @pytest.mark.parametrize("seed", range(5))
+@pytest.mark.slow
 def test_random_model_writes_legal_answers(trained, seed, opened):
     _, vocabulary = trained
     rng = np.random.default_rng(seed)
@@ -174,6 +175,7 @@ def test_a_random_model_spells_labels_in_many_ways(trained):
     assert len(set(found)) == 6  # no order is out of reach
 
 
+@pytest.mark.slow
 def test_the_least_room_is_enough_whatever_the_model_wants(trained):
     _, vocabulary = trained
     single = {i: 50.0 for i, token in enumerate(vocabulary.tokens) if token and len(token) == 1}  # spells by bytes

@@ -78,6 +78,7 @@ def _put(reply, place, value):
         reply[place[-1]] = copy.deepcopy(value)
 
 
+@pytest.mark.slow
 def test_odd_replies_end_no_run_and_are_never_kept(tmp_path):
     odd = list(odd_replies(NUMBER))
     puzzles = toy_puzzles(NUMBER)
@@ -98,6 +99,7 @@ def test_odd_replies_end_no_run_and_are_never_kept(tmp_path):
     assert {record["prediction"] for record in read_items(tmp_path / "p.jsonl")} == {"fine"}
 
 
+@pytest.mark.slow
 def test_without_retries_every_odd_reply_is_a_failure_with_a_reason():
     odd = list(odd_replies(200, seed=1))
     with Server(lambda body, n: odd[n]) as server:

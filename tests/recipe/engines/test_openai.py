@@ -154,6 +154,7 @@ def test_failures_that_pass_are_tried_again(status, monkeypatch):
     assert len(server.bodies) == 4
 
 
+@pytest.mark.slow
 def test_retries_are_bounded(monkeypatch):
     monkeypatch.setattr("recipe.cello1.engines.openai._FIRST_DELAY", 0.01)
     with Server(lambda body, n: error(503, "still busy")) as server:
@@ -164,6 +165,7 @@ def test_retries_are_bounded(monkeypatch):
 
 
 @pytest.mark.parametrize("as_date", [False, True])
+@pytest.mark.slow
 def test_retry_after_is_honoured_by_all_requests(as_date, monkeypatch):
     monkeypatch.setattr("recipe.cello1.engines.openai._FIRST_DELAY", 0.01)
 
@@ -239,6 +241,7 @@ def test_the_other_name_of_the_limit(said):
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 32])
+@pytest.mark.slow
 def test_refusals_are_learnt_by_every_request_under_way(concurrency, caplog):
     together = threading.Barrier(concurrency)
 

@@ -300,6 +300,7 @@ def hostile_draws():
 
 
 @pytest.mark.parametrize("kind", hostile_draws())
+@pytest.mark.slow
 def test_a_thousand_puzzles_are_answered_legally_whatever_the_probabilities(kind):
     puzzles = random_puzzles(1000)
     found = read(Hostile(hostile_draws()[kind]), puzzles)
@@ -322,6 +323,7 @@ def test_log_probabilities_that_are_no_numbers_are_a_failure_of_the_machinery(od
 # --------------------------------------------------------------------------------------------------- a real engine
 
 
+@pytest.mark.slow
 def test_soft_votes_of_a_real_model_are_those_of_its_forward_passes(tmp_path):
     folder = build_toy_model(tmp_path)
     puzzle = toy_puzzles(1)[0]

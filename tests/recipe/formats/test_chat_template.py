@@ -134,6 +134,7 @@ def build(name):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.slow
 def test_one_prompt_and_one_reading(name, tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("verl")
@@ -238,6 +239,7 @@ def test_a_template_that_does_not_end_turns():
 
 
 @pytest.mark.timeout(120, method="thread")  # the limit under test needs the timer that the other method takes
+@pytest.mark.slow
 def test_a_template_without_an_end_is_stopped(monkeypatch):
     monkeypatch.setattr(chat_template, "_TIME_LIMIT_S", 0.2)
     tokenizer = build("phi")

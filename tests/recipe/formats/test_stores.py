@@ -144,6 +144,7 @@ def test_other_formats_are_called_by_their_name_in_the_plugin_too(tmp_path, grou
         read_object(tmp_path / "a.h5ad")
 
 
+@pytest.mark.slow
 def test_the_kind_of_a_store_not_its_name_decides_how_it_is_read(tmp_path):
     adata = toy_adata(n_cells=60, n_donors=2)
     settings = PuzzleSettings(sizes=(3,), per_size=3)

@@ -23,6 +23,8 @@ from recipe.cello1.launch.resources import check_cpus, check_memory  # noqa: E40
 from tests.helpers.rooms import RECIPE  # noqa: E402
 from tests.helpers.toy_model import build_toy_model  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 HARDWARE = sorted(path.stem for path in (RECIPE / "config" / "hardware").glob("[!_]*.yaml"))
 VARIANTS = ["", *sorted(path.stem for path in (RECIPE / "config" / "variant").glob("*.yaml"))]
 PAIRS = list(itertools.product(("grpo", "ppo"), HARDWARE))

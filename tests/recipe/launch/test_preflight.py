@@ -62,6 +62,7 @@ def test_prints_the_files_to_train_on(model, data, tmp_path, capsys):
     assert capsys.readouterr().out.split("\0")[:2] == [str(data), str(data)]
 
 
+@pytest.mark.slow
 class TestTheSameRun:
     """What a folder with a checkpoint or a model was trained with must be what it goes on with."""
 
@@ -152,6 +153,7 @@ def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkey
         ),
     ],
 )
+@pytest.mark.slow
 def test_sizes_that_do_not_go_together(model, data, tmp_path, capsys, monkeypatch, overrides, said):
     pytest.importorskip("verl")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
@@ -250,6 +252,7 @@ def test_empty_dataset(model, data, tmp_path, capsys):
 PLATFORM = "from recipe.cello1.launch.preflight import check_platform; check_platform()"
 
 
+@pytest.mark.slow
 def test_unknown_platform_says_so():
     pytest.importorskip("verl")
     result = subprocess.run(
@@ -260,6 +263,7 @@ def test_unknown_platform_says_so():
     assert "VERL_PLATFORM=abacus: no installed verl plugin registers it" in result.stderr
 
 
+@pytest.mark.slow
 def test_broken_plugin_is_loud(tmp_path):
     """Its own error comes up, although verl swallows it."""
     pytest.importorskip("verl")

@@ -15,6 +15,8 @@ from recipe.cello1.launch.watch import failure_reason, watch
 from recipe.cello1.rl.run_metrics import read_metrics
 from tests.helpers.cli import command
 
+pytestmark = pytest.mark.slow
+
 main = command("watch")
 
 STEPS = """

@@ -43,6 +43,7 @@ def test_existing_output_is_kept(run, tmp_path):
         export(run, out)
 
 
+@pytest.mark.slow
 def test_failure_of_the_merger_leaves_nothing(run, tmp_path, capsys):
     pytest.importorskip("verl")
     assert main([str(run), "--out", str(tmp_path / "out")]) == 1
@@ -79,6 +80,7 @@ class Shard:
 
 
 @pytest.mark.parametrize("mesh", [(1,), (2,), (3,), (2, 2), (2, 1)])
+@pytest.mark.slow
 def test_shards_become_the_model_again(tmp_path, monkeypatch, mesh):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
@@ -116,6 +118,7 @@ def test_adapters_are_added_as_peft_does(tmp_path):
     assert all(torch.allclose(merged[name], wanted[name], atol=1e-6) for name in wanted)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_kept_is_compared_as_well(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")
@@ -168,6 +171,7 @@ def published(tmp_path):
     return actor, weights
 
 
+@pytest.mark.slow
 def test_checkpoint_of_the_published_code(published, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

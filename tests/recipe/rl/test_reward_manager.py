@@ -179,6 +179,7 @@ def test_credit_needs_the_question():
 
 
 @pytest.mark.parametrize("name", ["cello1_grpo", "cello1_ppo"])
+@pytest.mark.slow
 def test_the_shipped_configs_have_no_shaping_and_take_it_as_an_override(name):
     from hydra import compose, initialize_config_dir
 

@@ -258,6 +258,7 @@ def test_hostile_text_takes_few_more_steps_when_longer(unit, place):
 
 
 @pytest.mark.parametrize("unit", HOSTILE)
+@pytest.mark.slow
 def test_time_grows_no_faster_than_the_text(unit):
     """Quadratic time would make 16 times the text take 256 times as long."""
 

@@ -74,7 +74,7 @@ def open_matrix(element: Any, file: BinaryIO | None = None) -> Matrix:
     """Open a stored matrix."""
     values = element if not hasattr(element, "keys") else element["data"] if "data" in element else None
     if values is not None and values.dtype.kind not in "buif":
-        raise BadFileError(f"its matrix holds {values.dtype}, not numbers", "choose another --layer, or --use-raw")
+        raise BadFileError(f"its matrix holds {values.dtype}, not numbers", "choose another layer= or use_raw=True")
     if not hasattr(element, "keys"):
         if len(element.shape) != 2:
             raise BadFileError(f"its matrix has the shape {tuple(element.shape)}", "write it as cells x genes")
@@ -310,7 +310,7 @@ def refuse_negative(row: int) -> NoReturn:
     """Refuse a matrix with a negative value."""
     raise BadFileError(
         f"its matrix holds a negative value in row {row} or near it, as scaled data do",
-        "take counts or log-normalised values with --layer or --use-raw",
+        "take counts or log-normalised values with layer= or use_raw=True",
     )
 
 

@@ -51,8 +51,8 @@ class CellReader:
         try:
             self.genes = gene_table(names, lists.exclude_genes, store.other_names(raw=lists.use_raw))
         except GeneNameError as error:
-            remedy = f"name the column of symbols: --gene-column {error.column or '(none found in var)'}"
-            raise BadFileError(error.reason, error.remedy if error.column is None else remedy) from None
+            remedy = f"name the column of symbols: gene_column={error.column}" if error.column else error.remedy
+            raise BadFileError(error.reason, remedy) from None
         # What is to be said of the genes and of the matrix.
         self.notes = [*store.notes, *self.matrix.notes, *self.genes.notes]
         self._names = np.array(self.genes.names, dtype=object)

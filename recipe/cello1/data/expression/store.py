@@ -120,7 +120,7 @@ class Store:
         if self._lacks(table, column):
             raise BadFileError(
                 f"{table} has no column {column!r} with the gene symbols",
-                f"name the right one with --gene-column, it has {[*self.columns(table), INDEX]}",
+                f"name the right one with gene_column=, it has {[*self.columns(table), INDEX]}",
             )
         return self._names(table, column)
 
@@ -171,14 +171,14 @@ class Store:
         layers = sorted(self.root["layers"]) if "layers" in self.root else []
         if use_raw:
             if (found := self._raw("X")) is None:
-                raise BadFileError("it has no raw", "leave --use-raw out")
+                raise BadFileError("it has no raw", "leave use_raw=True out")
             return found
         if layer is not None:
             if layer not in layers:
-                raise BadFileError(f"it has no layer {layer!r}", f"choose another --layer, it has {layers}")
+                raise BadFileError(f"it has no layer {layer!r}", f"choose another layer=, it has {layers}")
             return self.root["layers"][layer]
         if "X" not in self.root:
-            raise BadFileError("it has no X", f"choose a --layer, it has {layers}, or --use-raw")
+            raise BadFileError("it has no X", f"choose a layer=, it has {layers}, or use_raw=True")
         return self.root["X"]
 
 

@@ -145,6 +145,7 @@ def test_h5ad(tmp_path, dense, form, compression, threads):
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.slow
 def test_zarr(tmp_path, dense, form, version, threads):
     ad.settings.zarr_write_format = version
     try:

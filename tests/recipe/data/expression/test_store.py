@@ -51,7 +51,7 @@ def test_matrices(path):
         assert store.matrix().attrs["shape"][1] == 70
         assert store.matrix(layer="counts").attrs["shape"][1] == 70
         assert store.matrix(use_raw=True).attrs["shape"][1] == 100
-        with pytest.raises(BadFileError, match=r"has no layer 'a'; choose another --layer, it has \['counts'\]"):
+        with pytest.raises(BadFileError, match=r"has no layer 'a'; choose another layer=, it has \['counts'\]"):
             store.matrix(layer="a")
         with pytest.raises(ValueError, match="exclude each other"):
             store.matrix(layer="counts", use_raw=True)
@@ -62,13 +62,13 @@ def test_what_is_not_there(tmp_path):
     adata.layers["counts"] = adata.X
     adata.X = None
     with Store(write(adata, tmp_path / "a.h5ad")) as store:
-        with pytest.raises(BadFileError, match=r"has no X; choose a --layer, it has \['counts'\]"):
+        with pytest.raises(BadFileError, match=r"has no X; choose a layer=, it has \['counts'\]"):
             store.matrix()
         for read in (store.matrix, lambda use_raw: store.gene_names("index", raw=use_raw)):
-            with pytest.raises(BadFileError, match="has no raw; leave --use-raw out"):
+            with pytest.raises(BadFileError, match="has no raw; leave use_raw=True out"):
                 read(use_raw=True)
         with pytest.raises(
-            BadFileError, match=r"no column 'symbol' .*--gene-column, it has \['feature_name', 'index'\]"
+            BadFileError, match=r"no column 'symbol' .*gene_column=, it has \['feature_name', 'index'\]"
         ):
             store.gene_names("symbol")
 
@@ -334,7 +334,7 @@ def test_raw_with_row_numbers_takes_the_names_of_var(tmp_path, first, column):
 def test_names_that_are_no_symbols_are_refused_with_the_column_that_has_them(tmp_path):
     adata = toy_adata(n_cells=4)
     adata.var["score"] = np.linspace(0, 1, adata.n_vars)
-    with pytest.raises(BadFileError, match="120 of 120 gene names are Ensembl ids.*--gene-column feature_name"):
+    with pytest.raises(BadFileError, match="120 of 120 gene names are Ensembl ids.*gene_column=feature_name"):
         names_of(write(adata, tmp_path / "a.h5ad"), "index")
     del adata.var["feature_name"]
     with pytest.raises(BadFileError, match="none found in var"):

@@ -81,6 +81,7 @@ def store(adata, path, **options):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.slow
 def test_objects(tmp_path, wanted, change, kind):
     adata = base()
     CHANGES[change](adata)
@@ -100,6 +101,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.slow
 def test_options_of_the_writers(tmp_path, wanted, option, dense):
     kind, options = OPTIONS[option]
     adata = base()
@@ -121,6 +123,7 @@ def test_options_of_the_writers(tmp_path, wanted, option, dense):
         ("write_csr_csc_indices_with_min_possible_dtype", True, "h5ad"),
     ],
 )
+@pytest.mark.slow
 def test_settings_of_anndata(tmp_path, wanted, setting, value, kind):
     if setting not in dir(ad.settings):
         pytest.skip(f"this anndata has no {setting}")
@@ -132,6 +135,7 @@ def test_settings_of_anndata(tmp_path, wanted, setting, value, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("matrix", [sp.csr_matrix, sp.csc_matrix, lambda found: found.toarray()])
+@pytest.mark.slow
 def test_layers_and_raw(tmp_path, wanted, matrix, kind):
     adata = base()
     adata.raw = ad.AnnData(matrix(adata.X), obs=adata.obs, var=adata.var)
@@ -146,6 +150,7 @@ def test_layers_and_raw(tmp_path, wanted, matrix, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["int8", "int64", "float32", "float64", "Int64", "bool", "boolean", "category"])
+@pytest.mark.slow
 def test_donors_that_are_no_text(tmp_path, wanted, dtype, kind):
     adata = base()
     numbers = adata.obs["donor_id"].astype(str).str[-1].astype(int)
