@@ -14,20 +14,10 @@ from recipe.cello1.task.prompt import LAYOUTS
 
 RECORDS = "cells"  # folder of the cell records
 _FOR_EXPRESSION = (
-    *("sizes", "per_size", "max_cells", "n_top", "min_genes", "suspension", "type_column", "donor_column"),
-    *(
-        "batch_column",
-        "gene_column",
-        "layer",
-        "use_raw",
-        "keep_duplicates",
-        "context_table",
-        "exclude_genes",
-        "exclude_types",
-        "rank_by",
-    ),
-    *("raw", "workers", "threads", "ray_address", "fresh"),
+    *(item.name for item in fields(PuzzleSettings) if item.name not in ("seed", "variant", "context")),
+    *("context_table", "raw", "workers", "threads", "ray_address", "fresh"),
 )
+_DEFAULTS = {item.name: item.default for item in fields(PuzzleSettings) if isinstance(item.default, int | str)}
 
 
 def sizes(text: str) -> tuple[int, ...]:
@@ -46,19 +36,19 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def make_parser(about: str) -> argparse.ArgumentParser:
     """Describe the command."""
-    default = PuzzleSettings()
     summary, _, rest = about.partition("\n\n")
     parser = argparse.ArgumentParser(
         description=summary,
         epilog=rest.replace("``", ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(**{**_DEFAULTS, "per_size": None, "layout": DataPlan().layout})
     parser.add_argument(
         "inputs", nargs="*", metavar="INPUT", help="folder of .h5ad/.zarr, such files, or puzzle files or their folder"
     )
     parser.add_argument("--from-hub", metavar="ID", help="take the puzzles of this Hub data set, e.g. ncbi/CellPuzzles")
     parser.add_argument("--out", required=True, type=Path, help="folder for the output")
-    parser.add_argument("--seed", type=int, default=default.seed, help="seed of everything drawn (default %(default)s)")
+    parser.add_argument("--seed", type=int, help="seed of everything drawn (default %(default)s)")
 
     group = parser.add_argument_group("puzzles")
     group.add_argument("--task", choices=("batch", "single"), default="batch", help="N cells a puzzle, or one")
@@ -69,33 +59,20 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--per-size", type=int, help="puzzles of each size and file; 0: one a cell (default 40; 0 with --task single)"
     )
-    group.add_argument(
-        "--max-cells", type=int, default=default.max_cells, help="cells of a file to draw from, 0 for all (%(default)s)"
-    )
-    group.add_argument(
-        "--top-genes", dest="n_top", type=int, default=default.n_top, help="genes listed for a cell (%(default)s)"
-    )
-    group.add_argument(
-        "--min-genes", type=int, default=default.min_genes, help="leave out cells that express fewer (%(default)s)"
-    )
+    group.add_argument("--max-cells", type=int, help="cells of a file to draw from, 0 for all (%(default)s)")
+    group.add_argument("--top-genes", dest="n_top", type=int, help="genes listed for a cell (%(default)s)")
+    group.add_argument("--min-genes", type=int, help="leave out cells that express fewer (%(default)s)")
 
     group = parser.add_argument_group("what is read")
-    group.add_argument(
-        "--suspension", default=default.suspension, help="suspension_type of the cells, or 'any' (%(default)s)"
-    )
+    group.add_argument("--suspension", help="suspension_type of the cells, or 'any' (%(default)s)")
     group.add_argument(
         "--keep-duplicates",
         action="store_true",
         help="take cells whose is_primary_data is False, too: CELLxGENE has them in another data set",
     )
     for name, what in (("type", "cell type"), ("donor", "donor"), ("batch", "batch, used where a file has it")):
-        option = f"{name}_column"
-        group.add_argument(
-            f"--{name}-column", default=getattr(default, option), help=f"column of obs: {what} (%(default)s)"
-        )
-    group.add_argument(
-        "--gene-column", default=default.gene_column, help="column of var with symbols, or 'index' (%(default)s)"
-    )
+        group.add_argument(f"--{name}-column", help=f"column of obs: {what} (%(default)s)")
+    group.add_argument("--gene-column", help="column of var with symbols, or 'index' (%(default)s)")
     group.add_argument("--layer", help="read this layer instead of X")
     group.add_argument("--use-raw", action="store_true", help="read raw instead of X")
     group.add_argument("--context-table", help="YAML with more context fields; see config/context_example.yaml")
@@ -117,7 +94,6 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--rank-by",
         choices=RANKS,
-        default=default.rank_by,
         help="list genes by expression, or by expression against the file's mean (reads the whole file)",
     )
 
@@ -155,9 +131,7 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--fail-on-leak", action="store_true", help="exit with 1 if train and test share anything")
 
     group = parser.add_argument_group("output")
-    group.add_argument(
-        "--layout", choices=LAYOUTS, default=DataPlan().layout, help="prompt layout for verl (%(default)s)"
-    )
+    group.add_argument("--layout", choices=LAYOUTS, help="prompt layout for verl (%(default)s)")
     group.add_argument(
         "--raw", action="store_true", help=f"also write {RECORDS}/ (a record for each cell) and train_raw files"
     )

@@ -68,6 +68,14 @@ class LocalEngine(EngineBase):
             return Failure(fault)
         return Prompt(ids, "" if request.prefix else opened_by(text), room)
 
+    def _text(self, ids: Sequence[int], opened: str, constrained: bool, stop: str) -> str:
+        """Read what a model has written; of a constrained answer, all bytes that the constraint has counted."""
+        if constrained and self._vocabulary is not None:
+            text = opened + self._vocabulary.text(ids)
+        else:
+            text = self._read(ids, opened)
+        return text.partition(stop)[0] if stop else text
+
     def score(self, choices: Iterable[Choice]) -> Iterator[tuple[int, np.ndarray | Failure]]:
         """Compare texts, as :meth:`recipe.cello1.engines.protocol.Engine.score` says; not once it is closed."""
         waiting = enumerate(choices)

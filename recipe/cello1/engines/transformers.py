@@ -178,12 +178,8 @@ class TransformersEngine(LocalEngine):
     def _completion(self, row: _Row) -> Completion:
         ended = bool(row.output) and row.output[-1] in self._ends
         ids = row.output[:-1] if ended else row.output
-        if row.cursor is not None and self._vocabulary is not None:
-            text = row.opened + self._vocabulary.text(ids)
-        else:
-            text = self._read(ids, row.opened)
         return Completion(
-            text=text.partition(row.stop)[0] if row.stop else text,
+            text=self._text(ids, row.opened, row.cursor is not None, row.stop),
             finish_reason="stop" if ended or row.stop else "length",
             tokens=len(row.output),
             prompt_tokens=len(row.ids),

@@ -179,13 +179,9 @@ class VllmEngine(LocalEngine):
 
     def _completion(self, output: Any, opened: str, constrained: bool, stop: str) -> Completion:
         best = output.outputs[0]
-        # vLLM decodes while it goes and drops bytes that make no character; the constraint has counted them.
-        if constrained and self._vocabulary:
-            text = opened + self._vocabulary.text(best.token_ids)
-        else:
-            text = self._read(best.token_ids, opened)
         return Completion(
-            text=text.partition(stop)[0] if stop else text,
+            # Not vLLM's own text: it decodes while it goes and drops bytes that make no character.
+            text=self._text(best.token_ids, opened, constrained, stop),
             finish_reason=best.finish_reason or "stop",
             tokens=len(best.token_ids),
             prompt_tokens=len(output.prompt_token_ids),

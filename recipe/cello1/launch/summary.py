@@ -20,7 +20,6 @@ from typing import Any
 from recipe.cello1.engines.protocol import Decoding, EngineError, Sampling
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.evaluation.baseline import read_baseline
-from recipe.cello1.evaluation.evaluate import evaluate
 from recipe.cello1.evaluation.report import (
     LABELS,
     ReportTable,
@@ -62,7 +61,7 @@ def answer_puzzles(
     paths = {}
     for decoding in decodings:
         paths[decoding] = stem.with_name(f"{stem.name}-{decoding}-{digest([*made_from, decoding], 8)}.jsonl")
-    todo = {how: path for how, path in paths.items() if not path.with_suffix(".json").exists()}
+    todo = {how: path for how, path in paths.items() if not path.with_suffix(".done").exists()}
     if not todo:
         return paths
     if "constrained" in todo:
@@ -82,12 +81,12 @@ def answer_puzzles(
                 worst = dict(done.errors)
                 msg = f"{done.failed} of {done.total} puzzles got no answer from {model}: {worst}; run again"
                 raise EngineError(msg)
-            atomic_write(path.with_suffix(".json"), dumps(plain(evaluate(iter_predictions(path), data.puzzles)), 1))
+            path.with_suffix(".done").touch()
     return paths
 
 
-def read_limits(config: str | Path) -> dict[str, int]:
-    """Read how long prompts and responses may be in a training."""
+def read_training(config: str | Path) -> tuple[dict[str, int], Layout | None]:
+    """Read how long prompts and responses may be in a training, and the layout: the one it was told, or its rows'."""
     from omegaconf import OmegaConf
 
     settings = read_config(config, "config")
@@ -96,18 +95,12 @@ def read_limits(config: str | Path) -> dict[str, int]:
     if limits["max_tokens"] is None:
         msg = f"config: {config} has no {keys['max_tokens']}; give the composed configuration of a training"
         raise ValueError(msg)
-    return {name: value for name, value in limits.items() if value is not None}
-
-
-def trained_layout(config: str | Path) -> Layout | None:
-    """Read in which layout a training asked: the one it was told, or that of its rows."""
-    data = read_config(config, "config").get("data") or {}
-    if layout := data.get("prompt_layout"):
-        return check_layout(layout)
-    files = data.get("train_files") or []
-    for row in iter_rows(files if isinstance(files, str) else files[0]) if files else ():
-        return row.get("extra_info", {}).get("prompt_layout")
-    return None
+    data = settings.get("data") or {}
+    layout = check_layout(data["prompt_layout"]) if data.get("prompt_layout") else None
+    if layout is None and (files := data.get("train_files")):
+        row: dict[str, Any] = next(iter(iter_rows(files if isinstance(files, str) else files[0])), {})
+        layout = row.get("extra_info", {}).get("prompt_layout")
+    return {name: value for name, value in limits.items() if value is not None}, layout
 
 
 def training_gain(steps: Sequence[Mapping[str, Any]], window: int = WINDOW) -> dict[str, float] | None:
@@ -197,11 +190,10 @@ def run(args: argparse.Namespace) -> None:
     if unknown := [name for name in decodings if name not in _DECODINGS]:
         msg = f"decode: unknown decoding {unknown[0]!r}; use {', '.join(_DECODINGS)}, several with commas between"
         raise ValueError(msg)
-    limits = read_limits(args.config) if args.config else {"max_tokens": MAX_TOKENS}
+    limits, layout = read_training(args.config) if args.config else ({"max_tokens": MAX_TOKENS}, None)
     given = {name: getattr(args, name) for name in ("max_tokens", "max_model_len")}
     limits |= {name: value for name, value in given.items() if value is not None}
     found = load_puzzles(args.data)
-    layout = trained_layout(args.config) if args.config else None
     data = replace(found, puzzles=found.puzzles[: args.limit], layout=layout or found.layout)
     baseline = read_baseline(args.baseline)
     puzzles = [reference(puzzle, baseline) for puzzle in data.puzzles]

@@ -51,8 +51,9 @@ def in_options(text: str, parser: ArgumentParser) -> str:
     """Write the parameters that a message names, first of all or as ``name=``, as the options of a command."""
     options: dict[str, str] = {}
     for action in parser._actions:
-        for option in [option for option in action.option_strings if option.startswith("--")]:
-            options.setdefault(action.dest, option)
+        for name in action.option_strings:
+            if name.startswith("--"):
+                options.setdefault(action.dest, name)
 
     def option(found: re.Match[str]) -> str:
         name, value = found[1] or found[2], found[3] or found[4] or ""

@@ -54,7 +54,7 @@ class Matrix(Protocol):
 
     shape: tuple[int, int]
     # What is to be said of it
-    notes: Sequence[str]
+    notes: Sequence[str] = ()
 
     @property
     def block_bytes(self) -> int:
@@ -65,9 +65,11 @@ class Matrix(Protocol):
 
     def stored(self) -> np.ndarray | None:
         """Return how many values are stored for each row, where that is known without reading them."""
+        return None
 
     def column_sums(self) -> tuple[np.ndarray, int] | None:
-        """Add up each column over the cells whose values are all finite, and count these cells."""
+        """Add up each column over the cells whose values are all finite, and count these cells; else blocks serve."""
+        return None
 
 
 def open_matrix(element: Any, file: BinaryIO | None = None) -> Matrix:
@@ -133,10 +135,19 @@ def _missing_chunks(array: Any) -> int:
     return wanted - stored
 
 
-class _Sparse:
-    """What CSR and CSC share."""
+def _cuts(sizes: np.ndarray, entries: int, most: int) -> Iterator[slice]:
+    """Cut rows of these sizes into blocks of so many entries and rows at most, but one row at least."""
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        stop = max(start + 1, min(int(np.searchsorted(ends, before + entries, side="right")), start + most))
+        yield slice(start, stop)
+        start = stop
 
-    notes: Sequence[str] = ()
+
+class _Sparse(Matrix):
+    """What CSR and CSC share."""
 
     def __init__(self, group: Any, shape: tuple[int, int], file: BinaryIO | None) -> None:
         self.shape = shape
@@ -166,28 +177,16 @@ class CsrMatrix(_Sparse):
 
     block_bytes = BLOCK_ENTRIES * 16
 
-    def column_sums(self) -> None:
-        """Return nothing: blocks of rows serve."""
-        return None
-
     def stored(self) -> np.ndarray:
         """Return how many values are stored for each row."""
         return np.diff(self.indptr)
 
     def plans(self, rows: np.ndarray | None) -> Iterator[ReadBlock]:
         """Cut the rows into blocks."""
-        everything = rows is None
         entries = PLAIN_ENTRIES if self.values.plain and self.indices.plain else BLOCK_ENTRIES
         wanted = np.arange(self.shape[0]) if rows is None else rows
-        sizes = np.diff(self.indptr)[wanted]
-        ends = np.cumsum(sizes)
-        start = 0
-        while start < len(wanted):
-            before = ends[start - 1] if start else 0
-            stop = int(np.searchsorted(ends, before + entries, side="right"))
-            stop = max(start + 1, stop if everything else min(stop, start + ROWS_AT_ONCE))
-            yield partial(self._block, wanted[start:stop])
-            start = stop
+        for cut in _cuts(self.stored()[wanted], entries, len(wanted) if rows is None else ROWS_AT_ONCE):
+            yield partial(self._block, wanted[cut])
 
     def _block(self, rows: np.ndarray) -> Block:
         starts, stops = self.indptr[rows], self.indptr[rows + 1]
@@ -208,10 +207,6 @@ class CscMatrix(_Sparse):
         """Memory of a block: 28 bytes for a kept value (place, column and value twice) and 40 for one just read."""
         return CSC_ENTRIES * 28 + CSC_STEP * 40
 
-    def stored(self) -> None:
-        """Return nothing: the number of values in a row is known only when all columns are read."""
-        return None
-
     def plans(self, rows: np.ndarray | None) -> Iterator[ReadBlock]:
         """Cut the rows into blocks. Where one cannot hold all values, those of each row are counted first."""
         wanted = np.arange(self.shape[0]) if rows is None else rows
@@ -220,13 +215,8 @@ class CscMatrix(_Sparse):
         if self.indptr[-1] <= CSC_ENTRIES:
             yield partial(self._block, wanted)
             return
-        ends = np.cumsum(self._row_lengths()[wanted])
-        start = 0
-        while start < len(wanted):
-            before = ends[start - 1] if start else 0
-            stop = max(start + 1, int(np.searchsorted(ends, before + CSC_ENTRIES, side="right")))
-            yield partial(self._block, wanted[start:stop])
-            start = stop
+        for cut in _cuts(self._row_lengths()[wanted], CSC_ENTRIES, len(wanted)):
+            yield partial(self._block, wanted[cut])
 
     def _pieces(self) -> Iterator[tuple[int, int]]:
         """Cut the columns into pieces that are read at once: first column, and the one after the last."""
@@ -329,7 +319,7 @@ def _scatter(target, columns, values, cursor, out_indices, out_values):  # pragm
         cursor[target[i]] = position + 1
 
 
-class DenseMatrix:
+class DenseMatrix(Matrix):
     """A matrix with every value stored."""
 
     def __init__(self, array: Any) -> None:
@@ -342,21 +332,17 @@ class DenseMatrix:
         said = f"{missing:,} chunks of the matrix are not stored and count as zeros: is the store a whole copy?"
         self.notes: Sequence[str] = [said] if missing else []
         self._step = self._rows_of_a_block()
-        self.block_bytes = self._step * self.shape[1] * (self.dtype.itemsize + array.dtype.itemsize) + 1
+
+    @property
+    def block_bytes(self) -> int:
+        """Memory of a block: its values as they are stored, and as they are worked with."""
+        return self._step * self.shape[1] * (self.dtype.itemsize + self._array.dtype.itemsize) + 1
 
     def _rows_of_a_block(self) -> int:
         n_columns = max(1, self.shape[1])
         step = max(1, min(max(DENSE_ENTRIES // n_columns, self._height), DENSE_LIMIT // n_columns))
         # No chunk is read for two blocks, if that can be.
         return step - step % self._height if step > self._height else step
-
-    def stored(self) -> None:
-        """Return nothing: zeros are stored, too."""
-        return None
-
-    def column_sums(self) -> None:
-        """Return nothing: blocks of rows serve."""
-        return None
 
     def plans(self, rows: np.ndarray | None) -> Iterator[ReadBlock]:
         """Cut the rows into blocks."""
