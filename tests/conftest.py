@@ -13,6 +13,7 @@ os.environ["MPLBACKEND"] = "Agg"
 
 # No deadline: on a shared machine the first example of a test pays for imports.
 settings.register_profile("cello1", deadline=None, print_blob=True)
+settings.register_profile("fast", settings.get_profile("cello1"), max_examples=20)  # of `tests/run.sh fast`
 settings.load_profile("cello1")
 
 

@@ -16,6 +16,6 @@ source recipe/cello1/launch/setup_env.sh train test || exit 1
 two=(--numprocesses=2 --dist=loadgroup --no-loadscope-reorder --timeout=900 --durations=20)
 case ${1-} in
 "") set -- tests "${two[@]}" ;;
-fast) set -- tests "${two[@]}" -m "not integration and not slow" "${@:2}" ;;
+fast) set -- tests "${two[@]}" --hypothesis-profile=fast -m "not integration and not slow" "${@:2}" ;;
 esac
 exec "$PYTHON" -m pytest "$@"

@@ -43,6 +43,7 @@ def imported_names() -> dict[str, set[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.slow
 def test_every_name_is_in_the_installed_version(package):
     pytest.importorskip("torch")
     names = sorted(imported_names()[package])

@@ -397,6 +397,7 @@ def check(command: Command, place: Path, run: bool) -> None:
 
 
 @pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "bash"], ids=str)
+@pytest.mark.slow
 def test_shell_block_runs(block: Block, place):
     pytest.importorskip("verl")
     if "--out predictions.jsonl" not in block.text:
