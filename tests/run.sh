@@ -2,7 +2,7 @@
 # Sets the environment up, then runs the tests: the fast ones first, the integration tests after them.
 #
 #   bash tests/run.sh                      all tests
-#   bash tests/run.sh fast                 what needs no engine and no training, and takes no seconds (marked slow)
+#   bash tests/run.sh fast                 what needs no engine and no training, but for the tests marked slow
 #   bash tests/run.sh tests/recipe/task    any other arguments go to pytest as they are
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -123,7 +123,7 @@ def _process(store: Store, job: Job, progress: OnCells, known: dict[str, Any]) -
     settings = job.settings
     rng = settings.rng("file", job.name)
     table = read_table(store, settings, rng)
-    reader = CellReader(store, settings.gene_lists, job.threads, progress)
+    reader = CellReader(store, settings, job.threads, progress)
     table, few = _without_poor_cells(table, reader, settings)
     notes = [*table.notes, *few]
     if not len(table.pool):
@@ -149,9 +149,8 @@ def _without_poor_cells(table: CellTable, reader: CellReader, settings: PuzzleSe
     poor = stored[table.pool] < settings.min_genes
     if not poor.any():
         return table, []
-    pool = table.pool[~poor]
     note = f"{int(poor.sum()):,} cells left out: they express fewer than min_genes={settings.min_genes}"
-    return CellTable(table.types, table.donors, table.batches, pool, table.notes, table.n_cells), [note]
+    return replace(table, pool=table.pool[~poor]), [note]
 
 
 class _Cells:

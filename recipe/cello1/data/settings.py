@@ -17,7 +17,7 @@ from recipe.cello1.task.prompt import VARIANTS, Variant
 
 
 @dataclass(frozen=True, slots=True)
-class PuzzleSettings:
+class PuzzleSettings(GeneLists):
     """What puzzles are wanted. The defaults are those of the published data."""
 
     # Seed of everything drawn
@@ -30,8 +30,6 @@ class PuzzleSettings:
     per_size: int = 40
     # Cells of a file that are drawn from; 0 for all
     max_cells: int = 20_000
-    # Genes listed for each cell
-    n_top: int = 50
     # Cells that express fewer genes are not used
     min_genes: int = 1
     # Value of ``suspension_type`` of the cells to use, or ``"any"``
@@ -42,16 +40,8 @@ class PuzzleSettings:
     type_column: str = "cell_type"
     donor_column: str = "donor_id"
     batch_column: str = "batch"
-    # Column of ``var`` with the gene symbols, or ``"index"``
-    gene_column: str = "feature_name"
-    # Which matrix is read
-    layer: str | None = None
-    use_raw: bool = False
-    # Regular expressions for symbols and types to leave out
-    exclude_genes: tuple[str, ...] = ()
+    # Regular expressions for types to leave out
     exclude_types: tuple[str, ...] = ()
-    # ``"expression"`` or ``"specificity"``
-    rank_by: str = "expression"
     # Table of context fields
     context: ContextTable = field(default_factory=ContextTable)
 
@@ -65,13 +55,13 @@ class PuzzleSettings:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.min_genes > self.n_top:
-            raise ValueError(f"min_genes ({self.min_genes}) must not be larger than n_top ({self.n_top})")
+            raise ValueError(f"min_genes={self.min_genes} must not be larger than n_top={self.n_top}")
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes must be different positive numbers, got {list(self.sizes)}")
         if self.single and self.sizes != (1,):
             raise ValueError(f"puzzles of a single cell have the size 1, got sizes {list(self.sizes)}")
         if self.layer is not None and self.use_raw:
-            raise ValueError("layer and use_raw exclude each other; choose one")
+            raise ValueError(f"layer={self.layer!r} and use_raw=True exclude each other; choose one")
         compile_patterns(self.exclude_genes)
         self.excluded_types(())
 
@@ -84,11 +74,6 @@ class PuzzleSettings:
     def open_ended(self) -> bool:
         """Whether no candidates are given."""
         return self.variant.endswith("open")
-
-    @property
-    def gene_lists(self) -> GeneLists:
-        """What decides the gene list of a cell."""
-        return GeneLists(**{item.name: getattr(self, item.name) for item in fields(GeneLists)})
 
     def excluded_types(self, names: Iterable[str]) -> list[str]:
         """Find the types that are to be left out."""
