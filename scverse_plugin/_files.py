@@ -16,7 +16,7 @@ import h5py
 from anndata import AnnData
 
 from recipe.cello1.formats.atomic import replacing
-from recipe.cello1.formats.stores import BadFileError, check_store, is_zarr, remedy_of
+from recipe.cello1.formats.stores import BadFileError, check_store, is_zarr, limited_memory, remedy_of
 from recipe.cello1.task.text import visible
 
 H5AD, ZARR = ".h5ad", ".zarr"
@@ -118,7 +118,8 @@ def read_object(path: Path) -> AnnData:
     """Read an h5ad file or a zarr store."""
     check_input(path)
     try:
-        return ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
+        with limited_memory():
+            return ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
     except Exception as error:
         remedy = remedy_of(error) or "if it is whole, write it again with anndata"
         msg = f"input: {path} cannot be read as an AnnData object ({type(error).__name__}: {one_line(error)}); {remedy}"

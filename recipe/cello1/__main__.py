@@ -167,12 +167,12 @@ def _run(name: str, module: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"cello1 {name}: interrupted{getattr(command, 'AFTER_INTERRUPT', '')}", file=sys.stderr)
         return 130
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (ImportError, MemoryError, OSError, RuntimeError, ValueError) as error:
         if traceback:
             raise
         if isinstance(error, ModuleNotFoundError) and error.name:
             return fail(f"the package {error.name} is not installed: pip install {error.name}")
-        return fail(error)
+        return fail(error if str(error) else "memory ran out; give less at once, or use a larger machine")
     return fail(outcome) if isinstance(outcome, str) else outcome or 0
 
 

@@ -6,8 +6,10 @@ this machine.
 
 from __future__ import annotations
 
+import math
 import os
 import re
+import resource
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,10 +20,14 @@ DAMAGED = "the file is damaged: fetch or write it again"
 _OUTSIDE = "copy the data into the file, with anndata for example; a file from a stranger may be an attack"
 # What an error text of the libraries speaks of, and what to do.
 _REMEDIES = {
+    r"MemoryError|[Mm]emory allocation|[Uu]nable to allocate|[Oo]ut of memory": (
+        "it takes more memory than is free: use a larger machine; a small file that does may be an attack"
+    ),
     r"lock file|already open|consistency flags|temporarily unavailable": (
         "another process has it open for writing: close it there (a notebook, for example) and start again; "
         "if none has, its writer was killed, and h5clear -s makes it readable"
     ),
+    r"filter returned failure": "the file is damaged, or takes more memory than is free: fetch or write it again",
     r"filter|plugin": "it is compressed by a filter that HDF5 lacks: pip install hdf5plugin, or write it with gzip",
     r"[Pp]ermission denied|errno = 13\b": "grant yourself permission to read it",
     r"[Nn]o such file|errno = 2\b": "check its path",
@@ -46,6 +52,7 @@ _BEGINNINGS = {
     rb"version https://git-lfs": ("only points to the data (Git LFS)", "fetch them: git lfs pull"),
     rb"\s*<": ("is a web page or XML", "download it again: the address may want you to log in"),
 }
+_TOO_MANY_BYTES = 1 << 16  # beyond twice what an array has, which no compression makes of it
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 
 
@@ -63,7 +70,7 @@ class BadFileError(ValueError):
 
 def remedy_of(error: BaseException) -> str:
     """Return what to do about an error of a storage library; empty if its text speaks of nothing that is known."""
-    text = " ".join(str(error).split())
+    text = " ".join(f"{type(error).__name__} {error}".split())
     return next((remedy for cause, remedy in _REMEDIES.items() if re.search(cause, text)), "")
 
 
@@ -74,9 +81,39 @@ def reading(what: str) -> Iterator[None]:
         yield
     except BadFileError:
         raise
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:  # h5py and zarr raise any of these
-        text = " ".join(str(error).split())
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:  # h5py and zarr raise these
+        text = " ".join(str(error).split()) or type(error).__name__
         raise BadFileError(f"{what} cannot be read ({text})", remedy_of(error) or DAMAGED) from error
+
+
+def free_memory() -> int | None:
+    """Return how many bytes this process may still take; ``None`` where the system does not say."""
+    found = []
+    for path, pattern, unit in (
+        ("/proc/meminfo", r"MemAvailable:\s+(\d+) kB", 1024),
+        ("/sys/fs/cgroup/memory.max", r"(\d+)\s*$", 1),
+    ):
+        with suppress(OSError):
+            if said := re.search(pattern, Path(path).read_text()):
+                found.append(int(said[1]) * unit)
+    return min(found, default=None)
+
+
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Let what a small file unpacks to end in ``MemoryError``, rather than in the end of this process or another."""
+    free = free_memory()
+    used = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text()) if free else None
+    if used is None:
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [int(used[1]) * 1024 + int(0.8 * free), *(limit for limit in before if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def open_store(path: str | Path) -> Any:
@@ -178,6 +215,12 @@ def _check_folder(folder: Path) -> None:
                     )
 
 
+def _bytes_of_chunks(dataset: Any) -> int:
+    chunk = dataset.get_create_plist().get_chunk()
+    n_chunks = math.prod(-(-size // length) for size, length in zip(dataset.shape, chunk, strict=True))
+    return n_chunks * math.prod(chunk) * dataset.dtype.itemsize
+
+
 def check_hdf5(file: Any) -> None:
     """Check that an opened HDF5 file takes nothing from outside; loads ``hdf5plugin`` where a filter is lacking."""
     from h5py import h5d, h5g, h5l, h5o, h5z
@@ -206,6 +249,9 @@ def check_hdf5(file: Any) -> None:
                     outside = properties.get_external(0)[0].decode(errors="backslashreplace")
                     raise BadFileError(f"its {shown} lies in another file, {outside}", _OUTSIDE)
                 filters = [properties.get_filter(i)[0] for i in range(properties.get_nfilters())]
+                if filters and child.get_storage_size() > _TOO_MANY_BYTES + 2 * _bytes_of_chunks(child):
+                    # HDF5 unpacks a chunk to whatever it holds: a small file would fill any memory.
+                    raise BadFileError(f"its {shown} is stored in more bytes than it has", DAMAGED)
                 lacking |= not all(map(h5z.filter_avail, filters))
     if lacking:
         with suppress(ImportError):

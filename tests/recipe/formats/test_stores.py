@@ -1,17 +1,25 @@
 """What an expression file must not be, and must not take from elsewhere, in data and plugin alike."""
 
 import gzip
+import json
 import os
 import re
+import resource
 import subprocess
 import sys
+import zlib
 
 import h5py
+import numcodecs
 import numpy as np
 import pytest
 
+from recipe.cello1.data.expression import vectors
+from recipe.cello1.data.expression.matrix import map_blocks, open_matrix
+from recipe.cello1.data.expression.store import Store
 from recipe.cello1.data.extract import Job, process_file
 from recipe.cello1.data.settings import PuzzleSettings
+from recipe.cello1.formats import stores
 from recipe.cello1.formats.stores import BadFileError, check_store
 from scverse_plugin._files import read_object
 from tests.helpers.toy_h5ad import toy_adata, write
@@ -165,3 +173,87 @@ def test_a_file_that_is_locked_is_not_called_damaged_by_the_plugin(tmp_path):
             read_object(path)
         other.communicate(b"\n")
     assert read_object(path).n_obs == 4
+
+
+# ------------------------------------------------------------------------------- what unpacks to more than it says
+
+BOMB = bytes(1 << 28)
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    monkeypatch.setattr(stores, "free_memory", lambda: 1 << 27)
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    yield
+    assert resource.getrlimit(resource.RLIMIT_DATA) == limits
+
+
+@pytest.mark.parametrize("place", ["X/data", "X/indptr", "obs/tissue/codes", "var/feature_name", "obs/_index"])
+def test_a_chunk_of_hdf5_that_unpacks_to_more_than_it_says(tmp_path, place, little_memory):
+    path = write(toy_adata(n_cells=300), tmp_path / "a.h5ad", compression="gzip")
+    with h5py.File(path, "a") as file:
+        file[place].id.write_direct_chunk((0,), zlib.compress(BOMB))
+    said = f"its {place} is stored in more bytes than it has"
+    assert _outcome(path) == (said, stores.DAMAGED)
+    with pytest.raises(ValueError, match=f"input: .*a.h5ad: {said}"):
+        read_object(path)
+
+
+@pytest.mark.parametrize("place", ["X/data", "X/indices"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_chunk_of_the_matrix_that_unpacks_to_a_little_more_than_it_says(tmp_path, place, shuffle, monkeypatch):
+    path = write(toy_adata(n_cells=300), tmp_path / "a.h5ad")
+    with h5py.File(path, "a") as file:
+        values = file[place][:]
+        del file[place]
+        file.create_dataset(place, data=values, chunks=(1000,), compression="gzip", shuffle=shuffle)
+        file[place].id.write_direct_chunk((0,), zlib.compress(BOMB[: 1 << 24]))
+    sizes = []
+    inflate = vectors.inflate.decompressobj
+
+    class Counted:
+        def __init__(self):
+            self.stream = inflate()
+
+        def decompress(self, *arguments):
+            sizes.append(len(found := self.stream.decompress(*arguments)))
+            return found
+
+        def __getattr__(self, name):
+            return getattr(self.stream, name)
+
+    monkeypatch.setattr(vectors.inflate, "decompressobj", Counted)
+    with Store(path) as store, pytest.raises(BadFileError, match="a compressed chunk of its matrix holds more than it"):
+        list(map_blocks(open_matrix(store.matrix(), store.file), len))
+    assert 0 < max(sizes) < 1 << 18
+
+
+@pytest.mark.parametrize("place", ["X/data", "obs/tissue/codes", "var/feature_name"])
+@pytest.mark.parametrize(
+    "codec", [numcodecs.Zstd(), numcodecs.GZip(), numcodecs.Zlib(), numcodecs.Blosc(), numcodecs.LZ4()], ids=repr
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_chunk_of_zarr_that_unpacks_to_more_than_it_says(tmp_path, codec, place, little_memory):
+    path = write(toy_adata(n_cells=300), tmp_path / "a.zarr")
+    metadata = path / place / ".zarray"
+    text = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(text | {"compressor": codec.get_config()}))
+    (path / ".zmetadata").unlink()
+    (path / place / "0").write_bytes(codec.encode(BOMB))
+    result = process_file(Job(str(path), "a", "", PuzzleSettings()))
+    assert not result.puzzles
+    assert "it takes more memory than is free" in result.remedy
+    with pytest.raises(ValueError, match=r"input: .*a.zarr cannot be read .*memory"):
+        read_object(path)
+
+
+@pytest.mark.parametrize("place", ["obs/tissue/codes", "obs/_index", "var/feature_name"])
+def test_an_array_that_says_to_be_endless(tmp_path, place, little_memory):
+    path = write(toy_adata(n_cells=300), tmp_path / "a.h5ad")
+    with h5py.File(path, "a") as file:
+        kind, attributes = file[place].dtype, dict(file[place].attrs)
+        del file[place]
+        file.create_dataset(place, (10**11,), kind, chunks=(1000,)).attrs.update(attributes)
+    assert path.stat().st_size < 1e6
+    result = process_file(Job(str(path), "a", "", PuzzleSettings()))
+    assert not result.puzzles and result.reason

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from recipe.cello1.formats.stores import BadFileError, close_store, open_store, reading
+from recipe.cello1.formats.stores import BadFileError, close_store, limited_memory, open_store, reading
 from recipe.cello1.task.gene_names import are_row_numbers
 from recipe.cello1.task.labels import Labels, make_labels
 from recipe.cello1.task.text import clean_value
@@ -33,6 +34,7 @@ class Store:
         self.file: BinaryIO | None = None  # the same file for raw chunks
         self.notes: list[str] = []  # what is to be said of what was read
         self._structured: dict[str, Any] = {}  # tables of anndata before 0.7
+        self._limit = ExitStack()
         self.root = open_store(self.path)
         if not self.path.is_dir():
             self.file = open(self.path, "rb", buffering=0)
@@ -49,6 +51,7 @@ class Store:
             raise BadFileError("it has no cells", "leave it out")
 
     def __enter__(self) -> Store:
+        self._limit.enter_context(limited_memory())
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -56,6 +59,7 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
+        self._limit.close()
         close_store(self.root)
         if self.file is not None:
             self.file.close()

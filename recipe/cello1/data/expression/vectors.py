@@ -162,13 +162,14 @@ class RawVector:
         stored = os.pread(self._file.fileno(), size, int(chunks.address[number]))
         whole = chunks.length * width
         try:
-            if chunks.shuffle or n_values == chunks.length:
-                raw = inflate.decompress(stored, bufsize=whole)
-            else:
-                raw = inflate.decompressobj().decompress(stored, n_values * width)
+            wanted = whole if chunks.shuffle else n_values * width
+            stream = inflate.decompressobj()
+            raw = stream.decompress(stored, wanted)
+            if wanted == whole and stream.unconsumed_tail and stream.decompress(stream.unconsumed_tail, 1):
+                raise BadFileError("a compressed chunk of its matrix holds more than it says", DAMAGED)
         except (zlib.error, inflate.error) as error:
             raise BadFileError(f"a compressed chunk of its matrix cannot be read ({error})", DAMAGED) from error
-        if len(stored) < size or len(raw) < n_values * width:
+        if len(stored) < size or len(raw) < wanted:
             raise BadFileError("it ends before its matrix does", DAMAGED)
         if chunks.shuffle:
             raw = np.frombuffer(raw, np.uint8, whole).reshape(width, chunks.length).T.tobytes()
