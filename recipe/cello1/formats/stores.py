@@ -104,7 +104,7 @@ def limited_memory() -> Iterator[None]:
     """Let what a small file unpacks to end in ``MemoryError``, rather than in the end of this process or another."""
     free = free_memory()
     used = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text()) if free else None
-    if used is None:
+    if free is None or used is None:
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
