@@ -13,13 +13,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from recipe.cello1.formats.stores import limited_memory
 from recipe.cello1.task.answer import TAGS, THINK_OPEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOOK_BACK = 16  # tokens of a prompt that may hold what the template has opened
-_TIME_LIMIT_S = 20  # for one prompt: a template is a program, of whoever made the model
+# For one prompt: a template is a program, of whoever made the model.
+_TIME_LIMIT_S = 20
+_MEMORY_LIMIT = 1 << 30  # bytes
+_MOST_ADDED = 1 << 20  # characters, beside what the messages have
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
@@ -28,21 +32,24 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
         msg = "the model's tokenizer has no chat template; use a chat model, or add chat_template.jinja to its folder"
         raise ValueError(msg)
     try:
-        with _time_limit():
-            return tokenizer.apply_chat_template(
+        with _limits():
+            text = tokenizer.apply_chat_template(
                 [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
             )
+        if len(text) > _MOST_ADDED + 4 * sum(len(m["content"]) for m in messages):
+            raise ValueError(f"it makes {len(text):,} characters of them")
+        return text
     except Exception as error:  # templates raise errors of their own, on roles they do not know for example
         remedy = "; set prompt_layout=user" if any(m["role"] == "system" for m in messages) else ""
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()) or f"it takes more than {_MEMORY_LIMIT >> 20} MiB"
         raise ValueError(
             f"the model's chat template cannot be applied to {'/'.join(m['role'] for m in messages)}: {reason}{remedy}"
         ) from error
 
 
 @contextmanager
-def _time_limit() -> Iterator[None]:
-    """Stop what takes too long; only the main thread has the means."""
+def _limits() -> Iterator[None]:
+    """Stop what takes too long or too much memory; only the main thread has the means."""
     if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
         yield
         return
@@ -53,7 +60,8 @@ def _time_limit() -> Iterator[None]:
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, _TIME_LIMIT_S)
     try:
-        yield
+        with limited_memory(_MEMORY_LIMIT):
+            yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -109,7 +117,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     probe = "0123456789"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
     render_chat(tokenizer, turns[:1])
-    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(probe)[2].strip()
+    with _limits():
+        rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(probe)[2].strip()
     ids = prompt_ids(tokenizer, rest)
     if not ids or ids[0] not in special_ids(tokenizer):
         msg = f"the chat template ends a turn with {rest!r}, which is no special token; a model could not learn to stop"

@@ -1,6 +1,7 @@
 """The same prompt and the same reading of a response for SFT, reward, prediction and plugin, in eight families."""
 
 import asyncio
+import resource
 
 import numpy as np
 import pytest
@@ -247,6 +248,35 @@ def test_a_template_without_an_end_is_stopped(monkeypatch):
     tokenizer.chat_template = loop + "{% endfor %}{% endfor %}{% endfor %}"
     with pytest.raises(ValueError, match="not done after"):
         render_chat(tokenizer, messages(PUZZLE))
+
+
+@pytest.mark.timeout(120, method="thread")
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'ab' * 10**9 }}",
+        "{{ [messages] * 10**9 }}",
+        "{{ '%3000000000d' % 1 }}",
+        "{{ 'a'|center(3 * 10**9) }}",
+        "{% set n = namespace(t=messages[0].content) %}{% for i in range(40) %}{% set n.t = n.t ~ n.t %}{% endfor %}",
+        "{% for i in range(99999) %}{{ messages[0].content }}{% endfor %}",
+    ],
+)
+def test_a_template_that_would_fill_the_memory(template):
+    tokenizer = build("phi")
+    tokenizer.chat_template = template
+    before = peak()
+    with pytest.raises(
+        ValueError, match=r"cannot be applied to .*: (it takes more than 1024 MiB|it makes .* characters)"
+    ):
+        render_chat(tokenizer, messages(PUZZLE))
+    assert peak() < before + (2 << 20)  # KiB
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    assert render_chat(tokenizer, messages(PUZZLE))
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @pytest.mark.parametrize(
