@@ -7,7 +7,9 @@ all end together), whatever their speeds. Answers stream back one by one.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.engines.protocol import Choice, Completion, EngineBase, EngineError, Failure, Request, Sampling
+from recipe.cello1.formats.loopback import RAY_ON_THIS_MACHINE
 from recipe.cello1.formats.provenance import worker_variables
 
 _LEAST_SHARE = 8
@@ -47,6 +50,10 @@ class RayEngines(EngineBase):
         self.model = model
         self._actors: list[Any] = []
         self._started_ray = False
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._alone = not os.environ.get("RAY_ADDRESS")
+        if self._alone:
+            os.environ.update({**RAY_ON_THIS_MACHINE, **os.environ})
         try:
             import ray
         except ImportError as error:
@@ -62,9 +69,15 @@ class RayEngines(EngineBase):
 
     def _start_ray(self) -> None:
         """Join or start a cluster; twice, since Ray gives a busy machine no more than half a minute to start."""
+        # Sockets have long names, and the path of one may have 107 characters.
+        parent = "/tmp" if os.access("/tmp", os.W_OK) else None
+        self._folder = tempfile.TemporaryDirectory(prefix="cello1-", dir=parent, ignore_cleanup_errors=True)
+        options = {"address": "local", "_temp_dir": self._folder.name} if self._alone else {}
         for last in (False, True):
             try:
-                self._ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+                # Ray's workers look for modules in this working directory first: not in one that may be a stranger's.
+                with contextlib.chdir(self._folder.name):
+                    self._ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False, **options)
             except Exception as error:  # Ray raises all kinds, and leaves processes behind
                 self._ray.shutdown()
                 if last:
@@ -160,6 +173,8 @@ class RayEngines(EngineBase):
         if self._started_ray:
             self._started_ray = False
             self._ray.shutdown()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 class _Work:

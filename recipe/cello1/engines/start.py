@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -78,4 +79,8 @@ def start_engines(name: str, model: str | Path, number: int = 1, **options: Any)
         return start_engine(name, model, **options)
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
-    return RayEngines(name, str(model), number, partial(start_engine, name, str(model), **options), **options)
+    # The actors have a working directory of their own.
+    place = os.path.abspath(model) if os.path.exists(model) else str(model)
+    if options.get("lora"):
+        options["lora"] = os.path.abspath(options["lora"])
+    return RayEngines(name, str(model), number, partial(start_engine, name, place, **options), **options)

@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from recipe.cello1.formats.loopback import ON_THIS_MACHINE
+from recipe.cello1.formats.loopback import ON_THIS_MACHINE, RAY_ON_THIS_MACHINE
 
 METRICS_VARIABLE = "VERL_FILE_LOGGER_PATH"  # where verl's "file" logger writes one JSON line a step
 METRICS_MARK = "@METRICS@"  # stands for that file in the command, for workers that do not inherit the environment
@@ -95,7 +95,7 @@ def own_environment(folder: str) -> dict[str, str]:
     """Make the variables that keep a run on this machine and apart from others; what is set already stays."""
     ours = {
         "RAY_TMPDIR": folder,
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray then binds loopback, and TransferQueue and vLLM after it
+        **RAY_ON_THIS_MACHINE,
         **ON_THIS_MACHINE,
         "VERL_IPC_TAG": Path(folder).name,  # read by verl/utils/ipc_tag.py
     }

@@ -1,7 +1,11 @@
+import os
+import sys
+
 import pytest
 
+from recipe.cello1.engines import start
 from recipe.cello1.engines.protocol import Request
-from recipe.cello1.engines.ray import _gpus, _say, _Work
+from recipe.cello1.engines.ray import RayEngines, _gpus, _say, _Work
 from recipe.cello1.engines.start import start_engines
 from recipe.cello1.formats.puzzle_files import write_puzzles
 from tests.helpers.processes import run_scenario
@@ -48,6 +52,53 @@ def test_gpus_of_an_engine():
 def test_errors_in_one_line():
     assert _say(ValueError("first\n  last \n")) == "ValueError: last"
     assert _say(ValueError()) == "ValueError: "
+
+
+@pytest.mark.parametrize("address", [None, "ray.example:6379"])
+def test_where_ray_is_started(address, tmp_path, monkeypatch):
+    """On one machine by itself, whoever's cluster is there; never in a folder of which the workers would run modules."""
+    seen = {}
+
+    class Ray:
+        @staticmethod
+        def is_initialized():
+            return False
+
+        @staticmethod
+        def init(**options):
+            seen.update(options, folder=os.getcwd(), there=os.listdir())
+
+        @staticmethod
+        def cluster_resources():
+            raise RuntimeError("enough")
+
+        @staticmethod
+        def shutdown():
+            seen["left"] = seen.get("left", 0) + 1
+
+    monkeypatch.setitem(sys.modules, "ray", Ray)
+    monkeypatch.setattr(os, "environ", {"PATH": "x"} | ({"RAY_ADDRESS": address} if address else {}))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "torch.py").write_text("raise SystemExit")
+    with pytest.raises(RuntimeError, match="enough"):
+        RayEngines("transformers", "m", 2, lambda: None)
+    assert os.getcwd() == str(tmp_path)
+    assert seen["there"] == [] and not os.path.exists(seen["folder"]) and seen["left"] == 1
+    assert (seen.get("address"), seen.get("_temp_dir")) == ((None, None) if address else ("local", seen["folder"]))
+    assert os.environ.get("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER") == (None if address else "0")
+
+
+def test_paths_for_engines_that_work_elsewhere(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(start, "RayEngines", lambda *args, **options: started.append((args, options)))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    start_engines("vllm", "model", 2, lora="adapter")
+    start_engines("openai", "some/model", 2, base_url="u")
+    (here, options), (there, _) = started
+    assert here[1] == "model" and here[3].args == ("vllm", str(tmp_path / "model"))
+    assert options["lora"] == here[3].keywords["lora"] == str(tmp_path / "adapter")
+    assert there[3].args == ("openai", "some/model")
 
 
 SCENARIO = r"""
