@@ -46,6 +46,7 @@ _URL_VARIABLE = "OPENAI_BASE_URL"
 _CONNECT_TIMEOUT = 15.0  # seconds
 _FIRST_DELAY = 0.5  # seconds; doubles with each try
 _LONGEST_DELAY = 60.0
+_MOST_TOKENS = 1 << 40  # of a prompt or answer: sums of them fit into any integer
 _LONGEST_ERROR = 1000  # characters of what a server says
 _FENCE = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 # Parameters that some servers do not take, and what they say then.
@@ -250,8 +251,8 @@ class OpenAIEngine(EngineBase):
         ]
         tokens = _part(_part(choice, "logprobs", dict, {}), "content", list, [])
         logprob = sum(float(_part(token, "logprob", float)) for token in tokens) if tokens else None
-        if min(counts) < 0 or not math.isfinite(logprob or 0.0):
-            raise ValueError(f"the server's reply has the counts {counts} and the log-probability {logprob}")
+        if min(counts) < 0 or max(counts) > _MOST_TOKENS or not math.isfinite(logprob or 0.0):
+            raise ValueError(f"the server's reply has the counts {counts!r:.80} and the log-probability {logprob}")
         return Completion(text, reason, counts[0], counts[1], logprob)
 
 

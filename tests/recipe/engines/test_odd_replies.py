@@ -21,24 +21,24 @@ from tests.helpers.toy_model import toy_puzzles
 
 NUMBER = int(os.environ.get("CELLO1_ODD_REPLIES", "300"))
 ODD = [None, [], [{"type": "text", "text": "x"}], 7, -1, 1.5, True, {}, {"a": 1}, "text", ""]
-ODD += [math.nan, -math.inf, 1e999]
+ODD += [math.nan, -math.inf, 1e999, 10**400, 2**63, "\ud800", "\0\ufeff", {"a": [[[[{}]]]]}]
 # Where in a reply what is put, and which of the values above are in order there.
 PLACES = {
     ("choices",): [],
     ("choices", 0): [],
     ("choices", 0, "message"): [],
-    ("choices", 0, "message", "content"): [None, "text", ""],
+    ("choices", 0, "message", "content"): [None, "text", "", "\ud800", "\0\ufeff"],
     ("choices", 0, "finish_reason"): [],
-    ("choices", 0, "logprobs"): [None, {}, {"a": 1}],
+    ("choices", 0, "logprobs"): [None, {}, {"a": 1}, {"a": [[[[{}]]]]}],
     ("choices", 0, "logprobs", "content"): [None, []],
     ("choices", 0, "logprobs", "content", 0): [],
-    ("choices", 0, "logprobs", "content", 0, "logprob"): [7, -1, 1.5],
-    ("usage",): [None, {}, {"a": 1}],
+    ("choices", 0, "logprobs", "content", 0, "logprob"): [7, -1, 1.5, 2**63],
+    ("usage",): [None, {}, {"a": 1}, {"a": [[[[{}]]]]}],
     ("usage", "completion_tokens"): [7],
     ("usage", "prompt_tokens"): [7],
 }
 WHOLE = [b"", b"<html>proxy</html>", b"\xff\xfe", b"[" * 100_000, b"[]", b"null", b'"x"', b"9" * 5000, b"{}"]
-WHOLE += [b'{"choices": [']
+WHOLE += [b'{"choices": [', b"\xef\xbb\xbf{}", b'{"choices":' * 20_000, json.dumps({}).encode("utf-16")]
 HEADERS = ["Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 99 Foo 0", "nan", "-5", "Tue", "1e-400"]
 
 

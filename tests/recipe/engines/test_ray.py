@@ -56,7 +56,7 @@ def test_errors_in_one_line():
 
 @pytest.mark.parametrize("address", [None, "ray.example:6379"])
 def test_where_ray_is_started(address, tmp_path, monkeypatch):
-    """On one machine by itself, whoever's cluster is there; never in a folder of which the workers would run modules."""
+    """On one machine by itself, whoever has a cluster there; never in a folder whose modules the workers would run."""
     seen = {}
 
     class Ray:
