@@ -9,12 +9,14 @@ import pytest
 
 import scverse_plugin
 from recipe.cello1.__main__ import main
+from recipe.cello1.formats.atomic import read_items
 from recipe.cello1.task.answer import parse_answer
 from recipe.cello1.task.prompt import parse_user
 from scverse_plugin.get import cello1_df
 from tests.helpers.readme import blocks
 from tests.helpers.stub_server import Server, completion, error
 from tests.helpers.toy_adata import TYPES, by_marker, toy
+from tests.recipe.engines.test_odd_replies import odd_replies
 
 PAGE = "scverse_plugin/README.md"
 
@@ -67,6 +69,33 @@ def test_refusals_and_shapes_lose_no_answer(concurrency):
     reasoning = set(cello1_df(adata, table="traces")["reasoning"])
     assert {"in JSON", "I think so.", "in a field of its own", "in another field"} <= reasoning
     assert all("max_completion_tokens" in body for body in server.bodies[-5:])
+
+
+def test_odd_replies_are_never_kept(tmp_path):
+    odd = list(odd_replies(60, seed=2))
+    asked = []
+
+    def annotate(reply):
+        adata, cache = toy(n_per_group=30), tmp_path / "cache.jsonl"
+        options = dict(engine="openai", model="m", engine_options={"retries": 0, "longest_wait": 1}, cache=cache)
+        with Server(reply) as server:
+            scverse_plugin.tl.annotate(
+                adata,
+                TYPES,
+                groupby="leiden",
+                n_votes=40,
+                base_url=server.url,
+                on_error="skip",
+                progress=False,
+                **options,
+            )
+        asked.append(len(server.bodies))
+        return adata.uns["cello1"]["checks"]["n_errors"], read_items(cache) if cache.exists() else []
+
+    failed, kept = annotate(lambda body, n: odd[n])
+    assert failed == asked[0] > 20 and kept == []
+    failed, kept = annotate(lambda body, n: by_marker(parse_user(body["messages"][-1]["content"])))
+    assert failed == 0 and len(kept) == asked[1] == asked[0]
 
 
 def test_the_page_leads_to_a_report_in_two_commands(tmp_path, monkeypatch):
