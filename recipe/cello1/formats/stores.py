@@ -101,10 +101,7 @@ def free_memory() -> int | None:
 
 @contextmanager
 def limited_memory(more: int | None = None) -> Iterator[None]:
-    """Let what takes too much end in ``MemoryError``, rather than in the end of this process or another.
-
-    How much more this process may take is given, or four fifths of what is free.
-    """
+    """Let what takes too much more, by default four fifths of what is free, end in ``MemoryError``, not in a kill."""
     free = free_memory() if more is None else more / 0.8
     status = Path("/proc/self/status")  # Linux alone has it
     used = re.search(r"VmData:\s+(\d+) kB", status.read_text()) if status.exists() else None
