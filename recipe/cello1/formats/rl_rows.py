@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.formats.items import item_to_puzzle
-from recipe.cello1.task.answer import join_types, split_types
+from recipe.cello1.task.answer import join_types
 from recipe.cello1.task.prompt import Layout, Variant, chat, render_user
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.scoring import gold_types
 from recipe.cello1.task.text import shown
 
 DATA_SOURCE = "cell_data"  # the published reward refuses any other
@@ -65,8 +66,12 @@ def check_rl_row(row: Mapping[str, Any], index: int = 0) -> None:
             raise ValueError(msg)
     reward = row["reward_model"]
     truth = reward.get("ground_truth") if isinstance(reward, Mapping) else None
-    if not isinstance(truth, str) or not split_types(truth):
+    if not isinstance(truth, str):
         raise ValueError(f"{where}, column 'reward_model': 'ground_truth' must name the types, got {shown(truth)}")
+    try:
+        gold_types(truth)  # what the reward will do
+    except ValueError as error:
+        raise ValueError(f"{where}, column 'reward_model': 'ground_truth': {error}") from None
 
 
 def row_question(row: Mapping[str, Any], index: int = 0) -> tuple[str, Variant]:

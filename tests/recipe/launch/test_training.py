@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from recipe.cello1.formats.atomic import read_items
-from recipe.cello1.formats.rl_parquet import write_rl_parquet
+from recipe.cello1.formats.atomic import read_items, sha256
+from recipe.cello1.formats.rl_parquet import CHECKED, check_rl_parquet, write_rl_parquet
+from recipe.cello1.formats.rl_rows import rl_row
 from recipe.cello1.launch.watch import failure_reason, watch
 from recipe.cello1.rl.export import export
 from recipe.cello1.rl.run_metrics import read_metrics
@@ -41,10 +42,10 @@ def inputs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def train(inputs, tmp_path):
-    """Return a function that trains two steps of GRPO with some overrides and returns the metrics of each step."""
+def start(inputs, tmp_path):
+    """Return a function that runs two steps of GRPO with some overrides and gives the exit code."""
 
-    def run(*overrides: str) -> list[dict]:
+    def run(*overrides: str) -> int:
         command = [*IN_CPU_ENVIRONMENT, sys.executable, "-m", "verl.trainer.main_ppo"]
         command += ["--config-path", str(ROOT / "recipe" / "cello1" / "config"), "--config-name", "cello1_grpo"]
         command += ["hardware=cpu", "+scale=embedded", *SMALL, "trainer.logger=[file]"]
@@ -53,6 +54,18 @@ def train(inputs, tmp_path):
         command += [f"hydra.run.dir={tmp_path / 'hydra'}", f"trainer.default_local_dir={tmp_path / 'ckpt'}"]
         command += ["trainer.total_training_steps=2", "trainer.save_freq=-1", *overrides]
         code = watch(command, tmp_path / "log", tmp_path / "metrics")
+        assert processes_of(tmp_path) == {}, "processes of the run are still there"
+        return code
+
+    return run
+
+
+@pytest.fixture
+def train(start, tmp_path):
+    """Return a function that trains two steps of GRPO with some overrides and returns the metrics of each step."""
+
+    def run(*overrides: str) -> list[dict]:
+        code = start(*overrides)
         assert code == 0, failure_reason((tmp_path / "log").read_text(errors="replace"))
         steps = read_metrics(tmp_path / "metrics")
         assert [step["step"] for step in steps] == [1, 2]
@@ -60,7 +73,6 @@ def train(inputs, tmp_path):
             assert -1 <= step["training/reward/score"] <= 1
             assert 0 < step["training/reward/format_validity"] <= 1, "the model has learnt the format"
             assert math.isfinite(step["actor/grad_norm"])
-        assert processes_of(tmp_path) == {}, "processes of the run are still there"
         return steps
 
     return run
@@ -95,6 +107,27 @@ def test_ppo_with_a_critic_on_two_ranks(inputs, tmp_path):
     model = tmp_path / "out" / "model"
     assert AutoModelForCausalLM.from_pretrained(model).num_parameters() > 0
     assert AutoTokenizer.from_pretrained(model).eos_token == "<|im_end|>"
+
+
+@pytest.mark.parametrize("broken", [1, 8])
+def test_a_reward_that_raises_ends_the_run_with_the_fault_of_the_data(start, tmp_path, monkeypatch, capfd, broken):
+    """Of one row, whose group fails, and of all, of which nothing is left; changed after the rows were checked."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [rl_row(puzzle, "train", i) for i, puzzle in enumerate(guessing_puzzles(8))]
+    for row in rows[:broken]:
+        row["reward_model"]["ground_truth"] = "T cell | t cell"
+    data = tmp_path / "broken.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), data)
+    with pytest.raises(ValueError, match="row 0, column 'reward_model': .* gold names 't cell' twice"):
+        check_rl_parquet(data)
+    monkeypatch.setenv(CHECKED, sha256(data))
+    assert start(f"data.train_files={data}", "trainer.val_before_train=false") != 0
+    (shown,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "ValueError: gold names 't cell' twice (case is ignored)" in shown
+    assert "sync_refill_failed_groups" not in shown
+    assert read_metrics(tmp_path / "metrics") == [], "nothing was trained on padding"
 
 
 def test_dr_grpo_with_adapters(train, tmp_path, inputs):
