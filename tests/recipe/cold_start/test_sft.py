@@ -463,14 +463,22 @@ class TestTraining:
         assert steps == list(range(1, 13))
 
     def test_a_folder_that_was_renamed_goes_on(self, model, data, tmp_path):
-        """The hashes decide, not the paths."""
+        """The hashes decide, not the paths; the best checkpoint is found at its new place."""
+        import torch
+
+        more = ["max_steps=3", "eval_fraction=0.2", "trainer.save_steps=1", "trainer.eval_strategy=steps"]
+        more += ["trainer.eval_steps=1", "trainer.learning_rate=1.0", "trainer.lr_scheduler_type=constant"]
         for name in ("old", "new"):
             copies = [shutil.copytree(model, tmp_path / name / "base"), shutil.copy(data, tmp_path / name / "sft.json")]
+            output = tmp_path / name / "o"
             if name == "new":
-                shutil.move(tmp_path / "old" / "o", tmp_path / name / "o")
-            assert main(arguments(*copies, tmp_path / name / "o", "max_steps=1")) == 0
-        other = arguments(*copies, tmp_path / "new" / "o", "max_steps=1", "seed=9")
-        assert main(other) == 1
+                shutil.move(tmp_path / "old" / "o", output)
+                shutil.rmtree(output / "model")  # as if killed before the last step
+                shutil.rmtree(output / "checkpoints" / "checkpoint-3")
+            assert main(arguments(*copies, output, *more)) == 0
+            best = weights(output / "checkpoints" / "checkpoint-1")
+            assert torch.equal(weights(output / "model"), best), "of the first step, after which it breaks"
+        assert main(arguments(*copies, output, *more, "seed=9")) == 1
 
     def test_it_learns_what_it_is_shown(self, model, data, tmp_path):
         more = ["max_steps=40", "trainer.learning_rate=1e-2", "trainer.logging_steps=1"]
