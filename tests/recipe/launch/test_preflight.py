@@ -119,6 +119,11 @@ class TestTheSameRun:
         moved.write_bytes(data.read_bytes())
         assert start(train=moved) == ""
 
+    def test_renamed_folders_go_on(self, start, model, tmp_path):
+        places = {"model": model.rename(tmp_path / "m"), "run": (tmp_path / "run").rename(tmp_path / "r")}
+        assert start(**places) == ""
+        assert "config.data.seed (1, now 2)" in start("data.seed=2", **places)
+
 
 def test_a_start_that_trained_nothing_binds_nobody(model, data, tmp_path, monkeypatch):
     pytest.importorskip("verl")
