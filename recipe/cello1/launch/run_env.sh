@@ -1,5 +1,5 @@
 # Sourced by the launchers with OUTPUT set: the folder of a run is made and locked, and what the run writes elsewhere goes
-# into a temporary folder that is removed at its end. Caches (models, compiled kernels) stay where they are.
+# into a temporary folder that is removed at its end, or into OUTPUT/.cache. Only models are kept where they always are.
 
 # A module of the working directory is not taken for an installed one.
 export PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
@@ -19,7 +19,10 @@ if ! [ -w "${HOME:-/nonexistent}" ]; then # as with `docker run --user`
   export HOME=$OUTPUT/home
   mkdir -p "$HOME"
 fi
-export TORCHINDUCTOR_CACHE_DIR="${TORCHINDUCTOR_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/torchinductor}"
+# What is compiled or looked up for a run is kept with it, for when it goes on.
+for _cache in TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR VLLM_CACHE_ROOT MPLCONFIGDIR; do
+  [ -n "${!_cache:-}" ] || declare -x "$_cache=$OUTPUT/.cache/${_cache%%_*}"
+done
 
 # The path of a socket ends at 107 characters, and Ray's lie 68 below its temporary folder, whose own name takes 14.
 _parent=${RAY_TMPDIR:-${TMPDIR:-/tmp}}
