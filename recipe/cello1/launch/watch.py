@@ -157,6 +157,9 @@ class _Processes:
                 with suppress(psutil.Error):
                     process.kill()
             self._gone()
+        for process in self._seen:  # a process that is killed leaves its semaphores, named after it
+            for semaphore in Path("/dev/shm").glob(f"sem.*-{process.pid}-*"):
+                semaphore.unlink(missing_ok=True)
 
     def _gone(self) -> bool:
         deadline = time.monotonic() + _GRACE_S

@@ -137,6 +137,19 @@ def test_a_run_has_a_folder_and_names_of_its_own_and_binds_loopback(tmp_path, mo
     assert (tmp_path / "log").read_text() == "False\n"
 
 
+def test_semaphores_of_processes_that_are_killed_go_with_them(tmp_path):
+    code = """
+        import pathlib, subprocess, sys, time
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        pathlib.Path(f"/dev/shm/sem.loky-{child.pid}-abc").touch()
+        print(child.pid, flush=True)
+        time.sleep(2)
+        """
+    assert watch(python(code), tmp_path / "log", tmp_path / "m") == 0
+    pid = (tmp_path / "log").read_text().strip()
+    assert pid and not list(Path("/dev/shm").glob(f"sem.*{pid}*"))
+
+
 def test_what_is_no_number_any_more_is_said_once(tmp_path, capfd):
     code = """
         import os
