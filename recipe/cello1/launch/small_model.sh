@@ -16,7 +16,7 @@ elif [ "$cells" = pancreas ] && ! PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH
 fi
 
 prepare=(--seed "$SEED" --per-size 0 --top-genes 12 --exclude-genes housekeeping --suspension any)
-n_sft=40000 n_rl=456 n_test=400 # 19 batches for RL: the last 5 of its 24 steps see those of the first 5
+n_sft=16000 n_rl=456 n_test=400 # 19 batches for RL: the last 5 of its 24 steps see those of the first 5
 case $cells in
 pancreas)
   name=pancreas
