@@ -85,6 +85,11 @@ def make_parser(about: str) -> argparse.ArgumentParser:
         f"{', '.join(GENE_SETS)} (mitochondrial, ribosomal, MALAT1 and the like); repeatable",
     )
     group.add_argument(
+        "--capitals",
+        action="store_true",
+        help="write symbols in capitals: mouse cells for a model of human ones (by name, not by orthology)",
+    )
+    group.add_argument(
         "--exclude-types",
         action="append",
         default=[],

@@ -121,9 +121,13 @@ def compile_patterns(patterns: Iterable[str]) -> list[re.Pattern[str]]:
 
 
 def gene_table(
-    names: Sequence[Any], exclude: Iterable[str] = (), others: Iterable[tuple[str, Sequence[Any]]] = ()
+    names: Sequence[Any],
+    exclude: Iterable[str] = (),
+    others: Iterable[tuple[str, Sequence[Any]]] = (),
+    *,
+    capitals: bool = False,
 ) -> GeneTable:
-    """Turn the gene names of a file into symbols."""
+    """Turn the gene names of a file into symbols, on request in capitals as those of human genes."""
     patterns = compile_patterns(exclude)
     given = [clean_symbol(name) for name in names]
     if fault := _fault(names, given):
@@ -131,6 +135,7 @@ def gene_table(
         raise GeneNameError(
             fault, f"use the column {column!r}" if column else "name the column of symbols (none found in var)", column
         )
+    given = [text.upper() for text in given] if capitals else given
     symbols = _mended(given)
     _check_names(symbols)
     position: dict[str, int] = {}

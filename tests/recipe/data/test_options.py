@@ -92,6 +92,15 @@ def test_columns_layer_raw_and_suspension(tmp_path):
     assert "gene_column=feature_name" in manifest(tmp_path / "i")["inputs"][0]["remedy"]
 
 
+def test_symbols_in_capitals(tmp_path):
+    adata = toy_adata(n_cells=200)
+    human = build(write(adata, tmp_path / "a.h5ad"), tmp_path / "a")
+    adata.var["feature_name"] = [str(name).capitalize() for name in adata.var["feature_name"]]
+    mouse = write(adata, tmp_path / "b.h5ad")
+    assert [p.cells for p in build(mouse, tmp_path / "b", "--capitals")] == [p.cells for p in human]
+    assert [p.cells for p in build(mouse, tmp_path / "c")] != [p.cells for p in human]
+
+
 def test_rank_by(folder, tmp_path):
     by_expression = build(folder, tmp_path / "a")
     by_specificity = build(folder, tmp_path / "b", "--rank-by", "specificity")

@@ -148,6 +148,14 @@ def test_names_that_are_symbols(names):
     assert symbol_fault(names) == ""
 
 
+def test_mouse_symbols_are_written_as_human_ones_on_request():
+    names = ["Ins1", "Gcg", float("nan"), "H2.K1", "H2-D1", "mt-Co1", "INS1"]
+    table = gene_table(names, ["^MT-"], capitals=True)
+    assert table.names == ("INS1", "GCG", "H2-K1", "H2-D1")
+    assert table.symbol.tolist() == [0, 1, -1, 2, 3, -1, 0]
+    assert gene_table(["Ins1", "Gcg"]).names == ("Ins1", "Gcg")
+
+
 def test_names_that_r_changed_are_mended():
     names = ["HLA.A", "HLA.DRB1", "MT.CO1", "NKX2.1", "RP11.34P13.7", "AC007325.4", "TP53", "KRTAP5.AS1"]
     table = gene_table(names)

@@ -31,6 +31,8 @@ class GeneLists:
     exclude_genes: tuple[str, ...] = ()
     # One of :data:`recipe.cello1.task.gene_names.RANKS`
     rank_by: str = "expression"
+    # Whether symbols are written in capitals: those of mouse genes as their human namesakes
+    capitals: bool = False
 
 
 class CellReader:
@@ -49,7 +51,8 @@ class CellReader:
                 "write it with anndata, as cells x genes",
             )
         try:
-            self.genes = gene_table(names, lists.exclude_genes, store.other_names(raw=lists.use_raw))
+            others = store.other_names(raw=lists.use_raw)
+            self.genes = gene_table(names, lists.exclude_genes, others, capitals=lists.capitals)
         except GeneNameError as error:
             remedy = f"name the column of symbols: gene_column={error.column}" if error.column else error.remedy
             raise BadFileError(error.reason, remedy) from None
