@@ -228,4 +228,7 @@ def _annotate(args: argparse.Namespace) -> None:
         scverse_plugin.report(adata, args.report, key)
     table = scverse_plugin.get.cello1_df(adata, key)
     columns = ["label", "support", "runner_up", "margin", "votes", "failures", "status"]
+    columns += ["agreement"] * ("agreement" in table) + ["backed_off_from"] * bool(
+        (table["backed_off_from"] != "").any()
+    )
     print(_files.visible(table[columns].head(100).to_string()))

@@ -10,6 +10,8 @@ from html import escape as escape_text
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from anndata import AnnData
 from markupsafe import Markup, escape
 from matplotlib import pyplot as plt
@@ -69,8 +71,12 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
         "headlines": _headlines(run),
         "notes": _notes(run),
         "overview": _overview(groups),
+        "tables": {"models": _models(run, groups), "backed_off": _back_offs(groups)},
         "plots": _plots(adata, key),
-        "groups": [_group(*each, traces, mentions, max_traces) for each in zip(groups, of_group, strict=True)],
+        "groups": [
+            _group(*each, traces, mentions, max_traces)
+            for each in zip(groups, of_group, _each_says(run, len(groups)), strict=True)
+        ],
         "params": json.dumps(_values(run["params"]), indent=1, ensure_ascii=False),
     }
 
@@ -114,15 +120,23 @@ def _values(params: Any) -> dict[str, Any]:
 
 def _headlines(run: Any) -> list[dict[str, str]]:
     checks, groups = run["checks"], run["groups"]
-    n, labelled = len(groups), int((groups["status"] == "ok").sum())
+    n, labelled, ancestors = len(groups), _labelled(groups), int((groups["status"] == "backed_off").sum())
     found = [
-        ("groups with a label", f"{labelled} of {n}", ""),
+        ("groups with a label", f"{labelled} of {n}", f"{ancestors} backed off to an ancestor" if ancestors else ""),
         ("support", f"{groups['support'].median():.2f}", "median over the groups"),
         ("puzzles", str(int(checks["n_puzzles"])), f"{int(checks['n_errors'])} without a response"),
     ]
     if checks["decoy_rate"] == checks["decoy_rate"]:
         found.append(("decoys chosen", f"{float(checks['decoy_rate']):.1%}", "of the chances: false assignments"))
+    if "models" in run:
+        shared, n_models = groups["agreement"], run["models"]["model"].nunique()
+        all_agree = f"all {n_models} on {int((shared == 1).sum())} of {n} groups"
+        found.append(("agreement of models", f"{shared.mean():.0%}", all_agree))
     return [dict(zip(("label", "value", "note"), each, strict=True)) for each in found]
+
+
+def _labelled(groups: pd.DataFrame) -> int:
+    return int(groups["status"].isin(_store.LABELLED).sum())
 
 
 def _notes(run: Any) -> list[str]:
@@ -143,13 +157,63 @@ def _notes(run: Any) -> list[str]:
 
 def _overview(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = []
+    several = "agreement" in groups[0]
     for i, row in enumerate(groups):
-        name = Markup('<a href="#g{}">{}</a>').format(i, _name(row))
         numbers = (f"{row['margin']:.2f}", str(row["votes"]), str(row["failures"]))
-        rows.append((name, row["label"], f"{row['support']:.2f}", _runner_up(row), *numbers, _flags(row)))
-    columns = ("group", "label", "support", "runner-up", "margin", "votes", "failures", "status")
+        shared = (f"{row['agreement']:.0%}",) if several else ()
+        rows.append(
+            (_link(i, row), row["label"], f"{row['support']:.2f}", _runner_up(row), *numbers, *shared, _flags(row))
+        )
+    columns = (
+        "group",
+        "label",
+        "support",
+        "runner-up",
+        "margin",
+        "votes",
+        "failures",
+        *["agreement"] * several,
+        "status",
+    )
     title = "label and support of each group"
-    return {"title": title, "columns": columns, "rows": rows, "left": (0, 1, 3, 7)}
+    return {"title": title, "columns": columns, "rows": rows, "left": (0, 1, 3, len(columns) - 1)}
+
+
+def _link(i: int, row: Mapping[str, Any]) -> Markup:
+    return Markup('<a href="#g{}">{}</a>').format(i, _name(row))
+
+
+def _back_offs(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """List the groups whose label is an ancestor: of which types, and which."""
+    rows = [
+        (_link(i, row), row["backed_off_from"], row["label"], f"{row['support']:.2f}")
+        for i, row in enumerate(groups)
+        if row["status"] == "backed_off"
+    ]
+    columns = ("group", "from", "to", "support of both")
+    return {"title": "backed off to an ancestor", "columns": columns, "rows": rows, "left": (0, 1, 2)}
+
+
+def _models(run: Any, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Say of each model how often it names the type that all of them together do."""
+    together = [row["best"] for row in groups]
+    rows = []
+    for model, own in run["models"].groupby("model", sort=False) if "models" in run else ():
+        same = int((own["best"].to_numpy() == np.array(together, dtype=object)).sum())
+        rows.append((model, f"{same} of {len(groups)}", f"{own['support'].median():.2f}", str(own["votes"].sum())))
+    columns = ("model", "groups as all together", "median support", "votes")
+    return {"title": "models", "columns": columns, "rows": rows, "left": (0,)}
+
+
+def _each_says(run: Any, n: int) -> list[str]:
+    """Say of each group what each model takes it for."""
+    if "models" not in run:
+        return [""] * n
+    of_model = [own.to_dict("records") for _, own in run["models"].groupby("model", sort=False)]
+    return [
+        "; ".join(f"{row['model']}: {row['best'] or 'nothing'} ({row['support']:.2f})" for row in rows)
+        for rows in zip(*of_model, strict=True)
+    ]
 
 
 def _name(row: Mapping[str, Any]) -> Markup:
@@ -167,7 +231,7 @@ def _flags(row: Mapping[str, Any]) -> Markup:
 
 def _plots(adata: AnnData, key: str) -> list[dict[str, str]]:
     groups = adata.uns[key]["groups"]
-    n, ok = len(groups), int((groups["status"] == "ok").sum())
+    n, ok = len(groups), _labelled(groups)
     part = "" if n <= PAGE else f" (the first {PAGE} of {n} groups; pl.support and pl.votes draw the others)"
     first = groups.sort_values("support", ascending=False).iloc[0]
     most = f"The highest support, {first['support']:.2f}, is that of {first['group']} for {first['best'] or 'no type'}."
@@ -254,6 +318,7 @@ def _puzzle(i: int, trace: Mapping[str, Any], mentions: Sequence[Mention]) -> di
 def _group(
     row: Mapping[str, Any],
     found: Sequence[int],
+    each_says: str,
     traces: Sequence[Mapping[str, Any]],
     mentions: Sequence[list[Mention]],
     max_traces: int,
@@ -262,6 +327,10 @@ def _group(
     facts = f"support {row['support']:.2f}{runner_up}; {row['votes']} votes in {row['puzzles']} puzzles"
     if row["cell_agreement"] == row["cell_agreement"]:
         facts += f"; {row['cell_agreement']:.0%} of {row['cells_asked']} cells agree"
+    if row["status"] == "backed_off":
+        facts += f"; backed off from {row['backed_off_from']} to {row['label']}"
+    if each_says:
+        facts += f"; {row['agreement']:.0%} of the models agree ({each_says})"
     if found and "puzzle" in traces[found[0]]:
         named = sum(len(mentions[i]) for i in found)
         invented = sum(not mention.in_prompt for i in found for mention in mentions[i])

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 
 from scanpy import logging as logg
 
+from recipe.cello1.task.gene_names import symbol_fault
+
+MIXED = 0.2  # share of either way to write symbols from which on they are of two species
 _UPPER = ("human", "homo sapiens")
 _CAPITAL = ("mouse", "mus musculus", "rat", "rattus norvegicus")
 # Terms of the Cell Ontology that are of one species by their name.
@@ -32,14 +35,31 @@ def upper_share(genes: Mapping[int, tuple[str, ...]]) -> float:
     return sum(name == name.upper() for name in names) / len(names) if names else 1.0
 
 
+def _odd(genes: Mapping[int, tuple[str, ...]], share: float) -> str:
+    """Say what is odd in how symbols are written, whatever the species."""
+    names = {name for listed in genes.values() for name in listed}
+    if sum(name == name.lower() and any(map(str.isalpha, name)) for name in names) > len(names) / 2:
+        return "in lower case (cd3e), as neither a human's nor a mouse's are"
+    if MIXED < share < 1 - MIXED:
+        return f"written in two ways, {share:.0%} of them in upper case (CD3E) and the others not (Cd3e)"
+    return ""
+
+
 def check_symbols(
     genes: dict[int, tuple[str, ...]], organism: str | None, *, quiet: bool = False
 ) -> dict[int, tuple[str, ...]]:
-    """Bring listed symbols to the form of the species, if one is named."""
+    """Check that symbols are listed, of one species; bring them to its form, if it is named."""
+    if fault := symbol_fault({name for listed in genes.values() for name in listed}):
+        raise ValueError(
+            f"gene_symbols: of the genes that lead the lists, {fault}; name the column of var with the symbols, or "
+            "leave such genes out with exclude_genes or mask_var"
+        )
     kind = kind_of(organism)
-    if not organism:
-        return genes
     share = upper_share(genes)
+    if not organism:
+        if not quiet and (odd := _odd(genes, share)):
+            logg.warning(f"the listed gene symbols are {odd}: a model may not know them; check gene_symbols")
+        return genes
     if not kind:
         logg.hint(f"organism={organism!r}: how its symbols are written is not known here; listed as they are")
     elif kind == "human" and share < 0.5:

@@ -24,6 +24,7 @@ from scverse_plugin.method._tally import Calls, CellChecks, PositionBias, Tally,
 from scverse_plugin.method._units import Unit
 
 TOOL = "cello1"  # in uns[key]["params"]["tool"]: the mark of what is ours
+LABELLED = ("ok", "backed_off")  # status of groups with a label
 SUPPORT, VOTES, ONTOLOGY = "_support", "_votes", "_ontology_term_id"
 
 

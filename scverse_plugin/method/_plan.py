@@ -7,7 +7,7 @@ candidate subsets change from round to round, and a vote is counted against how 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,10 +48,13 @@ def choose_puzzle_size(n_units: int, n_types: int, *, cells: bool) -> int:
 class Members:
     """Draws, round by round, which units meet; each is in at least one puzzle of every round."""
 
-    def __init__(self, units: Sequence[Unit], size: Mapping[str, int], rng: np.random.Generator) -> None:
+    def __init__(
+        self, units: Sequence[Unit], size: Mapping[str, int], rng: np.random.Generator, full: Collection[str] = ()
+    ) -> None:
         self.units = units
         self.size = size
         self.rng = rng
+        self.full = full  # donors whose puzzles are filled up
         self._uses = [np.zeros(len(unit.cells), dtype=np.int64) for unit in units]
         here: dict[str, list[int]] = {}
         for position, unit in enumerate(units):
@@ -74,7 +77,7 @@ class Members:
             n = -(-waiting // -(-waiting // size))  # as even as the sizes can be
             chosen = [first, *self.rng.choice(others, n - 1, replace=False).tolist()]
             # A few left over would make a puzzle that says little: others join them once more.
-            if len(chosen) < (wanted := min(len(here), size, max(2, size // 2))):
+            if len(chosen) < (wanted := min(len(here), size, size if donor in self.full else max(2, size // 2))):
                 spare = np.setdiff1d(here, chosen)
                 chosen += self.rng.choice(spare, wanted - len(chosen), replace=False).tolist()
             chosen = [chosen[i] for i in self.rng.permutation(len(chosen))]

@@ -52,6 +52,10 @@ class Lists:
         """Count the types in a puzzle, decoys not included."""
         return max(1, min(len(self.of[donor]), self.size - self.n_decoys(donor)))
 
+    def full(self, size: Mapping[str, int]) -> list[str]:
+        """Name the donors whose puzzles can have as many cells as candidates, as in training: these are filled up."""
+        return [donor for donor in self.of if size[donor] == self.n_types(donor) + self.n_decoys(donor)]
+
     def needs_screening(self, donor: str) -> bool:
         """Say whether the types do not fit one puzzle."""
         return self.n_types(donor) < len(self.of[donor])
@@ -61,7 +65,7 @@ def screening(units: Sequence[Unit], lists: Lists, size: Mapping[str, int], rng:
     """Draw puzzles in which every unit meets every type of its list, several times in different company."""
     if not any(lists.needs_screening(donor) for donor in lists.of):
         return []
-    members_of = Members(units, size, rng)
+    members_of = Members(units, size, rng, lists.full(size))
     drafts = []
     for number in range(1 - SCREENINGS, 1):
         for donor, members, cells in members_of.round():
@@ -85,7 +89,7 @@ def final_rounds(
 ) -> list[Draft]:
     """Draw the puzzles that decide."""
     asked = set() if asked is None else asked
-    members_of = Members(units, size, rng)
+    members_of = Members(units, size, rng, lists.full(size))
     drafts = []
     for number in range(first, first + n_rounds):
         for donor, members, cells in members_of.round():

@@ -8,6 +8,7 @@ import numpy as np
 from anndata import AnnData
 from matplotlib.axes import Axes
 
+from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
 from scverse_plugin.get._frame import still_there
 from scverse_plugin.pl._shared import finish, literal, make_axes, one_page, room, row_names
@@ -36,10 +37,10 @@ def support(
     """
     whole = cello1_df(adata, key)
     table, part = one_page(whole[still_there(adata, key)], page)
-    labelled = (table["status"] == "ok").to_numpy()
+    labelled = table["status"].isin(_store.LABELLED).to_numpy()
     texts = [
-        best if status == "ok" else f"{best} ({status})" if best else f"({status})"
-        for best, status in zip(table["best"], table["status"], strict=True)
+        name if status == "ok" else f"{name} ({status})" if name else f"({status})"
+        for name, status in zip(table["label"].where(labelled, table["best"]), table["status"], strict=True)
     ]
     names = row_names(table)
     given, ax = ax, make_axes(ax, 4.5 + room(names) + room(texts), 1.4 + 0.32 * len(table))

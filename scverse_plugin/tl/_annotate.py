@@ -367,7 +367,7 @@ def _write(adata: AnnData, prepared: Prepared, options: Options, answers: Sequen
     several = {}
     if options.several:
         own = [decide(answer.solved.tally) for answer in answers]
-        table["agreement"] = np.mean([found.best == calls.best for found in own], axis=0)
+        table["agreement"] = np.mean([(found.best == calls.best) & (calls.best >= 0) for found in own], axis=0)
         tables = [
             _store.model_table(a.name, prepared.units, a.solved.tally, c) for a, c in zip(answers, own, strict=True)
         ]

@@ -10,13 +10,12 @@ from typing import Any
 from scanpy import logging as logg
 
 from recipe.cello1.engines.protocol import Engine, EngineError
-from recipe.cello1.task.puzzle import Puzzle
 from scverse_plugin._files import one_line
 from scverse_plugin.method._ask import Cache, Reply, ask_puzzles, completion_seeds
 from scverse_plugin.method._engines import engine_version, public_address
 from scverse_plugin.method._plan import Draft
-from scverse_plugin.method._readout import ask_out, check_readout, find_way
-from scverse_plugin.method._solve import Solved, fill, solve
+from scverse_plugin.method._readout import ReadOut, ask_out, check_readout, find_way
+from scverse_plugin.method._solve import Solved, solve
 from scverse_plugin.tl._options import Options
 from scverse_plugin.tl._prepare import Prepared
 
@@ -76,14 +75,16 @@ def _ask(prepared: Prepared, options: Options, kept: Cache | None, name: str) ->
     with options.opened() as running:
         constrain = options.constrained and bool(running.constraint)
         support = _support(running, options)
-        way = find_way(running, _any_puzzle(prepared, options), options.prompt_layout) if support == "readout" else None
+        way: ReadOut | None = None
         common: dict[str, Any] = {"layout": options.prompt_layout, "sampling": options.sampling(), "cache": kept}
         common |= {"on_error": options.on_error, "progress": options.progress}
 
         def put(drafts: Sequence[Draft]) -> list[Reply]:
+            nonlocal way
             puzzles = [prepared.puzzle(draft) for draft in drafts]
             seeds = completion_seeds(len(drafts), prepared.rng)
-            if way is not None:
+            if support == "readout":
+                way = way or find_way(running, puzzles[0], options.prompt_layout)
                 return ask_out(running, puzzles, way=way, seeds=seeds, **common)
             return ask_puzzles(running, puzzles, seeds=seeds, constrain=constrain, **common)
 
@@ -100,12 +101,6 @@ def _ask(prepared: Prepared, options: Options, kept: Cache | None, name: str) ->
             "readout": way or "",
         }
         return Answers(name, solved, about)
-
-
-def _any_puzzle(prepared: Prepared, options: Options) -> Puzzle:
-    """Make a puzzle to look at the form of the answer."""
-    donor, cell = next(iter(prepared.lists.of)), next(iter(prepared.genes))
-    return fill(Draft(0, donor, (0,), (cell,), prepared.lists.of[donor][: options.n_candidates]), prepared.genes, "")
 
 
 def _support(engine: Engine, options: Options) -> str:

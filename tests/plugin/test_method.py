@@ -46,6 +46,32 @@ def test_every_unit_is_in_every_round_and_donors_stay_apart(n, size, n_donors, s
                 assert found[unit].donors[found[unit].cells.index(row)] == donor
 
 
+@given(st.integers(1, 25), st.integers(1, 9), st.integers(0, 99))
+def test_full_puzzles_have_all_their_cells(n, size, seed):
+    donors = ["d0", "d1"]
+    members = _plan.Members(units(n, donors), dict.fromkeys(donors, size), np.random.default_rng(seed), ["d0"])
+    puzzles = [members.round() for _ in range(3)]
+    assert all({unit for _, chosen, _ in part for unit in chosen} == set(range(n)) for part in puzzles)
+    sizes = {len(chosen) for part in puzzles for donor, chosen, _ in part if donor == "d0"}
+    assert sizes <= {min(n, size)}
+
+
+@pytest.mark.parametrize(("n_units", "n_types", "size", "decoys"), [(7, 9, 4, 0), (9, 4, 4, 0), (9, 12, 5, 2)])
+def test_there_are_as_many_candidates_as_cells_where_there_can_be(n_units, n_types, size, decoys):
+    """As in training: a small model fails on puzzles with more candidates than cells."""
+    types = tuple(f"t{i:02}" for i in range(n_types))
+    lists = _solve.Lists(types, {"": types}, tuple(f"x{i}" for i in range(decoys)), size)
+    shapes = set()
+
+    def ask(drafts):
+        shapes.update((draft.screening, len(draft.members), len(draft.candidates)) for draft in drafts)
+        return [Reply(say(draft.candidates[: len(draft.members)])) for draft in drafts]
+
+    _solve.solve(units(n_units), lists, {"": size}, 6, ask, np.random.default_rng(0))
+    assert {shape[1:] for shape in shapes} == {(size, size)}
+    assert {shape[0] for shape in shapes} == ({True, False} if n_types > size - decoys else {False})
+
+
 def test_cells_take_turns():
     members = _plan.Members(units(4, cells=5), {"": 4}, np.random.default_rng(0))
     rows = [row for _ in range(10) for _, _, rows in members.round() for row in rows]

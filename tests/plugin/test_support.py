@@ -1,6 +1,7 @@
 """Support from probabilities, calibrated, with a rate of false labels, backed off to ancestors, of several models."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from recipe.cello1.task.prompt import parse_user
 from scverse_plugin.get import cello1_df
 from scverse_plugin.method import _calibrate
 from scverse_plugin.method._false import find_threshold
+from tests.helpers.browser import overflow
 from tests.helpers.toy_adata import MARKERS, TYPES, FakeEngine, by_marker, toy
 from tests.helpers.toy_ontology import TERMS
 
@@ -75,6 +77,20 @@ def test_support_is_read_out_where_the_engine_can(traces, way):
     assert (params["support"], params["readout"]) == ("readout", way)
     reasoning = cello1_df(adata, table="traces")["reasoning"]
     assert all("->" in text for text in reasoning) if traces else all("FOXP3" in text for text in reasoning)
+
+
+def test_the_way_is_found_on_a_puzzle_that_is_asked():
+    """A model that was never asked about one cell alone shows on a puzzle of its size how it answers."""
+
+    class Small(Scoring):
+        def generate(self, requests, sampling):
+            requests = list(requests)
+            self.traces = len(parse_user(requests[0].messages[-1]["content"]).cells) == len(TYPES)
+            yield from super().generate(requests, sampling)
+
+    adata = annotate(engine=Small(sure=0.9))
+    assert adata.uns["cello1"]["params"]["readout"] == "matrix"
+    np.testing.assert_allclose(cello1_df(adata)["support"], 0.9)
 
 
 def test_votes_where_it_cannot_or_need_not():
@@ -312,6 +328,24 @@ def test_close_types_that_share_a_group_are_backed_off_to_their_ancestor(toy_ter
     assert cello1_df(plain).loc["0", "label"] == "Unassigned" and set(cello1_df(plain)["backed_off_from"]) == {""}
 
 
+def test_report_and_plot_say_what_was_backed_off(toy_terms, tmp_path):
+    types = ["B cell", "T cell", "monocyte", "NK cell"]
+    adata = annotate(engine=shared("B cell", "T cell"), types=types, puzzle_size=1, back_off=True)
+    n = len(cello1_df(adata))
+    path = scverse_plugin.report(adata, tmp_path / "a.html")
+    html = path.read_text()
+    assert f"<dd>{n} of {n}</dd>" in html and "1 backed off to an ancestor" in html
+    section = html[html.index('id="backed_off"') :].partition("</table>")[0]
+    assert [re.sub("<.*?>", "", cell) for cell in re.findall("<t[hd].*?</t[hd]>", section)] == [
+        *("group", "from", "to", "support of both"),
+        *("0", "B cell | T cell", "lymphocyte", "1.00"),
+    ]
+    assert "backed off from B cell | T cell to lymphocyte" in html
+    assert overflow(path, 400, tmp_path) == 0
+    ax = scverse_plugin.pl.support(adata, show=False)
+    assert "lymphocyte (backed_off)" in [text.get_text() for text in ax.texts]
+
+
 def test_distant_types_have_no_ancestor_that_says_anything(toy_terms):
     types = ["B cell", "epithelial cell", "monocyte", "NK cell"]
     adata = annotate(engine=shared("B cell", "epithelial cell"), types=types, puzzle_size=1, back_off=True)
@@ -431,6 +465,26 @@ def test_dry_run_and_max_puzzles_count_all_models():
     assert prompts.n_puzzles == 20 and len(prompts) == 10
     with pytest.raises(ValueError, match="max_puzzles=19, but this run asks 20"):
         annotate(engine=engines, max_puzzles=19)
+
+
+def test_the_report_shows_what_the_models_agree_on(tmp_path):
+    engines = [FakeEngine(model="a<"), FakeEngine(model="b"), FakeEngine(wrong_about_b, model="c")]
+    adata = annotate(engine=engines)
+    path = scverse_plugin.report(adata, tmp_path / "a.html")
+    html = path.read_text()
+    assert "<dt>agreement of models</dt><dd>83%</dd>" in html and "all 3 on 2 of 4 groups" in html
+    rows = re.findall(r'<th scope="row">([^<]*)</th><td>([^<]*)</td>', html)
+    assert [row for row in rows if "of 4" in row[1]] == [("a&lt;", "4 of 4"), ("b", "4 of 4"), ("c", "2 of 4")]
+    assert "67% of the models agree (a&lt;: B cell (1.00); b: B cell (1.00); c: monocyte (1.00))" in html
+    assert html.count("<td>67%</td>") == html.count("<td>100%</td>") == 2
+    assert overflow(path, 400, tmp_path) == 0
+    plain = scverse_plugin.report(annotate(), tmp_path / "b.html").read_text()
+    assert "agree" not in plain and 'id="models"' not in plain and 'id="backed_off"' not in plain
+
+
+def test_models_without_any_vote_do_not_agree():
+    mute = [FakeEngine(lambda puzzle: "no", model=name) for name in "ab"]
+    assert (cello1_df(annotate(engine=mute))["agreement"] == 0).all()
 
 
 def test_one_model_has_no_table_of_models():

@@ -16,18 +16,23 @@ RANKS = ("expression", "specificity")
 
 
 # A symbol that is not unique has the Ensembl id appended in CELLxGENE files: TBCE_ENSG00000285053.
-_SUFFIX = re.compile(r"[_-]ENS[A-Z]*G\d.*$")
+_SUFFIX = re.compile(r"[_|-]ENS[A-Z]*G\d.*$")
 # What gene names are where they are no symbols.
 _IDS = {
     "numbers, such as row numbers or Entrez ids": r"\d+(\.0+)?",
     "Ensembl ids": r"ENS[A-Z]*[GTPE]\d{6,}\S*",
     "FlyBase or WormBase ids": r"(FB(gn|tr)|WBGene)\d+",
-    "ids of a data base": r"[NX][MRP]_\d+(\.\d+)?|(MGI|HGNC|RGD|GeneID|ZDB-GENE)[:-][\w-]+",
+    "ids of a data base": (
+        r"[NX][MRP]_\d+(\.\d+)?|(MGI|HGNC|RGD|GeneID|Entrez|ZDB-GENE)[:_-][\w-]+|CCDS\d+(\.\d+)?|(Hs|Mm)\.\d+|rs\d+"
+    ),
+    "names of proteins": r"[OPQ]\d[A-Z\d]{3}\d|[A-NR-Z]\d[A-Z][A-Z\d]{2}\d|\w+_(HUMAN|MOUSE|RAT)",
+    "symbols behind the name of a genome": r"(GRC[a-z]\d+|hg\d+|mm\d+)[_-]+\S+",
+    "names in quotes": r"b?(['\"]).*['\"]",
     "probe ids": r"\w+_at|ILMN_\d+|A_\d+_P\d+|cg\d{8}",
     "positions in the genome": r"[\w.]+[:_-]\d+[-_]\d+",
 }
 _ID = re.compile("|".join(f"(?:{pattern})" for pattern in _IDS.values()), re.IGNORECASE)
-_NUMBERED = re.compile(r"(V|X|Unnamed: ?)\d+")  # how R and pandas name columns, where all are named so
+_NUMBERED = re.compile(r"(V|X|Unnamed: ?|feature[_-]?)\d+")  # how R and others name columns, where all are named so
 _LOOKED_AT = 2_000  # names, drawn from all, by which it is decided whether to look at all of them
 _COLUMNS_OF_A_SYMBOL = 20  # columns that one symbol stands for on the average, from which on they are no symbols
 _SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name")  # looked at first
