@@ -121,7 +121,8 @@ def annotate(
     organism
         The species, ``"human"`` or ``"mouse"`` for example; told to the model with ``tissue``. The listed symbols are
         checked against its way to write them: upper-case symbols of a mouse are listed as a mouse's (``CD3E`` as
-        ``Cd3e``), a mouse's symbols with ``organism="human"`` are refused. Without it, symbols are listed as they are.
+        ``Cd3e``), a mouse's symbols with ``organism="human"`` are refused. Without it, symbols are listed as they are;
+        names that are no symbols are refused, and symbols of two species, or in lower case, warned about, all the same.
     evidence
         What the open-ended round shows: ``"cells"``, one cell of each group, or ``"markers"``, the genes that are most
         specific to each group among its cells.
@@ -167,7 +168,8 @@ def annotate(
         that a group may have fewer votes.
     puzzle_size
         Most cells in a puzzle. By default 8 at most, half the number of types if there are more groups than types, and
-        1 with ``groupby=None``, since cells of a puzzle are taken to be of different types.
+        1 with ``groupby=None``, since cells of a puzzle are taken to be of different types. If it is ``n_candidates``,
+        and there are enough groups, every puzzle has so many: a few left over are asked with cells of other groups.
     n_candidates
         Most types shown in a puzzle. If there are more, a screening in which each group meets every type at least
         three times comes first, and the types that lead there are shown afterwards.

@@ -145,6 +145,14 @@ def test_ensembl_ids(column):
     refuse(rf"gene_symbols: .*45 of 45 gene names are Ensembl ids \(ENSG0+\), not symbols \(TP53\); {remedy}", adata)
 
 
+def test_ids_that_lead_the_lists_are_refused_without_an_organism():
+    """Fewer than half of all names, but most of what is listed."""
+    adata = toy()
+    adata.var_names = [f"ENSG{i:011d}" if i < 20 else name for i, name in enumerate(adata.var_names)]
+    adata.X = adata.X.toarray() * (np.arange(adata.n_vars) < 20)
+    refuse("gene_symbols: of the genes that lead the lists, 1. of 1. gene names are Ensembl ids.*exclude_genes", adata)
+
+
 def test_row_numbers_of_raw_give_way_to_the_names_of_adata():
     adata = toy()
     raw = adata.copy()

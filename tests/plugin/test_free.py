@@ -19,7 +19,7 @@ from scverse_plugin.adata import _species
 from scverse_plugin.get import cello1_df
 from scverse_plugin.tl import _ontology
 from tests.helpers.stub_server import Server
-from tests.helpers.toy_adata import MARKERS, by_marker, toy
+from tests.helpers.toy_adata import MARKERS, TYPES, FakeEngine, by_marker, toy
 from tests.helpers.toy_ontology import TERMS
 
 TRUTH = ["B cell", "NK cell", "T cell", "monocyte"]
@@ -233,6 +233,30 @@ def mouse():
     adata = four()
     adata.var_names = [name.capitalize() for name in adata.var_names]
     return adata
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (str.lower, r"in lower case \(cd3e\), as neither a human's nor a mouse's are"),
+        (
+            lambda name: name.capitalize() if odd(name) else name,
+            r"written in two ways, \d\d% of them in upper case",
+        ),
+    ],
+)
+def test_odd_symbols_are_said_without_an_organism(write, said, log):
+    adata = toy()
+    adata.var_names = list(map(write, adata.var_names))
+    scverse_plugin.tl.annotate(adata, TYPES, groupby="leiden", engine=FakeEngine(lambda puzzle: "x"), progress=False)
+    assert re.search(f"the listed gene symbols are .*{said}", log.getvalue())
+    log.truncate(0)
+    scverse_plugin.tl.annotate(toy(), TYPES, groupby="leiden", engine=FakeEngine(), progress=False)
+    assert "gene symbols" not in log.getvalue()
+
+
+def odd(name):
+    return sum(map(ord, name)) % 2
 
 
 def test_symbols_are_checked_against_the_organism(log):

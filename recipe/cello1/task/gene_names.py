@@ -26,7 +26,7 @@ _IDS = {
         r"[NX][MRP]_\d+(\.\d+)?|(MGI|HGNC|RGD|GeneID|Entrez|ZDB-GENE)[:_-][\w-]+|CCDS\d+(\.\d+)?|(Hs|Mm)\.\d+|rs\d+"
     ),
     "names of proteins": r"[OPQ]\d[A-Z\d]{3}\d|[A-NR-Z]\d[A-Z][A-Z\d]{2}\d|\w+_(HUMAN|MOUSE|RAT)",
-    "symbols behind the name of a genome": r"(GRC[a-z]\d+|hg\d+|mm\d+)[_-]+\S+",
+    "symbols behind the name of a genome": r"(GRC[a-z]\d+|hg\d+|mm\d+)[_-]+[A-Za-z\d]\S*",
     "names in quotes": r"b?(['\"]).*['\"]",
     "probe ids": r"\w+_at|ILMN_\d+|A_\d+_P\d+|cg\d{8}",
     "positions in the genome": r"[\w.]+[:_-]\d+[-_]\d+",
