@@ -53,8 +53,9 @@ class Lists:
         return max(1, min(len(self.of[donor]), self.size - self.n_decoys(donor)))
 
     def full(self, size: Mapping[str, int]) -> list[str]:
-        """Name the donors whose puzzles can have as many cells as candidates, as in training: these are filled up."""
-        return [donor for donor in self.of if size[donor] == self.n_types(donor) + self.n_decoys(donor)]
+        """Name the donors whose puzzles can have as many cells as types, as in training: these are filled up."""
+        # Decoys do not count: one to one, one would have to be chosen in every puzzle.
+        return [donor for donor in self.of if size[donor] == self.n_types(donor)]
 
     def needs_screening(self, donor: str) -> bool:
         """Say whether the types do not fit one puzzle."""

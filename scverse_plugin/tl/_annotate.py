@@ -169,7 +169,7 @@ def annotate(
     puzzle_size
         Most cells in a puzzle. By default 8 at most, half the number of types if there are more groups than types, and
         1 with ``groupby=None``, since cells of a puzzle are taken to be of different types. If it is ``n_candidates``,
-        and there are enough groups, every puzzle has so many: a few left over are asked with cells of other groups.
+        with enough groups and no decoys every puzzle has so many: a few left over are asked with cells of others.
     n_candidates
         Most types shown in a puzzle. If there are more, a screening in which each group meets every type at least
         three times comes first, and the types that lead there are shown afterwards.

@@ -56,11 +56,11 @@ def test_full_puzzles_have_all_their_cells(n, size, seed):
     assert sizes <= {min(n, size)}
 
 
-@pytest.mark.parametrize(("n_units", "n_types", "size", "decoys"), [(7, 9, 4, 0), (9, 4, 4, 0), (9, 12, 5, 2)])
-def test_there_are_as_many_candidates_as_cells_where_there_can_be(n_units, n_types, size, decoys):
+@pytest.mark.parametrize(("n_units", "n_types", "size"), [(7, 9, 4), (9, 4, 4), (9, 12, 5), (4, 4, 4)])
+def test_there_are_as_many_candidates_as_cells_where_there_can_be(n_units, n_types, size):
     """As in training: a small model fails on puzzles with more candidates than cells."""
     types = tuple(f"t{i:02}" for i in range(n_types))
-    lists = _solve.Lists(types, {"": types}, tuple(f"x{i}" for i in range(decoys)), size)
+    lists = _solve.Lists(types, {"": types}, size=size)
     shapes = set()
 
     def ask(drafts):
@@ -69,7 +69,20 @@ def test_there_are_as_many_candidates_as_cells_where_there_can_be(n_units, n_typ
 
     _solve.solve(units(n_units), lists, {"": size}, 6, ask, np.random.default_rng(0))
     assert {shape[1:] for shape in shapes} == {(size, size)}
-    assert {shape[0] for shape in shapes} == ({True, False} if n_types > size - decoys else {False})
+    assert {shape[0] for shape in shapes} == ({True, False} if n_types > size else {False})
+
+
+def test_no_puzzle_has_more_cells_than_types_that_are_no_decoys():
+    """One to one, a decoy would have to be chosen."""
+    types = tuple(f"t{i:02}" for i in range(12))
+    lists = _solve.Lists(types, {"": types}, ("x0", "x1"), 5)
+    found = _solve.final_rounds(units(9), lists, {"": 5}, 6, np.random.default_rng(0), _tallied(types, 9))
+    assert {sum(name in types for name in draft.candidates) - len(draft.members) >= 0 for draft in found} == {True}
+
+
+def _tallied(types, n_units):
+    votes = np.random.default_rng(0).random((n_units, len(types)))
+    return _tally.Tally(types, 0, votes, np.ones_like(votes), *np.zeros((2, n_units), int), 0, np.zeros((0, 5), int))
 
 
 def test_cells_take_turns():
