@@ -94,9 +94,11 @@ def test_columns_layer_raw_and_suspension(tmp_path):
 
 def test_symbols_in_capitals(tmp_path):
     adata = toy_adata(n_cells=200)
-    human = build(write(adata, tmp_path / "a.h5ad"), tmp_path / "a")
+    path = write(adata, tmp_path / "cells.h5ad")
+    human = build(path, tmp_path / "a")
     adata.var["feature_name"] = [str(name).capitalize() for name in adata.var["feature_name"]]
-    mouse = write(adata, tmp_path / "b.h5ad")
+    path.unlink()
+    mouse = write(adata, path)
     assert [p.cells for p in build(mouse, tmp_path / "b", "--capitals")] == [p.cells for p in human]
     assert [p.cells for p in build(mouse, tmp_path / "c")] != [p.cells for p in human]
 
