@@ -63,9 +63,8 @@ def ask_out(
     keys = []
     for i, puzzle in enumerate(puzzles):
         seed = sample_seed(seeds[0], i, 0) if sampling.temperature > 0 else None
-        request = Request(
-            write(puzzle), seed, prefix=f"read out: {way}, others in a circle"
-        )  # no completion is asked for with this prefix
+        # No completion is asked for with this prefix.
+        request = Request(write(puzzle), seed, prefix=f"read out: {way}, others in a circle")
         keys.append(key := request_key(engine, request, of_samples))
         kept = cache[key] if cache is not None and key in cache else {}
         if kept and ((table := _table(kept, puzzle)) is not None or kept.get("probabilities") is None):
