@@ -381,7 +381,7 @@ def test_the_command_names_and_refines(concurrency, tmp_path, capsys):
     found = ad.read_h5ad(finer)
     assert "CD4-positive, alpha-beta T cell" in set(found.obs["cello1"])
     assert main(["annotate", out, "-o", finer, *asked]) == 1
-    assert "cell_types is missing" in capsys.readouterr().err
+    assert "--cell-types is missing" in capsys.readouterr().err
 
 
 def test_markers_are_relative_to_the_other_groups():
