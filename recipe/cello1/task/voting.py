@@ -150,29 +150,11 @@ def assign(
 
 
 def matched(probabilities: np.ndarray, *, smoothing: float = 1e-3) -> np.ndarray:
-    """Condition rows of probabilities on every column being used once at most: how sure each cell is beside the others.
-
-    A cell whose own row leaves two types open is sure of one of them where another cell certainly has the other.
-
-    Parameters
-    ----------
-    probabilities
-        For each cell (row) the probability of each candidate (column), float, shape ``(n_cells, n_candidates)``, taken
-        as independent of the other rows. Rows are scaled to a sum of 1.
-    smoothing
-        Share of an even distribution that is mixed in, above 0 and at most 1: no row rules a type out for good.
-
-    Returns
-    -------
-    Float array of the same shape with rows that sum to 1: the share of each choice among the one-to-one matchings,
-    each weighed by the product of its probabilities. Beyond 15 candidates, the most that a Cell-o1 puzzle has, the
-    sum over all sets of used columns is too long; each row then stands for itself.
-
-    Raises
-    ------
-    ValueError
-        If there are more rows than columns, or a value is negative or not finite.
-    """
+    """Condition rows of probabilities on each column being used once at most: how sure a cell is beside the others."""
+    # The share of each choice among the one-to-one matchings, each weighed by the product of its probabilities: a cell
+    # whose own row leaves two types open is sure of one of them where another cell certainly has the other. Some of an
+    # even distribution is mixed in, since no row rules a type out for good. Beyond 15 candidates, the most that a
+    # Cell-o1 puzzle has, there are too many sets of used columns, and each row stands for itself.
     if not 0 < smoothing <= 1:
         raise ValueError(f"smoothing must be above 0 and at most 1, got {smoothing!r}")
     values = _checked("probabilities", probabilities, True)

@@ -1,3 +1,4 @@
+import argparse
 import math
 import unicodedata
 
@@ -10,7 +11,7 @@ from recipe.cello1.task.answer import check_types, format_answer, parse_answer, 
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.sampling import sample_puzzles
 from recipe.cello1.task.scoring import score_answer
-from recipe.cello1.task.text import clean_value, is_usable, join_list, normal_form, shown, visible
+from recipe.cello1.task.text import clean_value, in_options, is_usable, join_list, normal_form, shown, visible
 
 ALIKE = [
     ("M\u00fcller cell", "Mu\u0308ller cell"),  # NFC, NFD
@@ -122,3 +123,22 @@ def test_long_texts_are_cut_in_messages():
 
 def test_what_a_terminal_obeys_is_replaced():
     assert visible("a\x1b[31mb\n\tc") == "a\N{REPLACEMENT CHARACTER}[31mb\n\tc"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("n_top must be at least 1, got 0", "--top-genes must be at least 1, got 0"),
+        ("layer: there is no 'x'", "--layer: there is no 'x'"),
+        ("set use_raw=True, or layer='counts'; split=none", "set --use-raw, or --layer counts; split=none"),
+        ("read with use_raw=False (layer=None)", "read with use_raw=False (--layer None)"),
+        ("a/layer=1 stays, and folder=x, which is no option", "a/layer=1 stays, and folder=x, which is no option"),
+    ],
+)
+def test_a_command_names_its_options_where_a_function_names_parameters(said, shown):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("-n", "--top-genes", dest="n_top")
+    parser.add_argument("--layer")
+    parser.add_argument("--use-raw", action="store_true")
+    assert in_options(said, parser) == shown
