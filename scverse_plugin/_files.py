@@ -16,7 +16,8 @@ import h5py
 from anndata import AnnData
 
 from recipe.cello1.formats.atomic import replacing
-from recipe.cello1.formats.stores import BadFileError, check_store, is_zarr, limited_memory, remedy_of
+from recipe.cello1.formats.memory import limited_memory
+from recipe.cello1.formats.stores import BadFileError, check_store, is_zarr, remedy_of
 from recipe.cello1.task.text import visible
 
 H5AD, ZARR = ".h5ad", ".zarr"

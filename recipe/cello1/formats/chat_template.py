@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from recipe.cello1.formats.stores import limited_memory
+from recipe.cello1.formats.memory import limited_memory
 from recipe.cello1.task.answer import TAGS, THINK_OPEN
 
 if TYPE_CHECKING:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import resource
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,37 +83,6 @@ def reading(what: str) -> Iterator[None]:
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError) as error:  # h5py and zarr raise these
         text = " ".join(str(error).split()) or type(error).__name__
         raise BadFileError(f"{what} cannot be read ({text})", remedy_of(error) or DAMAGED) from error
-
-
-def free_memory() -> int | None:
-    """Return how many bytes this process may still take; ``None`` where the system does not say."""
-    found = []
-    for path, pattern, unit in (
-        ("/proc/meminfo", r"MemAvailable:\s+(\d+) kB", 1024),
-        ("/sys/fs/cgroup/memory.max", r"(\d+)\s*$", 1),
-    ):
-        with suppress(OSError):
-            if said := re.search(pattern, Path(path).read_text()):
-                found.append(int(said[1]) * unit)
-    return min(found, default=None)
-
-
-@contextmanager
-def limited_memory(more: int | None = None) -> Iterator[None]:
-    """Let what takes too much more, by default four fifths of what is free, end in ``MemoryError``, not in a kill."""
-    free = free_memory() if more is None else more / 0.8
-    status = Path("/proc/self/status")  # Linux alone has it
-    used = re.search(r"VmData:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    if free is None or used is None:
-        yield
-        return
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    limits = [int(used[1]) * 1024 + int(0.8 * free), *(limit for limit in before if limit != resource.RLIM_INFINITY)]
-    resource.setrlimit(resource.RLIMIT_DATA, (min(limits), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 def open_store(path: str | Path) -> Any:

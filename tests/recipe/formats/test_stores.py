@@ -19,7 +19,7 @@ from recipe.cello1.data.expression.matrix import map_blocks, open_matrix
 from recipe.cello1.data.expression.store import Store
 from recipe.cello1.data.extract import Job, process_file
 from recipe.cello1.data.settings import PuzzleSettings
-from recipe.cello1.formats import stores
+from recipe.cello1.formats import memory, stores
 from recipe.cello1.formats.stores import BadFileError, check_store
 from scverse_plugin._files import read_object
 from tests.helpers.toy_h5ad import toy_adata, write
@@ -182,7 +182,7 @@ BOMB = bytes(1 << 28)
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    monkeypatch.setattr(stores, "free_memory", lambda: 1 << 27)
+    monkeypatch.setattr(memory, "free_memory", lambda: 1 << 27)
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     yield
     assert resource.getrlimit(resource.RLIMIT_DATA) == limits

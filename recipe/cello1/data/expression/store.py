@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from recipe.cello1.formats.stores import BadFileError, close_store, limited_memory, open_store, reading
+from recipe.cello1.formats.memory import limited_memory
+from recipe.cello1.formats.stores import BadFileError, close_store, open_store, reading
 from recipe.cello1.task.gene_names import are_row_numbers
 from recipe.cello1.task.labels import Labels, make_labels
 from recipe.cello1.task.text import clean_value
