@@ -144,7 +144,9 @@ def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_pa
     assert processes_of(output) == {}
     left = [path.relative_to(home) for path in home.rglob("*") if path.is_file()]
     assert [path for path in left if path.parts[:2] != (".cache", "numba")] == []
-    assert list(temp.iterdir()) == [] and held_elsewhere() <= before
+    assert list(temp.iterdir()) == []
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # else other tests use these places at the same time
+        assert held_elsewhere() <= before
 
 
 @pytest.mark.integration
