@@ -19,16 +19,19 @@ if ! [ -w "${HOME:-/nonexistent}" ]; then # as with `docker run --user`
   export HOME=$OUTPUT/home
   mkdir -p "$HOME"
 fi
-# What is compiled or looked up for a run is kept with it, for when it goes on.
-for _cache in TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR VLLM_CACHE_ROOT MPLCONFIGDIR; do
-  [ -n "${!_cache:-}" ] || declare -x "$_cache=$OUTPUT/.cache/${_cache%%_*}"
-done
 
 # The path of a socket ends at 107 characters, and Ray's lie 68 below its temporary folder, whose own name takes 14.
 _parent=${RAY_TMPDIR:-${TMPDIR:-/tmp}}
 [[ $(printf %s "$_parent" | wc -c) -le 25 && $_parent == /* && -w $_parent ]] || _parent=/tmp
 TMPDIR=$(mktemp -d "$_parent/cello1-XXXXXX") || fail "$_parent cannot be written; set TMPDIR to a folder whose path has at most 25 characters"
 export TMPDIR HF_DATASETS_CACHE=$TMPDIR/datasets
+# What is compiled or looked up for a run is kept with it, for when it goes on; but inductor's command of the compiler is
+# taken apart at blanks and quotes.
+_caches=$OUTPUT/.cache
+[[ $OUTPUT =~ ^[A-Za-z0-9_./-]+$ ]] || _caches=$TMPDIR/cache
+for _cache in TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR VLLM_CACHE_ROOT MPLCONFIGDIR; do
+  [ -n "${!_cache:-}" ] || declare -x "$_cache=$_caches/${_cache%%_*}"
+done
 if [ -z "${RAY_ADDRESS:-}" ]; then # a Ray of its own; without a token it would write one into the home
   RAY_AUTH_TOKEN=${RAY_AUTH_TOKEN:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
   export RAY_AUTH_TOKEN RAY_TMPDIR=$TMPDIR

@@ -14,7 +14,8 @@ from tests.helpers.processes import ROOT
 
 LAUNCHERS = ROOT / "recipe" / "cello1"
 STAND_IN = r"""#!/usr/bin/env bash
-printf '%s\0' "$PWD" "${TMPDIR-}" "${RAY_TMPDIR-}" "${HOME-}" "${PYTHONSAFEPATH-}" "${HF_DATASETS_CACHE-}" >>"$CALLS"
+printf '%s\0' "$PWD" "${TMPDIR-}" "${RAY_TMPDIR-}" "${HOME-}" "${PYTHONSAFEPATH-}" "${HF_DATASETS_CACHE-}" \
+  "${TORCHINDUCTOR_CACHE_DIR-}" >>"$CALLS"
 printf '%s\0' "$@" $'\1' >>"$CALLS"
 [[ -z ${SLEEP-} || "$*" != *" watch "* ]] || sleep 60
 while (($#)); do
@@ -22,7 +23,7 @@ while (($#)); do
   shift
 done
 """
-SEEN = ("cwd", "TMPDIR", "RAY_TMPDIR", "HOME", "PYTHONSAFEPATH", "HF_DATASETS_CACHE")
+SEEN = ("cwd", "TMPDIR", "RAY_TMPDIR", "HOME", "PYTHONSAFEPATH", "HF_DATASETS_CACHE", "TORCHINDUCTOR_CACHE_DIR")
 
 
 @pytest.fixture
@@ -143,6 +144,17 @@ def test_what_verl_would_expand_is_refused(start, tmp_path, name):
         f"error: {name}=a ${{oc.env:HOME}} contains '${{', which verl would expand; rename the folder or file\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "kept"), [("out", True), ("o ut", False), ("o'ut", False), ("é", False)])
+def test_what_is_compiled_is_kept_where_a_compiler_can_be_told_of_it(start, tmp_path, name, kept):
+    output = tmp_path / name
+    run(start(MODEL="m", TRAIN_DATA="t", VAL_DATA="v", OUTPUT=str(output)))
+    ((seen, _),) = calls(tmp_path, "verl.trainer.main_ppo")
+    folder = output / ".cache" if kept else Path(seen["TMPDIR"]) / "cache"
+    assert seen["TORCHINDUCTOR_CACHE_DIR"] == str(folder / "TORCHINDUCTOR")
+    run(start(MODEL="m", TRAIN_DATA="t", VAL_DATA="v", OUTPUT=str(output), TORCHINDUCTOR_CACHE_DIR="/own"))
+    assert calls(tmp_path, "verl.trainer.main_ppo")[1][0]["TORCHINDUCTOR_CACHE_DIR"] == "/own"
 
 
 @pytest.mark.parametrize("script", ["run_grpo.sh", "run_ppo.sh", "run_sft.sh"])

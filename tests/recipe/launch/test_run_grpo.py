@@ -1,5 +1,6 @@
 """The main job as a user runs it, in miniature."""
 
+import ipaddress
 import json
 import os
 import re
@@ -75,7 +76,9 @@ def held_elsewhere() -> set[str]:
 def listening(pids: Iterable[int]) -> set[str]:
     """The addresses at which processes wait for connections."""
     connections = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.pid in set(pids)]
-    return {connection.laddr.ip for connection in connections}
+    addresses = {ipaddress.ip_address(connection.laddr.ip) for connection in connections}
+    # gRPC writes 127.0.0.1 as ::ffff:127.0.0.1.
+    return {str(getattr(address, "ipv4_mapped", None) or address) for address in addresses}
 
 
 @pytest.mark.integration
@@ -105,7 +108,8 @@ def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_pa
         assert (output / "grpo" / TRACKER).exists()
         processes = processes_of(output)
         # docs/scaling.md names no exception for this.
-        assert listening(processes) and listening(processes) <= {"127.0.0.1", "::1"}
+        addresses = listening(processes)
+        assert addresses and addresses <= {"127.0.0.1", "::1"}
         workers = [pid for pid, command in processes.items() if command.startswith(WORKER)]
         assert workers
         for worker in workers:
