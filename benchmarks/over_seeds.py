@@ -65,11 +65,16 @@ def _interval(key: str, found: Mapping[str, Any]) -> str:
     return f"{mean} [{low}, {high}]"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
+def build_parser() -> argparse.ArgumentParser:
+    """Make the parser."""
     parser = argparse.ArgumentParser(prog="python benchmarks/over_seeds.py", description=__doc__.splitlines()[0])
     parser.add_argument("summaries", nargs="+", type=Path, help="folders of summaries, one for each seed")
-    args = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    args = build_parser().parse_args(arguments)
     found = []
     for folder in args.summaries:
         if not (path := folder / "summary.json").is_file():
