@@ -13,9 +13,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from recipe.cello1.evaluation.report import ReportTable, label, markdown, number
+from recipe.cello1.evaluation.intervals import Estimate
+from recipe.cello1.evaluation.report import ReportTable, change, label, markdown, with_interval
 
 METRICS = ("partial_accuracy", "exact_match", "legal", "length")
 
@@ -35,7 +37,7 @@ def over_seeds(found: Sequence[Mapping[str, Any]]) -> list[ReportTable]:
     for name in first["differences"]:
         for number_of, each in enumerate(found, 1):
             metrics = each["differences"][name]["metrics"]
-            rows.append([name, str(number_of), *(_interval(key, metrics[key]) for key in METRICS[:2])])
+            rows.append([name, str(number_of), *(change(key, Estimate(**metrics[key])) for key in METRICS[:2])])
     if rows:
         heads = ["difference", "run", *(label(key) for key in METRICS[:2])]
         tables.append(ReportTable("Paired differences, 95% intervals over puzzles", heads, rows))
@@ -56,13 +58,7 @@ def notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _range(key: str, metrics: Sequence[Mapping[str, Any]]) -> str:
     values = [each[key]["mean"] for each in metrics]
-    mean, low, high = (number(key, value) for value in (sum(values) / len(values), min(values), max(values)))
-    return f"{mean} [{low}, {high}]"
-
-
-def _interval(key: str, found: Mapping[str, Any]) -> str:
-    mean, low, high = (number(key, found[part], "+") for part in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return with_interval(key, Estimate(fmean(values), min(values), max(values), len(values), "range"))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -127,12 +127,15 @@ def _requests(
     # Answers are held to legal ones where the engine is: then every sample can be read.
     held, n = bool(engine.constraint) and not matrix, puzzle.n_cells
     prefix = first_line(puzzle.candidates) if engine.can_score and matrix else ""
+    orders = min(samples, max(1, n - 1)) if matrix else 1
     for cell in range(n if matrix else 1):
+        shown = [cell_first(puzzle, cell, turn) for turn in range(orders)] if matrix else [puzzle]
+        asked = [write(each) for each in shown]
         # Without chance, a turn that brings back the same order brings back the same evidence.
-        for turn in range(samples if seed is not None or not matrix else min(samples, max(1, n - 1))):
-            asked = write(cell_first(puzzle, cell, turn) if matrix else puzzle)
+        for turn in range(orders if matrix and seed is None else samples):
             own = None if seed is None else sample_seed(seed, index, cell * samples + turn)
-            yield index, cell, Request(asked, own, puzzle.candidates if held else (), n if held else 0, prefix)
+            legal = (puzzle.candidates, n) if held else ((), 0)
+            yield index, cell, Request(asked[turn % orders], own, *legal, prefix)
 
 
 def _slots(decode: Decoding, puzzle: Puzzle, cell: int, request: Request, text: str) -> list[Slot]:
