@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def over_seeds(found: Sequence[Mapping[str, Any]]) -> list[ReportTable]:
     for name in first["differences"]:
         for number_of, each in enumerate(found, 1):
             metrics = each["differences"][name]["metrics"]
-            rows.append([name, str(number_of), *(change(key, Estimate(**metrics[key])) for key in METRICS[:2])])
+            rows.append([name, str(number_of), *(change(key, _estimate(metrics[key])) for key in METRICS[:2])])
     if rows:
         heads = ["difference", "run", *(label(key) for key in METRICS[:2])]
         tables.append(ReportTable("Paired differences, 95% intervals over puzzles", heads, rows))
@@ -59,6 +60,11 @@ def notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
 def _range(key: str, metrics: Sequence[Mapping[str, Any]]) -> str:
     values = [each[key]["mean"] for each in metrics]
     return with_interval(key, Estimate(fmean(values), min(values), max(values), len(values), "range"))
+
+
+def _estimate(found: Mapping[str, Any]) -> Estimate:
+    """Read an estimate back; JSON has no NaN, and one without an interval holds nulls."""
+    return Estimate(**{part: math.nan if value is None else value for part, value in found.items()})
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -59,6 +59,16 @@ def test_the_mean_of_the_seeds_stands_beside_the_lowest_and_the_highest(bench, f
     assert "Expected calibration error of the last model's read-out: 0.050, 0.060, 0.080." in lines
 
 
+def test_a_difference_that_is_the_same_on_every_puzzle_has_no_interval(bench, folders, capsys):
+    path = Path(folders[0]) / "summary.json"
+    report = json.loads(path.read_text())
+    found = report["differences"]["after GRPO minus after SFT, greedy"]["metrics"]
+    found["partial_accuracy"] |= {"mean": 0.0, "low": None, "high": None}
+    path.write_text(json.dumps(report))
+    assert bench.main(folders[:1]) == 0
+    assert "| after GRPO minus after SFT, greedy | 1 | +0.000 | -0.100 [-0.200, +0.000] |" in capsys.readouterr().out
+
+
 def test_what_is_no_summary_or_another_one_is_refused(bench, folders, tmp_path, capsys):
     assert bench.main([*folders, str(tmp_path / "none")]) == 1
     assert f"{tmp_path / 'none' / 'summary.json'} does not exist; give the folders" in capsys.readouterr().err
