@@ -3,7 +3,7 @@
 ``python benchmarks/bench_voting.py --model MODEL --data TEST --baseline TRAIN`` answers the puzzles in every way in one
 start of the engine, and prints a table as Markdown: the metrics of each way with 95% intervals, the tokens that a
 puzzle takes, the expected calibration error (10 bins) where the way gives probabilities, and by how much the read-out
-with four orders (``predict --decode matrix``) is better on the same puzzles. Predictions and table are kept in
+of its default (``predict --decode matrix``) is better on the same puzzles. Predictions and table are kept in
 ``--out``; a second call goes on from them.
 """
 

@@ -6,18 +6,29 @@ import importlib.util
 import os
 import shutil
 import sys
-import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
 import h5py
+import pandas as pd
 from anndata import AnnData
+from scanpy import logging as logg
 
-from recipe.cello1.formats.atomic import replacing
-from recipe.cello1.formats.memory import limited_memory
-from recipe.cello1.formats.stores import BadFileError, check_store, is_zarr, remedy_of
+from recipe.cello1.formats.atomic import check_place, replacing
+from recipe.cello1.formats.machine import limited_memory
+from recipe.cello1.formats.stores import (
+    BadFileError,
+    check_store,
+    chunk_notes,
+    close_store,
+    column_notes,
+    is_zarr,
+    open_store,
+    remedy_of,
+    spelt_out,
+)
 from recipe.cello1.task.text import visible
 
 H5AD, ZARR = ".h5ad", ".zarr"
@@ -36,28 +47,12 @@ def user_cache() -> Path:
     return Path(base) / "cello1"
 
 
-def check_place(path: Path, name: str) -> None:
-    """Check that a file can be written, in folders that may have to be made."""
-    if path.is_dir():
-        raise ValueError(f"{name}: {path} is a folder; name a file in it")
-    folder = path.absolute().parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    if not folder.is_dir():
-        raise ValueError(f"{name}: {path} cannot be written, {folder} is a file; choose another place")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionError(13, os.strerror(13))
-    except OSError as error:
-        raise ValueError(f"{name}: {path} cannot be written ({error.strerror}); choose another place") from None
-
-
 def check_output(path: Path, name: str = "output") -> None:
     """Check where an annotated object is to go."""
     if path.suffix not in (H5AD, ZARR):
         raise ValueError(f"{name}: {path} must end in {H5AD} or {ZARR}")
+    if store := next((folder for folder in path.absolute().parents if is_zarr(folder)), None):
+        raise ValueError(f"{name}: {path} would lie in the zarr store {store}; choose a place outside of it")
     if path.suffix == H5AD:
         check_place(path, name)
         return
@@ -120,11 +115,46 @@ def read_object(path: Path) -> AnnData:
     check_input(path)
     try:
         with limited_memory():
-            return ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
+            adata = ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
+            _look_into(adata, path)
+            return adata
     except Exception as error:
         remedy = remedy_of(error) or "if it is whole, write it again with anndata"
         msg = f"input: {path} cannot be read as an AnnData object ({type(error).__name__}: {one_line(error)}); {remedy}"
         raise ValueError(msg) from error
+
+
+def _look_into(adata: AnnData, path: Path) -> None:
+    """Name what anndata leaves as numbers of an enumeration, and say which chunks of a zarr store are missing."""
+    root = open_store(path)
+    try:
+        for table, frame in (("obs", adata.obs), ("var", adata.var)):
+            for name in frame.columns:
+                _spell_out(frame, name, root[table])
+        notes = []
+        for place in ("X", "raw/X", *(f"layers/{name}" for name in adata.layers)):
+            if place in root and not hasattr(root[place], "keys"):
+                notes += chunk_notes(root[place], place, "zeros")
+        texts = adata.obs.select_dtypes(["category", "object", "string"]) if path.is_dir() else pd.DataFrame()
+        for name, column in texts.items():  # numbers are no groups, and often all 0
+            if f"obs/{name}" not in root:
+                continue
+            first = column.cat.categories[:1] if isinstance(column.dtype, pd.CategoricalDtype) else ()
+            notes += column_notes(root[f"obs/{name}"], f"obs/{name}", *first)
+        for note in notes:
+            logg.warning(note)
+    finally:
+        close_store(root)
+
+
+def _spell_out(frame: pd.DataFrame, name: str, table: Any) -> None:
+    fields = getattr(table, "dtype", None)  # a table of anndata before 0.7 is one array
+    if name not in (table if fields is None else fields.names):
+        return
+    dtype = fields[name] if fields is not None else getattr(table[name], "dtype", None)
+    values = frame[name].to_numpy()
+    if dtype is not None and (found := spelt_out(values, dtype)) is not values:
+        frame[name] = pd.Categorical(found)
 
 
 def write_object(adata: AnnData, path: Path) -> None:

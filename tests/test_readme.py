@@ -363,7 +363,7 @@ def hf(command: Command, place: Path, run: bool) -> None:
 
 def another_server(command: Command, place: Path, run: bool) -> None:
     """Not installed here: only the commands whose options are known to us."""
-    assert command.words[:2] in {("ollama", "pull"), ("llama-server", "-m")}
+    assert command.words[:2] in {("ollama", "pull"), ("ollama", "serve"), ("llama-server", "-m")}
 
 
 def sphinx_build(command: Command, place: Path, run: bool) -> None:

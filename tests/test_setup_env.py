@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,8 @@ def tree(tmp_path) -> Path:
     """A copy of what the script needs of the repository."""
     tree = tmp_path / "tree"
     (tree / "recipe" / "cello1" / "launch").mkdir(parents=True)
-    for name in ("setup.py", SCRIPT, "recipe/cello1/launch/environment.py", "recipe/cello1/REQUIRED_VERL.txt"):
+    launch = [SCRIPT.with_name(name) for name in (SCRIPT.name, "device.sh", "environment.py")]
+    for name in ("setup.py", *launch, "recipe/cello1/REQUIRED_VERL.txt"):
         shutil.copy(ROOT / name, tree / name)
     shutil.copytree(ROOT / "requirements", tree / "requirements")
     return tree
@@ -205,6 +207,38 @@ def test_a_gpu_that_will_not_be_used_is_named(tree, env_dir, tmp_path):
     done = bash(f"source {SCRIPT} train && echo $CELLO1_DEVICE", tree, **found(env_dir, path, "cpu"))
     assert done.stdout.strip() == "cpu"
     assert done.stderr == "set-up: nvidia-smi lists a GPU, but CELLO1_DEVICE=cpu: it will not be used\n"
+
+
+LISTED = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)"
+MISMATCH = "Failed to initialize NVML: Driver/library version mismatch"
+HIDDEN = "nvidia-smi lists a GPU, but CUDA_VISIBLE_DEVICES={} hides it: it will not be used"
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "visible", "device", "said"),
+    [
+        ([LISTED, "  MIG 3g.40gb     Device  0: (UUID: MIG-a)"], 0, None, "gpu", ""),
+        ([LISTED + "\r"], 0, "3", "gpu", ""),
+        (["Unable to determine the device handle for GPU0000:41:00.0: Unknown Error", LISTED], 15, None, "gpu", ""),
+        ([MISMATCH, "NVML library version: 550.54"], 18, None, "cpu", f"nvidia-smi lists no GPU ({MISMATCH}): none"),
+        (["No devices were found\x1b[2J"], 6, None, "cpu", "nvidia-smi lists no GPU (No devices were found?[2J): none"),
+        ([LISTED], 0, "", "cpu", HIDDEN.format("")),
+        ([LISTED], 0, "-1", "cpu", HIDDEN.format("-1")),
+        ([LISTED], 0, "NoDevFiles", "cpu", HIDDEN.format("NoDevFiles")),
+    ],
+)
+def test_what_nvidia_smi_says(tmp_path, lines, code, visible, device, said):
+    (tmp_path / "nvidia-smi").write_text(
+        f"#!/bin/sh\n{''.join(f'echo {shlex.quote(x)}; ' for x in lines)}exit {code}\n"
+    )
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | (
+        {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    )
+    command = ["bash", "-euo", "pipefail", "-c", "source recipe/cello1/launch/device.sh; find_device; echo $device"]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert done.stdout == f"{device}\n" and done.stderr.startswith(f"set-up: {said}" if said else "")
+    assert done.stderr.count("\n") == bool(said)
 
 
 def found(env_dir: Path, path: str, device: str) -> dict[str, str]:

@@ -98,11 +98,11 @@ def test_the_tree_is_the_rooms_of_training_and_nothing_else(tree):
     assert {"run_rl.sh", "run_env.sh", "cpu_env.sh", "setup_env.sh", "preflight.py", "watch.py"} <= launch
     assert not {"environment.py", "summary.py", "upstream.py"} & launch
     lines = {path: len((recipe / path).read_text().splitlines()) for path in modules if path.parts[0] != "tests"}
-    assert sum(lines.values()) < 5_850
+    assert sum(lines.values()) < 6_100
     assert len((recipe / "README.md").read_text().splitlines()) < 60
     tested = {path.name.removeprefix("test_") for path in modules if path.parts[0] == "tests"}
     assert {path.name for path in lines if path.parts[0] in ("task", "formats", "rl")} - tested == {
-        *("sharded.py", "model_card.py", "run_metrics.py"),  # by test_export.py
+        *("sharded.py", "model_card.py"),  # by test_export.py
     }
 
 
@@ -127,6 +127,7 @@ for path in pathlib.Path("recipe").rglob("*.py"):
     assert (refused.returncode, refused.stderr.count("there is no command 'predict'")) == (2, 1)
 
 
+@pytest.mark.slow
 def test_recipe_passes_its_own_tests(tree, python):
     pytest.importorskip("verl")
     options = ["--import-mode=importlib", "-q", "-p", "no:cacheprovider", "-m", "not integration", "-W", "ignore"]

@@ -172,7 +172,9 @@ def _run(name: str, module: str, words: list[str]) -> int:
             raise
         if isinstance(error, ModuleNotFoundError) and error.name:
             return fail(f"the package {error.name} is not installed: pip install {error.name}")
-        return fail(error if str(error) else "memory ran out; give less at once, or use a larger machine")
+        if isinstance(error, MemoryError):
+            return fail(str(error) or "memory ran out; give less at once, or use a larger machine")
+        return fail(str(error) or f"{type(error).__name__}, without a message; --traceback shows where it was raised")
     return fail(outcome) if isinstance(outcome, str) else outcome or 0
 
 

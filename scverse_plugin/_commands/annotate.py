@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.cello1.formats.atomic import held
+from recipe.cello1.formats.atomic import held, loads
 from recipe.cello1.task.ontology import load_ontology
 from recipe.cello1.task.prompt import LAYOUTS
 
@@ -59,7 +59,7 @@ _LISTS = {
     "decoys": "types that these cells cannot be",
 }
 
-AFTER_INTERRUPT = "; responses so far are kept: run the same command again to resume"
+AFTER_INTERRUPT = "; run the same command again to resume: what is kept (see --cache) is not asked again"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -90,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shuffle-candidates", action="store_true", help="show candidates in random order")
     parser.add_argument("--no-constrained", action="store_true", help="do not hold the decoder to legal answers")
     parser.add_argument("--no-reasoning", action="store_true", help="do not store puzzles and reasoning")
-    parser.add_argument("--engine-options", type=json.loads, help='JSON, {"max_model_len": 8192} for example')
+    parser.add_argument("--engine-options", type=loads, help='JSON, {"max_model_len": 8192} for example')
     parser.add_argument("--back-off", action="store_true", help="label what close types share with their ancestor")
     parser.add_argument("--calibration", type=Path, help="object that --truth was given for: support as learnt there")
     parser.add_argument("--truth", help="column of obs with true types: calibrate support on this object")

@@ -17,11 +17,10 @@ from markupsafe import Markup, escape
 from matplotlib import pyplot as plt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from recipe.cello1.formats.atomic import atomic_write
+from recipe.cello1.formats.atomic import atomic_write, check_place
 from recipe.cello1.formats.pages import render_page
 from recipe.cello1.task.prompt import parse_user
 from scverse_plugin import pl
-from scverse_plugin._files import check_place
 from scverse_plugin._report._genes import Finder, Mention
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
@@ -147,9 +146,8 @@ def _notes(run: Any) -> list[str]:
             f"{int(checks['n_repeated'])} answers name a type twice: they count only for the groups "
             "whose type stands in them once"
         )
-    cut = int((run["traces"]["finish_reason"] == "length").sum())
-    if cut:
-        facts.append(f"{cut} answers were cut at max_tokens={params['max_tokens']}")
+    if unread := _store.unreadable(run):
+        facts.append(unread)
     if checks["position_p_value"] == checks["position_p_value"]:
         facts.append(f"effect of the position in the puzzle: p = {float(checks['position_p_value']):.2g}")
     return facts

@@ -12,11 +12,13 @@ from recipe.cello1.task.answer import text_fault
 from recipe.cello1.task.context import (
     CONTEXT_FIELDS,
     FIELD_RULES,
+    TISSUE_KIND,
     FieldRule,
     build_context,
+    names_type,
     rules_from_table,
 )
-from recipe.cello1.task.text import clean_value
+from recipe.cello1.task.text import on_one_line
 from scverse_plugin.adata._groups import obs_names
 
 AUTO = "auto"  # made from columns
@@ -31,7 +33,10 @@ class ContextWriter:
         context: str | Mapping[str, str] | None,
         keys: Sequence[str] | Mapping[str, Any] | None,
         samples: Sequence[str] | None,
+        types: Sequence[str] = (),
     ) -> None:
+        self._types = {name.lower() for name in types}
+        self._kinds = adata.obs[TISSUE_KIND] if TISSUE_KIND in adata.obs.columns else None
         self._texts: dict[str, str] | None = None
         self._rules: Mapping[str, FieldRule] = FIELD_RULES
         self.keys: tuple[str, ...] = ()
@@ -76,11 +81,14 @@ class ContextWriter:
             return ""
         values: dict[str, str] = {}
         for name in self.keys:
-            found = list(dict.fromkeys(clean_value(value) for value in self._columns[name].iloc[list(cells)]))
+            found = list(dict.fromkeys(on_one_line(value) for value in self._columns[name].iloc[list(cells)]))
             if len(found) == 1:
                 values[name] = found[0]
             else:
                 self.differing[name] = None
+        kind = None if self._kinds is None else self._kinds.iloc[cells[0]]
+        if names_type(values.get("tissue"), kind, self._types):
+            values.pop("tissue", None)
         extra = [name for name in self.keys if name not in CONTEXT_FIELDS]
         return build_context(values, extra, self._rules)
 

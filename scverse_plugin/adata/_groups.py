@@ -37,8 +37,10 @@ def read_groups(adata: AnnData, groupby: str | None, groups: Iterable[str] | Non
             raise ValueError(f"groups={groups} needs groupby, the column of obs that has these groups")
         names = tuple(map(str, adata.obs_names))
         if len(set(names)) < len(names):
-            msg = "groupby=None labels every cell by its name, but obs_names repeat; call adata.obs_names_make_unique()"
-            raise ValueError(msg)
+            raise ValueError(
+                "groupby: without it every cell is labelled by its name, but obs_names repeat; "
+                "call adata.obs_names_make_unique()"
+            )
         return Labels(np.arange(adata.n_obs), names)
     if groupby not in adata.obs.columns:
         raise ValueError(f"groupby: adata.obs has no column {groupby!r}; it has {obs_names(adata)}")

@@ -198,6 +198,17 @@ def traces_table(
     return pd.DataFrame(table, index=_index(len(drafts)))
 
 
+def unreadable(run: Mapping[str, Any]) -> str:
+    """Say how many answers of a run could not be read, and how many of these were cut; empty if all could."""
+    traces = run["traces"]
+    lost = ~traces["status"].isin(["ok", str(Reason.DUPLICATE), "error"])
+    if not (n := int(lost.sum())):
+        return ""
+    cut = int((lost & (traces["finish_reason"] == "length")).sum())
+    why = f", {cut} of them because they were cut at max_tokens={run['params']['max_tokens']}" if cut else ""
+    return f"{n} of {len(traces)} answers could not be read{why}"
+
+
 def model_table(model: str, units: Sequence[Unit], tally: Tally, calls: Calls) -> pd.DataFrame:
     """Make one model's part of ``uns[key]["models"]``."""
     table = {

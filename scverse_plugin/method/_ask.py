@@ -17,9 +17,12 @@ from recipe.cello1.formats.journal import Journal
 from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN, parse_answer
 from recipe.cello1.task.prompt import Layout, annotation_messages
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.text import shown
 
 ON_ERROR = ("raise", "skip")
-PATIENCE = 4  # answers that are all cut, before it is said so instead of asking on
+# Answers that are all cut, or cannot be read for other reasons, before it is said so instead of asking on.
+PATIENCE = 4
+MORE_PATIENCE = 20
 _COUNTS = ("tokens", "prompt_tokens")
 
 
@@ -96,14 +99,19 @@ def ask_puzzles(
         requests[keys[-1]] = request
     replies: dict[str, Reply] = {}
     cut = good = failed = 0
+    unread: list[str] = []
 
     def take(key: str, text: str, facts: Mapping[str, Any], cached: bool) -> None:
         nonlocal cut, good
         seed = requests[key].seed
         facts = {name: facts[name] for name in ("finish_reason", *_COUNTS)}
         replies[key] = Reply(readable(text), seed=-1 if seed is None else seed, cached=cached, **facts)
-        useless = facts["finish_reason"] == "length" and not parse_answer(replies[key].text).ok
-        cut, good = cut + useless, good + (not useless)
+        if parse_answer(replies[key].text).ok:
+            good += 1
+        elif facts["finish_reason"] == "length":
+            cut += 1
+        else:
+            unread.append(text)
 
     def keep(key: str, result: Completion | Failure) -> None:
         nonlocal failed
@@ -117,8 +125,20 @@ def ask_puzzles(
             cache.add(key, record)
         take(key, result.text, record, False)
 
+    def useless() -> str:
+        if good or cut + len(unread) < (MORE_PATIENCE if unread else PATIENCE):
+            return ""
+        if not unread:
+            return f"all {cut} answers were cut at max_tokens={sampling.max_tokens}; raise it"
+        if on_error == "skip":
+            return ""
+        return (
+            f"none of the {cut + len(unread)} answers so far can be read; the first is {shown(unread[0])}. See whether "
+            "prompt_layout and puzzle_size suit the model, or set on_error='skip' to go on all the same"
+        )
+
     def stop() -> bool:
-        return (cut >= PATIENCE and not good) or (failed > 0 and on_error == "raise")
+        return bool(useless()) or (failed > 0 and on_error == "raise")
 
     for key in requests:
         if cache is not None and key in cache:
@@ -129,21 +149,24 @@ def ask_puzzles(
         total=len(todo), desc="cello1", unit="puzzle", disable=not progress or not todo, dynamic_ncols=True
     ) as bar:
         asked = ask_all(engine, todo, requests.__getitem__, keep, sampling, stop=stop, bar=bar)
-    if cut >= PATIENCE and not good:
-        raise EngineError(f"all {cut} answers were cut at max_tokens={sampling.max_tokens}; raise it")
     if asked.failed and on_error == "raise":
-        raise EngineError(advice(next(iter(asked.errors)), cut + good, len(requests), cache))
+        raise EngineError(advice(next(iter(asked.errors)), cut + good + len(unread), len(requests), cache))
+    if why := useless():
+        raise EngineError(why)
     return [replies[key] for key in keys]
 
 
 def advice(error: str, done: int, total: int, cache: Cache | None) -> str:
     """Say what to do when puzzles have no answer."""
-    kept = (
-        f"The {done} finished ones are kept in {cache.path}: mend the cause and run the same call again, it asks only "
-        "what is missing"
-        if cache is not None
-        else 'Fix the cause and run again; with cache="answers.jsonl" a rerun would ask only what is missing'
-    )
+    if not done:
+        kept = "Mend the cause and run the same call again"
+    elif cache is not None:
+        kept = (
+            f"The {done} finished ones are kept in {cache.path}: mend the cause and run the same call again, it asks "
+            "only what is missing"
+        )
+    else:
+        kept = 'Fix the cause and run again; with cache="answers.jsonl" a rerun would ask only what is missing'
     return f"{total - done} of {total} puzzles have no answer ({error}). {kept}, or set on_error='skip'."
 
 

@@ -70,6 +70,8 @@ def check_engine(
             if engine == "openai"
             else "model is missing; give the folder of a trained model, outputs/embedded/model for example"
         )
+    if options and (twice := sorted({"model", "base_url"} & set(options))):
+        raise ValueError(f"engine_options: {', '.join(twice)} is a parameter of its own; give it as such")
     if base_url is not None and engine != "openai":
         raise ValueError(f"base_url={base_url!r} goes with engine='openai', got engine={engine!r}")
 
@@ -82,7 +84,11 @@ def local_model(model: str) -> str:
     named = is_hub_name(model)
     if named and (folder := _downloaded(model)):
         return folder
-    remedy = f"download it first: hf download {model}" if named else "give the folder of a trained model"
+    remedy = (
+        f"download it first: hf download {model}"
+        if named
+        else ("give the folder of a trained model, or, for one on a server, engine='openai' and base_url")
+    )
     raise FileNotFoundError(f"model: there is no folder {model}; {remedy}")
 
 

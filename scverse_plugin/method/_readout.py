@@ -15,13 +15,12 @@ from recipe.cello1.engines.read_out import Reading, read_out, read_out_sampling
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.prompt import Layout, annotation_messages
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.trace import first_line
+from recipe.cello1.task.trace import SECOND_LINE, first_decision, first_line
 from scverse_plugin.method._ask import Cache, Reply, advice
 
 ReadOut = Literal["matrix", "soft"]  # as in recipe.cello1.engines.read_out
 SUPPORTS = ("auto", "votes", "readout")
-_BEGINNING = first_line(())[:-1]  # what a trace that goes cell by cell begins with, up to the first candidate
-_PROBE = Sampling(max_tokens=16)
+_PROBE = Sampling(max_tokens=128, stop=SECOND_LINE)  # room for the first line of a trace
 
 
 def check_readout(engine: Engine) -> None:
@@ -36,7 +35,9 @@ def check_readout(engine: Engine) -> None:
 def find_way(engine: Engine, puzzle: Puzzle, layout: Layout) -> ReadOut:
     """Look at how the model begins: a trace that goes cell by cell can be read with each cell at the front."""
     for _, done in engine.generate(iter([Request(annotation_messages(puzzle, layout))]), _PROBE):
-        if isinstance(done, Completion) and done.text.startswith(_BEGINNING):
+        if not isinstance(done, Completion) or not done.text.startswith(first_line()):
+            continue
+        if first_decision(done.text).lower() in map(str.lower, puzzle.candidates):
             return "matrix"
     return "soft"
 

@@ -50,9 +50,13 @@ def umap(
     Raises
     ------
     ValueError
-        If there is no such run or embedding, or ``ax`` is not two axes.
+        If there is no such run, column or embedding, no cell, or ``ax`` is not two axes.
     """
     _store.stored(adata, key)
+    if not adata.n_obs:
+        raise ValueError("adata has no cells, so that there is nothing to draw; take a part that has some")
+    if lacking := [name for name in (key, key + _store.SUPPORT) if name not in adata.obs.columns]:
+        raise ValueError(f"key: adata.obs has no column {lacking[0]!r} any more; run annotate again")
     if basis not in adata.obsm and f"X_{basis}" not in adata.obsm:
         msg = f"basis: adata.obsm has no {basis!r} or 'X_{basis}'; compute it first (sc.tl.umap), or name another"
         raise ValueError(msg)

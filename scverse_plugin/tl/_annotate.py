@@ -25,7 +25,7 @@ from scverse_plugin.method._plan import LARGEST_LIST
 from scverse_plugin.method._solve import final_rounds, screening
 from scverse_plugin.method._tally import call, check_cells, decoy_rate, position_bias, together
 from scverse_plugin.tl._back_off import back_off
-from scverse_plugin.tl._before import Prompts, address, announce, is_here, journal
+from scverse_plugin.tl._before import Prompts, address, announce, is_here, journal, tell
 from scverse_plugin.tl._free import dispatch
 from scverse_plugin.tl._models import Answers, about_all, ask_each, wording
 from scverse_plugin.tl._ontology import ontology_tables
@@ -230,8 +230,8 @@ def annotate(
         none of this package's has no file by itself. Of several models each has a file of its own.
     on_error
         ``"raise"``, or ``"skip"`` to go on without the puzzles (of several models: without the models) that the engine
-        failed on. A response that makes no
-        sense is no such failure: it gives no vote, and is counted.
+        failed on. A response that makes no sense is no such failure: it gives no vote, and is counted. If none of the
+        first 20 makes sense, the run stops, unless it is ``"skip"``.
     store_reasoning
         Whether to keep puzzle texts and reasoning in ``uns``.
     dry_run
@@ -263,7 +263,8 @@ def annotate(
     ``adata.uns[key_added]["groups"]`` : :class:`pandas.DataFrame`
         For each group ``group``, ``sample``, ``label``, ``support``, ``raw_support`` (before calibration), ``best``
         (the label, were there no threshold), ``backed_off_from`` (types whose ancestor the label is),
-        ``runner_up``, ``runner_up_support``, ``margin``, ``entropy`` (bits), ``votes``, ``puzzles``, ``failures``,
+        ``runner_up``, ``runner_up_support``, ``margin``, ``entropy`` (bits; these before calibration), ``votes``,
+        ``puzzles``, ``failures``,
         ``status`` (``ok``, ``backed_off``, ``low_support``, ``tie``, ``decoy``, ``no_votes``), ``n_cells``,
         ``cells_asked``, ``cell_agreement``, ``cell_gap`` and ``mixed`` (the group's cells are clear and differ: a
         mixture). Of several models also ``agreement``, the share of them whose best type it is.
@@ -316,16 +317,21 @@ def _run(adata: AnnData, options: Options, prepared: Prepared | None = None) -> 
     places = [None if options.dry_run else journal(one) for one in each]
     kept = [None if place is None else Cache(place) for place in places]
     prepared = prepared or prepare(adata, options, here=all(is_here(address(one)) for one in each))
+    if len(prepared.lists.types) + len(prepared.lists.decoys) == 1:
+        logg.warning(
+            f"cell_types: {prepared.lists.types[0]!r} is the only candidate, so every group gets it, and support says "
+            "nothing; add the other types that there may be, or decoys"
+        )
     prompts = _prompts(prepared, options, len(each))
     prompts.check(options.max_puzzles)
     if options.dry_run:
         return prompts
-    announce(prompts, options, prepared.context.keys, places)
+    announce(prompts, options, prepared.context.keys, kept)
     del prompts
     if options.copy:
         adata = adata.copy()
     table = _write(adata, prepared, options, ask_each(prepared, each, kept))
-    _warn(table, prepared, adata.uns[options.key_added]["checks"])
+    _warn(table, prepared, options, adata.uns[options.key_added])
     key = options.key_added
     logg.info(
         "    finished",
@@ -426,19 +432,28 @@ def _traces(adata: AnnData, prepared: Prepared, options: Options, answer: Answer
     return table.assign(model=_store.storable(answer.name)) if options.several else table
 
 
-def _warn(table: pd.DataFrame, prepared: Prepared, checks: Mapping[str, Any]) -> None:
+def _warn(table: pd.DataFrame, prepared: Prepared, options: Options, run: Mapping[str, Any]) -> None:
     """Say what the analyst should look at."""
+    checks = run["checks"]
     if prepared.context.differing:
         logg.hint(
             f"left out of the context where cells of a puzzle differ: {', '.join(prepared.context.differing)} "
             "(sample_key keeps donors apart)"
         )
-    if "support_threshold" in checks:
-        rate, low, high = (f"{checks[f'false_rate{end}']:.1%}" for end in ("", "_low", "_high"))
-        logg.info(
-            f"labels need a support of {checks['support_threshold']:.2f}; expected to be false: {rate} "
-            f"(95% interval {low} to {high})"
+    if not np.isfinite(checks.get("support_threshold", 0.0)):
+        logg.warning(
+            f"no support is enough for max_false={options.max_false}: "
+            f"decoys are chosen in {checks['decoy_rate']:.1%} of the puzzles that show them"
         )
+    elif "support_threshold" in checks:
+        rate, low, high = (f"{checks[f'false_rate{end}']:.1%}" for end in ("", "_low", "_high"))
+        tell(
+            f"labels need a support of {checks['support_threshold']:.2f}; expected to be false: {rate} "
+            f"(95% interval {low} to {high})",
+            options,
+        )
+    if unread := _store.unreadable(run):
+        logg.warning(f"{unread}: see status and response in the traces, or the report")
     if (repeated := checks["n_repeated"]) > 0:
         logg.warning(
             f"{repeated} answers name a type twice: they count only for the groups whose type stands in them once"
@@ -451,7 +466,7 @@ def _warn(table: pd.DataFrame, prepared: Prepared, checks: Mapping[str, Any]) ->
         ("decoy", "look most like a decoy: their type may be missing from cell_types"),
     ):
         if names := table.loc[table["status"] == status, "group"].tolist():
-            logg.warning(f"{len(names)} of {len(table)} groups {meaning}: {_some(names)}")
+            logg.warning(f"{len(names)} of {len(table)} groups ({_some(names)}) {meaning}")
     if names := table.loc[table["mixed"], "group"].tolist():
         logg.warning(f"cells of these groups are clear but differ, as in mixtures and doublets: {_some(names)}")
 

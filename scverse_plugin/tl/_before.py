@@ -15,9 +15,11 @@ from scanpy import logging as logg
 from tqdm.auto import tqdm
 
 from recipe.cello1.engines.protocol import EngineBase
+from recipe.cello1.formats.atomic import check_place
 from recipe.cello1.task.text import visible
-from scverse_plugin._files import check_place, user_cache
+from scverse_plugin._files import user_cache
 from scverse_plugin.adata._context import AUTO
+from scverse_plugin.method._ask import Cache
 from scverse_plugin.method._engines import public_address
 from scverse_plugin.tl._options import Options, safe_name
 
@@ -98,7 +100,7 @@ def journal(options: Options) -> Path | None:
 
 
 def announce(
-    prompts: Prompts, options: Options, columns: Sequence[str], kept: Sequence[Path | None], note: str = ""
+    prompts: Prompts, options: Options, columns: Sequence[str], kept: Sequence[Cache | None], note: str = ""
 ) -> None:
     """Say what is about to happen, in one line."""
     urls = list(dict.fromkeys(filter(None, map(address, options.each()))))
@@ -113,13 +115,21 @@ def announce(
     if urls:
         to = " and ".join(map(public_address, urls))
         parts.append(f"sent to {to}: {', '.join(['gene lists', *_metadata(options, columns)])}")
-    if files := [str(path) for path in kept if path is not None]:
+    if files := [f"{cache.path}{_filled(cache)}" for cache in kept if cache is not None]:
         parts.append(f"answers are kept in {', '.join(files)}")
-    line = visible("; ".join(parts))
+    tell("; ".join(parts), options)
+
+
+def _filled(cache: Cache) -> str:
+    return f" ({cache.size:,} there; what is among them is not asked again)" if cache.size else ""
+
+
+def tell(line: str, options: Options) -> None:
+    """Say something that is no warning: beside the progress bar, or in the log."""
     if options.progress:
-        tqdm.write(line, file=sys.stderr)
+        tqdm.write(visible(line), file=sys.stderr)
     else:
-        logg.info(line)
+        logg.info(visible(line))
 
 
 def _metadata(options: Options, columns: Sequence[str]) -> list[str]:

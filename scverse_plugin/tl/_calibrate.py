@@ -91,6 +91,11 @@ def calibrate(
         f"{found['ece_before']:.3f} before, {found['ece_after']:.3f} after (groups not seen); "
         f"AUROC {found['auroc']:.3f}"
     )
+    if found["ece_after"] >= found["ece_before"]:
+        logg.warning(
+            f"calibration does not lower the error of support on groups not seen ({found['ece_before']:.3f} before, "
+            f"{found['ece_after']:.3f} after): leave support as it is, or calibrate on more groups"
+        )
     return adata if copy else None
 
 
@@ -119,7 +124,7 @@ def _listed(value: Any) -> list[str]:
 
 def _check(right: np.ndarray, truth: str, n_groups: int) -> None:
     n, n_right = len(right), int(right.sum())
-    more = "calibrate on more groups (a finer groupby, or groupby=None)"
+    more = "calibrate on more groups (a finer groupby, or none at all)"
     if n < LEAST:
         msg = f"truth: {n} of {n_groups} groups have votes and a type in obs[{truth!r}], {LEAST} are needed; {more}"
         raise ValueError(msg)

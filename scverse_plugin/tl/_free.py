@@ -21,7 +21,7 @@ from recipe.cello1.task.genes import top_genes
 from recipe.cello1.task.ontology import CellOntology
 from recipe.cello1.task.prompt import annotation_messages, free_messages
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.text import clean_value
+from recipe.cello1.task.text import clean_value, shown
 from scverse_plugin._files import visible
 from scverse_plugin.adata import _store
 from scverse_plugin.adata._matrix import mean_profiles
@@ -168,7 +168,7 @@ def _free(adata: AnnData, options: Options, closed: Closed) -> _Result:
         f"{len(asking.drafts)} of them open-ended, with the tissue{' and organism' if options.organism else ''}; "
         "the others, at most so many, with the types named there"
     )
-    announce(prompts, options, prepared.context.keys, [place], note)
+    announce(prompts, options, prepared.context.keys, [kept], note)
     with options.opened() as engine:
         replies = ask_puzzles(
             engine,
@@ -213,7 +213,9 @@ def _check(options: Options) -> None:
         msg = "model: cell_types=None has one model name the types, got several; pass what one has named as cell_types"
         raise ValueError(msg)
     if options.groupby is None:
-        raise ValueError("cell_types=None names groups of cells, but groupby=None; name a column of obs with groups")
+        raise ValueError(
+            "groupby is missing: without cell_types it is groups that are named; name a column of obs with groups"
+        )
     if options.reference is not None:
         raise ValueError("reference is given, but cell_types=None; name the column of reference.obs with the types")
     if options.one_to_one is True:
@@ -283,11 +285,11 @@ def with_types(prepared: Prepared, options: Options, types: Sequence[str]) -> Pr
 def _names(asking: _Open, replies: Sequence[Reply], ontology: CellOntology) -> tuple[pd.DataFrame, list[str]]:
     """Count what each group was called, and collect the types that the ontology has."""
     counts: Counter[tuple[int, str]] = Counter()
-    unread = 0
+    unread: list[str] = []
     for draft, reply in zip(asking.drafts, replies, strict=True):
         parsed = parse_answer(reply.text)
         if not parsed.ok or len(parsed.items) != len(draft.members):
-            unread += 1
+            unread.append(shown(reply.text) if reply.text is not None else reply.error)
             continue
         counts.update(zip(draft.members, parsed.items, strict=True))
     rows = sorted(counts.items(), key=lambda item: (item[0][0], -item[1], item[0][1]))
@@ -304,7 +306,10 @@ def _names(asking: _Open, replies: Sequence[Reply], ontology: CellOntology) -> t
         index=pd.Index([str(i) for i in range(len(rows))], dtype=object),
     )
     if unread:
-        logg.warning(f"{unread} of {len(replies)} open-ended answers cannot be read: they name no type")
+        logg.warning(
+            f"{len(unread)} of {len(replies)} open-ended answers cannot be read: they name no type, or not one "
+            f"for each group; the first is {unread[0]}"
+        )
     unmapped: Counter[str] = Counter()
     for (_, name), n in counts.items():
         if not terms[name] and clean_value(name):  # "unknown" is no name

@@ -96,7 +96,7 @@ def prepare(adata: AnnData, given: Options, *, here: bool = True) -> Prepared:
     context = given.context
     if isinstance(context, str) and context == AUTO and given.context_keys is None and not here:
         context = ""
-    writer = ContextWriter(adata, context, given.context_keys, present)
+    writer = ContextWriter(adata, context, given.context_keys, present, types)
     source = expression_of(adata, given)
     check_values(source, rows, adata.obs_names)
     units, unit_of = make_units(
@@ -160,8 +160,8 @@ def _check_cells(given: Options, n_cells: int) -> None:
     needed = -(-n_cells // (given.puzzle_size or 1)) * given.n_votes
     if given.groupby is None and given.max_puzzles is None and needed > FREE_PUZZLES:
         raise ValueError(
-            f"groupby=None asks about each of {n_cells} cells, which takes {needed} puzzles; name a column of obs with "
-            f"groups, lower n_votes, or allow it with max_puzzles={needed}"
+            f"groupby: without it each of {n_cells} cells is asked about, which takes {needed} puzzles; "
+            f"name a column of obs with groups, lower n_votes, or allow it with max_puzzles={needed}"
         )
 
 

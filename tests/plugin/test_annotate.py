@@ -589,6 +589,41 @@ def test_answers_that_are_all_cut_are_said_so_instead_of_asked_on(tmp_path):
     assert len(cut.asked) == 4
 
 
+@pytest.mark.parametrize("constrained", [True, False])
+def test_answers_of_which_none_can_be_read_are_said_so_instead_of_asked_on(tmp_path, constrained, monkeypatch):
+    def engine(n_good=0):
+        return FakeEngine(
+            lambda puzzle: by_marker(puzzle) if len(made.asked) <= n_good else "I cannot help with medical advice."
+        )
+
+    log = logged(monkeypatch)
+    options = {"n_votes": 30, "constrained": constrained}
+    made = engine()
+    match = "none of the 20 answers so far can be read; the first is 'I cannot help.*prompt_layout.*on_error='skip'"
+    with pytest.raises(EngineError, match=match):
+        run(engine=made, cache=tmp_path / "a.jsonl", **options)
+    assert len(made.asked) == 20
+    made = engine()
+    with pytest.raises(EngineError, match=match):  # what is kept is not asked again
+        run(engine=made, cache=tmp_path / "a.jsonl", **options)
+    assert not made.asked
+    made = engine()
+    adata, _ = run(engine=made, on_error="skip", **options)
+    assert len(made.asked) == 30 and set(labels(adata)) == {"Unassigned"}
+    assert "30 of 30 answers could not be read: see status" in log.getvalue()
+    made = engine(n_good=1)
+    adata, _ = run(engine=made, **options)
+    assert len(made.asked) == 30 and "29 of 30 answers could not be read" in log.getvalue()
+    page = scverse_plugin.report(adata, tmp_path / "r.html").read_text()
+    assert "29 of 30 answers could not be read" in page and "were cut" not in page
+
+
+def test_a_failure_before_the_first_answer_speaks_of_no_kept_ones(tmp_path):
+    with pytest.raises(EngineError) as caught:
+        run(engine=FakeEngine(lambda puzzle: Failure("no such model")), cache=tmp_path / "a.jsonl")
+    assert "run the same call again" in str(caught.value) and "kept" not in str(caught.value)
+
+
 def test_a_cache_of_unchecked_replies_heals(tmp_path):
     cache = tmp_path / "answers.jsonl"
     whole, engine = run(cache=cache)
@@ -806,6 +841,24 @@ def test_answers_are_kept_without_being_asked(monkeypatch, tmp_path, capsys):
         asked = len(server.bodies)
         adata = toy()
         annotate(adata, TYPES, **options)
+        assert f"{place} (10 there; what is among them is not asked again)" in capsys.readouterr().err
         assert len(server.bodies) == asked == 10 and adata.uns["cello1"]["traces"]["cached"].all()
         annotate(toy(), TYPES, cache=None, **options)
         assert len(server.bodies) == 20
+
+
+def test_a_list_of_one_type_is_warned_about(monkeypatch):
+    log = logged(monkeypatch)
+    adata = toy()
+    annotate(adata, ["B cell"], groupby="leiden", engine=FakeEngine(), cache=None)
+    assert set(adata.obs["cello1"]) == {"B cell"}
+    assert "'B cell' is the only candidate, so every group gets it" in log.getvalue()
+    log.truncate(0)
+    annotate(toy(), ["B cell"], groupby="leiden", engine=FakeEngine(), decoys=["neuron"], cache=None)
+    assert "only candidate" not in log.getvalue()
+
+
+def test_a_warning_names_the_groups_apart_from_what_it_says(monkeypatch):
+    log = logged(monkeypatch)
+    annotate(toy(), TYPES, groupby="leiden", engine=FakeEngine(lambda puzzle: "no"), cache=None)
+    assert "4 of 4 groups (0, 1, 2, 3) got no usable answer: they are not labelled\n" in log.getvalue()

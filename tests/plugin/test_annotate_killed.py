@@ -53,7 +53,7 @@ def test_twenty_kills_lose_and_repeat_nothing(tmp_path):
         (tmp_path / "url").write_text(server.url)
         kept = kill_scenario(SCENARIO, tmp_path)
         asked = [body["seed"] for body in server.bodies]
-    assert kept == sorted(kept) and len(set(kept)) > 5  # they died in the middle of it
+    assert kept == sorted(kept) and len(set(kept)) >= 3  # they died in the middle of it
     assert len(set(asked)) == PUZZLES
     assert len(asked) <= 2 * PUZZLES + len(kept)  # only what was under way is asked again
     texts = [record["text"] for record in read_items(tmp_path / "killed.jsonl")]

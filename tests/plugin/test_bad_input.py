@@ -90,7 +90,7 @@ def parts(adata):
         ),
         (r"price_per_million_tokens must be a number, or two .*, got '1'", {"price_per_million_tokens": "1"}),
         (
-            r"groupby=None asks about each of 80 cells, which takes 1040 puzzles; .*max_puzzles=1040",
+            r"groupby: without it each of 80 cells is asked about, which takes 1040 puzzles; .*max_puzzles=1040",
             {"groupby": None, "n_votes": 13},
         ),
         (r"cell_types has no types, only \['unknown', nan\]", {"cell_types": ["unknown", np.nan]}),
@@ -100,6 +100,23 @@ def parts(adata):
         (r"engine: object has no name", {"engine": object()}),
         (r"model, base_url and engine_options go with the name of an engine", {"model": "m"}),
         (r"model is missing; give the folder", {"engine": "vllm"}),
+        (r"max_tokens must be a whole number, got 'many'", {"max_tokens": "many"}),
+        (r"max_tokens must be a whole number, got 8.5", {"max_tokens": 8.5}),
+        (r"temperature must be a number, got None", {"temperature": None}),
+        (r"top_p must be a number, got True", {"top_p": True}),
+        (r"reasoning_budget must be a whole number, got '9'", {"reasoning_budget": "9"}),
+        (
+            r"engine_options: base_url is a parameter of its own",
+            {"engine": "openai", "model": "m", "engine_options": {"base_url": "http://a"}},
+        ),
+        (
+            r"engine_options: the engine 'openai' has no retry; it has base_url, concurrency, timeout, retries",
+            {"engine": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "engine_options": {"retry": 3}},
+        ),
+        (
+            r"base_url must begin with http:// or https://, got 'localhost:11434/v1'",
+            {"engine": "openai", "model": "m", "base_url": "localhost:11434/v1"},
+        ),
         (r"base_url='http://a' goes with engine='openai'", {"engine": "vllm", "model": "m", "base_url": "http://a"}),
     ],
 )

@@ -109,6 +109,17 @@ def t_as_marker(puzzle):
 # ------------------------------------------------------------------------------------------------ types that are named
 
 
+def test_an_open_answer_that_cannot_be_read_is_shown(log):
+    engine = Namer()
+    engine.generate = lambda requests, sampling: (
+        (i, Completion("1. B cells\n2. NK", "stop", 5, 50)) for i, _ in enumerate(requests)
+    )
+    with pytest.raises(ValueError, match=r"names a type that the Cell Ontology has \(none can be read\)"):
+        free(engine=engine)
+    assert "3 of 3 open-ended answers cannot be read" in log.getvalue()
+    assert "the first is '1. B cells\\n2. NK'" in log.getvalue()
+
+
 @pytest.mark.parametrize("evidence", ["cells", "markers"])
 def test_named_types_become_candidates_and_the_others_are_counted(evidence, tmp_path, log):
     adata, engine = free(evidence=evidence, organism="human", engine=Namer(closed=t_as_marker))
@@ -195,7 +206,7 @@ def test_answers_without_a_name_give_no_candidates(log):
         ("tissue is empty", {"tissue": " "}),
         ("organism contains a line break", {"organism": "a\nb"}),
         ("evidence must be one of cells, markers, got 'x'", {"evidence": "x"}),
-        ("cell_types=None names groups of cells, but groupby=None", {"groupby": None}),
+        ("groupby is missing: without cell_types it is groups that are named", {"groupby": None}),
         ("one_to_one=True needs cell_types", {"one_to_one": True}),
         ("reference is given, but cell_types=None", {"reference": toy()}),
         ("unassigned='b cells' is a cell type", {"unassigned": "b cells"}),

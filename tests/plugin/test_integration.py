@@ -18,7 +18,7 @@ from tests.helpers.processes import ROOT, environment, free_port, kill_group, se
 from tests.helpers.toy_adata import TYPES, toy
 
 # One group: what vLLM has answered in process is made once.
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600), pytest.mark.xdist_group("plugin")]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800), pytest.mark.xdist_group("plugin")]
 OPTIONS = {"n_top_genes": 3, "n_votes": 6, "max_tokens": 120, "min_support": 0, "puzzle_size": 3, "progress": False}
 OPTIONS["support"] = "votes"  # what a server can give as well
 LENGTH = 1024

@@ -370,3 +370,17 @@ def test_what_is_left_of_an_object_is_drawn(done):
     part.obs["leiden"] = pd.Categorical(["renamed"] * part.n_obs)
     with pytest.raises(ValueError, match="adata no longer has cells of the groups"):
         scverse_plugin.get.cello1_df(part[part.obs["leiden"] == "renamed"].copy(), table="votes")
+
+
+@pytest.mark.parametrize("name", ["votes", "support", "umap"])  # confusion says so in its place
+def test_an_object_without_cells_is_refused_with_a_sentence(done, name):
+    with pytest.raises(ValueError, match="adata (has no cells|no longer has cells)"):
+        PLOTS[name](done[:0].copy(), show=False)
+
+
+@pytest.mark.parametrize("column", ["cello1", "cello1_support"])
+def test_an_embedding_of_labels_that_are_gone_is_refused(done, column):
+    adata = done.copy()
+    del adata.obs[column]
+    with pytest.raises(ValueError, match=f"key: adata.obs has no column '{column}' any more; run annotate again"):
+        scverse_plugin.pl.umap(adata, show=False)

@@ -17,6 +17,7 @@ from scverse_plugin.get import cello1_df
 from scverse_plugin.method import _calibrate
 from scverse_plugin.method._false import find_threshold
 from tests.helpers.browser import overflow
+from tests.helpers.stub_server import Server
 from tests.helpers.toy_adata import MARKERS, TYPES, FakeEngine, by_marker, toy
 from tests.helpers.toy_ontology import TERMS
 
@@ -40,7 +41,7 @@ class Scoring(EngineBase):
             elif request.prefix:
                 yield i, Completion(f" {puzzle.cells[0][0]}", "stop", 2, 50)
             elif self.traces:
-                yield i, Completion("<think>\nCell 1: (", "length", 4, 50)
+                yield i, Completion(f"<think>\nCell 1: CD3D -> {puzzle.candidates[0]}\n", "length", 4, 50)
             else:
                 yield i, Completion(by_marker(puzzle), "stop", 9, 50)
 
@@ -264,9 +265,14 @@ def test_a_threshold_by_hand():
     assert find_threshold(support, decoys + 0.9, 3, 4, 0.05).threshold == np.inf
 
 
-def test_max_false_decides_instead_of_min_support():
+def test_max_false_decides_instead_of_min_support(monkeypatch, capsys):
     # Read out, four types and two decoys: 0.45 for the right one, 0.11 for each other.
-    adata = annotate(engine=Scoring(0.45), decoys=["neuron", "hepatocyte"], max_false=0.05, puzzle_size=1)
+    adata = annotate(
+        engine=Scoring(0.45), decoys=["neuron", "hepatocyte"], max_false=0.05, puzzle_size=1, progress=True
+    )
+    assert "labels need a support of 0.45; expected to be false: 0.0% (95% interval 0.0% to 100.0%)" in (
+        capsys.readouterr().err
+    )
     found, checks = cello1_df(adata), adata.uns["cello1"]["checks"]
     assert found["label"].tolist() == TYPES
     assert checks["support_threshold"] == pytest.approx(0.45) and checks["false_rate"] == checks["false_rate_low"] == 0
@@ -276,7 +282,10 @@ def test_max_false_decides_instead_of_min_support():
     assert all(f"``{name}``" in doc for name in checks)
     assert adata.uns["cello1"]["params"]["max_false"] == 0.05
     # A model that takes decoys as often as types labels nothing.
+    said = []
+    monkeypatch.setattr("scanpy.logging.warning", said.append)
     guess = annotate(engine=Scoring(0.1), decoys=["neuron", "hepatocyte"], max_false=0.05, puzzle_size=1)
+    assert "no support is enough for max_false=0.05: decoys are chosen in " in said[0]
     assert set(guess.obs["cello1"]) == {"Unassigned"}
     assert guess.uns["cello1"]["checks"]["support_threshold"] == np.inf
 
@@ -490,3 +499,44 @@ def test_models_without_any_vote_do_not_agree():
 def test_one_model_has_no_table_of_models():
     with pytest.raises(ValueError, match="table: the run 'cello1' asked one model"):
         cello1_df(annotate(), table="models")
+
+
+# ---------------------------------------------------------------------------------------------- through a stub server
+
+
+def test_the_probe_ends_with_the_first_line():
+    stops = []
+
+    class Watched(Scoring):
+        def generate(self, requests, sampling):
+            stops.append(sampling.stop)
+            return super().generate(requests, sampling)
+
+    assert annotate(engine=Watched()).uns["cello1"]["params"]["readout"] == "matrix"
+    assert stops[0] == "\nCell 2:" and "\nCell 2:" not in stops[1:]
+
+
+def test_calibration_through_a_server():
+    """Votes that all agree, of a server that is right about three groups in four."""
+    with Server(lambda body, n: by_marker(parse_user(body["messages"][-1]["content"]))) as server:
+        options = {"engine": "openai", "model": "m", "base_url": server.url}
+        adata = annotate(labelled(), groupby="cells", puzzle_size=1, n_votes=2, **options)
+        scverse_plugin.tl.calibrate(adata, truth="known")
+        known = adata.uns["cello1"]["calibration"]
+        assert (known["support"], known["model"], known["n"], known["n_right"]) == ("votes", "m", 40, 30)
+        assert known["ece_before"] == pytest.approx(0.25) and known["ece_after"] < 0.1
+        found = cello1_df(annotate(calibration=known, **options))
+    np.testing.assert_allclose(found["support"], 0.75)
+    np.testing.assert_allclose(found["raw_support"], 1)
+    np.testing.assert_allclose(found["margin"], 1)
+
+
+@pytest.mark.parametrize(("sure", "helps"), [(0.75, False), (0.98, True)])
+def test_a_calibration_that_does_not_help_says_so(sure, helps, monkeypatch):
+    said = []
+    monkeypatch.setattr("scverse_plugin.tl._calibrate.logg.warning", said.append)
+    adata = annotate(labelled(), engine=Scoring(sure), groupby="cells", puzzle_size=1, n_votes=2)
+    scverse_plugin.tl.calibrate(adata, truth="known")
+    found = adata.uns["cello1"]["calibration"]
+    assert (found["ece_after"] < found["ece_before"]) is helps
+    assert any("does not lower the error of support" in text for text in said) is not helps

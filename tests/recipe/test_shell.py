@@ -56,6 +56,9 @@ def test_outcome_is_the_exit_code(command, capsys, outcome, code, error):
     [
         (ValueError("no cells"), 1, "error: no cells"),
         (OSError("disk full"), 1, "error: disk full"),
+        (MemoryError(), 1, "error: memory ran out; give less at once, or use a larger machine"),
+        (MemoryError("5 GB for cells"), 1, "error: 5 GB for cells"),
+        (RuntimeError(), 1, "error: RuntimeError, without a message; --traceback shows where it was raised"),
         (
             ModuleNotFoundError("No module named 'x'", name="x"),
             1,

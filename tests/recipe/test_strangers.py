@@ -111,6 +111,7 @@ def hostile_weights(folder: Path, name: str, mark: Path) -> None:
     torch.save({"lm_head.weight": Trap(mark)}, folder / name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [(), ("--trust-checkpoint",)])
 def test_a_checkpoint_that_runs_code(model, tmp_path, capsys, given):
     torch = pytest.importorskip("torch")
@@ -126,6 +127,7 @@ def test_a_checkpoint_that_runs_code(model, tmp_path, capsys, given):
     assert error.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_verls_merger_reads_tensors_only(model, tmp_path):
     """Also a file that is put into the place of the one that was looked at."""
     torch = pytest.importorskip("torch")

@@ -3,15 +3,15 @@
 ``python -m recipe.cello1 traces markers --cells train.h5ad --data puzzles.json --out sft.json``
 
 The evidence comes from labelled training cells only: of h5ad files, or those of training puzzles. A trace has one line
-for each cell: the candidates that are left, the genes of the cell that speak most for its type, and the type::
+for each cell: the genes of the cell that speak most for its type, and the type::
 
-    Cell 1: (CD14+ Monocyte / CD19+ B / CD56+ NK) GNLY, NKG7, CD7 -> CD56+ NK
-    Cell 2: (CD14+ Monocyte / CD19+ B) LYZ, CST3, AIF1 -> CD14+ Monocyte
-    Cell 3: (CD19+ B) CD74, CD79A, HLA-DRA -> CD19+ B
+    Cell 1: GNLY, NKG7, CD7 -> CD56+ NK
+    Cell 2: LYZ, CST3, AIF1 -> CD14+ Monocyte
+    Cell 3: CD74, CD79A, HLA-DRA -> CD19+ B
 
-The candidates that are left are what a batch tells beyond its cells, and they come first: the first gene already says
-which type is meant, so that behind the genes they came too late. In that order 49 of 52 illegal answers of a small
-model contained a wrong list.
+``--cite top`` names the first genes of the cell instead: copied as they stand they are easier to learn than a choice
+among them, and a small model takes fewer of them from another cell. What is left of the candidates is not written
+down: a model that reads it there learns to rule out instead of to recognise, and one wrong type makes others wrong.
 
 With ``--teacher markers`` the traces are those of a teacher who does not see the answer: the matching with the highest
 sum of marker scores, of the cells of other donors where puzzle files, or ``--donor-column``, name them. Puzzles that it
@@ -27,16 +27,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from recipe.cello1.formats.atomic import check_place
 from recipe.cello1.formats.items import REASONING_KEY
 from recipe.cello1.formats.puzzle_files import PUZZLE_SUFFIXES, load_puzzles, write_puzzles
 from recipe.cello1.task.puzzle import Puzzle, labelled_cells
+from recipe.cello1.task.text import canonical_id
 from recipe.cello1.task.trace import trace_line
 
 MarkerEvidence = Mapping[str, Mapping[str, float]]
+Cited = Literal["markers", "top"]
 
 
 def marker_evidence(cells: Sequence[Sequence[str]], labels: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -66,7 +70,7 @@ def best_markers(genes: Sequence[str], evidence: Mapping[str, float], n_genes: i
     return tuple(sorted(genes, key=lambda gene: -evidence.get(gene, 0.0))[:n_genes])
 
 
-def write_trace(puzzle: Puzzle, evidence: MarkerEvidence, n_genes: int = 3) -> str:
+def write_trace(puzzle: Puzzle, evidence: MarkerEvidence, n_genes: int = 3, cite: Cited = "markers") -> str:
     """Write the reasoning for a puzzle with a known answer."""
     if n_genes < 1:
         raise ValueError(f"n_genes must be at least 1, got {n_genes}")
@@ -74,18 +78,19 @@ def write_trace(puzzle: Puzzle, evidence: MarkerEvidence, n_genes: int = 3) -> s
         raise ValueError("the puzzle has no answer; a trace argues for the true types")
     if unknown := [name for name in puzzle.answer if name not in evidence]:
         raise ValueError(f"no evidence for the types {unknown}; the training cells have {sorted(evidence)}")
-    left = list(puzzle.candidates)
     lines = []
     for number, (genes, name) in enumerate(zip(puzzle.cells, puzzle.answer, strict=True), start=1):
-        lines.append(trace_line(number, left, best_markers(genes, evidence[name], n_genes), name))
-        left.remove(name)
+        named = genes[:n_genes] if cite == "top" else best_markers(genes, evidence[name], n_genes)
+        lines.append(trace_line(number, named, name))
     return "\n" + "\n".join(lines) + "\n"
 
 
-def add_traces(puzzles: Iterable[Puzzle], evidence: MarkerEvidence, n_genes: int = 3) -> list[Puzzle]:
+def add_traces(
+    puzzles: Iterable[Puzzle], evidence: MarkerEvidence, n_genes: int = 3, cite: Cited = "markers"
+) -> list[Puzzle]:
     """Add the reasoning to puzzles, as ``meta["reasoning"]``."""
     return [
-        replace(puzzle, meta={**puzzle.meta, REASONING_KEY: write_trace(puzzle, evidence, n_genes)})
+        replace(puzzle, meta={**puzzle.meta, REASONING_KEY: write_trace(puzzle, evidence, n_genes, cite)})
         for puzzle in puzzles
     ]
 
@@ -97,13 +102,18 @@ def marker_answer(puzzle: Puzzle, evidence: MarkerEvidence) -> tuple[str, ...]:
     return tuple(puzzle.candidates[j] for j in linear_sum_assignment(scores, maximize=True)[1].tolist())
 
 
-def teach(puzzles: Iterable[Puzzle], evidence_of: Callable[[Puzzle], MarkerEvidence], n_genes: int = 3) -> list[Puzzle]:
+def teach(
+    puzzles: Iterable[Puzzle],
+    evidence_of: Callable[[Puzzle], MarkerEvidence],
+    n_genes: int = 3,
+    cite: Cited = "markers",
+) -> list[Puzzle]:
     """Keep the puzzles that a teacher without the answer gets right, with its reasoning."""
     kept = []
     for puzzle in puzzles:
         evidence = evidence_of(puzzle)
         if evidence.keys() >= {*(puzzle.answer or ())} and marker_answer(puzzle, evidence) == puzzle.answer:
-            kept += add_traces([puzzle], evidence, n_genes)
+            kept += add_traces([puzzle], evidence, n_genes, cite)
     return kept
 
 
@@ -136,7 +146,7 @@ def read_cells(
                 if column is not None and column not in (columns := store.columns()):
                     raise ValueError(f"{name}: {path} has no column {column!r} of obs; it has {', '.join(columns)}")
             types = store.labels(type_column)
-            owners = store.labels(donor_column) if donor_column else None
+            owners = store.labels(donor_column, canonical_id) if donor_column else None
             spoiled = 0
             for row, genes in CellReader(store, lists).read():
                 if not (name := types.value(row)):
@@ -181,11 +191,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--use-raw", action="store_true", help="read raw instead of X")
     parser.add_argument("--n-genes", type=int, default=3, help="genes to cite for each cell (default %(default)s)")
+    parser.add_argument(
+        "--cite",
+        default="markers",
+        choices=get_args(Cited),
+        help="markers: the genes that speak most for the type | top: the first of the cell's list",
+    )
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    check_place(args.out)
     if args.donor_column and args.teacher == "gold":
         raise ValueError("donor_column needs teacher='markers'")
     data = load_puzzles(args.data, require_gold=True)
@@ -201,12 +218,12 @@ def run(args: argparse.Namespace) -> None:
         return marker_evidence([cells[i] for i in rows], [labels[i] for i in rows])
 
     def evidence_of(puzzle: Puzzle) -> MarkerEvidence:
-        return evidence_without(str(puzzle.meta.get("donor_id") or ""))
+        return evidence_without(canonical_id(puzzle.meta.get("donor_id")))
 
     if args.teacher == "markers":
-        traced = teach(puzzles, evidence_of, args.n_genes)
+        traced = teach(puzzles, evidence_of, args.n_genes, args.cite)
     else:
-        traced = add_traces(puzzles, evidence_without(""), args.n_genes)
+        traced = add_traces(puzzles, evidence_without(""), args.n_genes, args.cite)
     if not traced:
         msg = "the teacher gets no puzzle right; give cells with the types of the puzzles, or teacher='gold'"
         raise ValueError(msg)

@@ -21,10 +21,10 @@ import numpy as np
 
 from recipe.cello1.data.expression.reader import CellReader, GeneLists
 from recipe.cello1.data.expression.store import SUFFIXES, Store
-from recipe.cello1.formats.atomic import read_json
+from recipe.cello1.formats.atomic import check_place, read_json
 from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
+from recipe.cello1.task.order import order_by_size
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.sampling import order_by_size
 
 DEPTH = 100  # genes read of each cell: what comes up where others are lost
 _MOST_CELLS = 500  # of a type
@@ -78,10 +78,10 @@ def read_again(
     """Read the cells of puzzles once more, by type."""
     known: dict[str, dict[str, str]] = {}  # data set -> cell -> type
     for number, puzzle in enumerate(puzzles):
-        if len(ids := puzzle.meta.get("cell_ids") or ()) != puzzle.n_cells:
+        if not puzzle.cell_ids or "dataset" not in puzzle.meta:
             msg = f"puzzle {number} has no cell_ids; give puzzles that prepare has made from expression files"
             raise ValueError(msg)
-        known.setdefault(str(puzzle.meta["dataset"]), {}).update(zip(ids, puzzle.answer or (), strict=True))
+        known.setdefault(str(puzzle.meta["dataset"]), {}).update(zip(puzzle.cell_ids, puzzle.answer or (), strict=True))
     found: dict[str, list[tuple[str, ...]]] = {}
     for name, types in sorted(known.items()):
         with Store(_find(name, inputs)) as store:
@@ -144,6 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    check_place(args.out)
     if args.n < 1 or args.seed < 0:
         raise ValueError(f"n must be at least 1 and seed= at least 0, got {args.n} and {args.seed}")
     settings = read_json(args.prepared / "manifest.json")["settings"]

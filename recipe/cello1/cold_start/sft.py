@@ -156,9 +156,9 @@ def _is_whole(checkpoint: Path, step: int) -> bool:
     """Whether the state, which the trainer writes last, is there and complete, and training can go on from it."""
     try:
         state = json.loads((checkpoint / _STATE).read_bytes())
-    except (FileNotFoundError, ValueError):
+        ended = step == state.get("max_steps") and float(state.get("epoch") or 0) % 1
+    except (FileNotFoundError, ValueError, TypeError, AttributeError, RecursionError):
         return False
-    ended = step == state.get("max_steps") and float(state.get("epoch", 0)) % 1
     return state.get("global_step") == step and not ended
 
 

@@ -28,7 +28,7 @@ from recipe.cello1.engines.asking import ask
 from recipe.cello1.engines.options import add_sampling, add_server, engine_options, sampling_of
 from recipe.cello1.engines.protocol import Completion, Engine, Failure, Request, Sampling, sample_seed
 from recipe.cello1.engines.start import start_engine
-from recipe.cello1.formats.atomic import atomic_write, dumps
+from recipe.cello1.formats.atomic import atomic_write, check_place, dumps
 from recipe.cello1.formats.items import REASONING_KEY, puzzle_to_item
 from recipe.cello1.formats.journal import Journal
 from recipe.cello1.formats.provenance import check_same, digest
@@ -274,6 +274,7 @@ AFTER_INTERRUPT = "; responses so far are kept: run the same command again to re
 
 def run(args: argparse.Namespace) -> str | None:
     """Run the command."""
+    check_place(args.out)
     if args.out.suffix not in (".json", ".jsonl"):
         raise ValueError(f"out: {args.out} must end in .json or .jsonl")
     if args.out.resolve() == args.data.resolve():

@@ -1,11 +1,11 @@
-"""Make a tokenizer and a small Qwen2 model from nothing, for runs without a download (the embedded default).
+"""Make a tokenizer and a small Qwen3 model from nothing, for runs without a download (the embedded default).
 
 ``python -m recipe.cello1 tiny-model --data sft.json --out model``
 
 Tokens are what training costs, so each gene, each cell type and each fixed part of the format is one token: a puzzle of
 four cells takes about 130 tokens with its answer. Any other text is spelled by a byte-level BPE.
 
-The one-token words are *added* tokens, not BPE entries behind a pre-tokenizer of our own: for ``model_type: qwen2``
+The one-token words are *added* tokens, not BPE entries behind a pre-tokenizer of our own: for ``model_type: qwen3``
 transformers 5 always builds ``Qwen2Tokenizer``, with Qwen's pre-tokenizer, whatever ``tokenizer.json`` says, so that a
 tokenizer with another one changes silently when it is loaded.
 """
@@ -25,10 +25,9 @@ from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.task.answer import ANSWER_CLOSE, ANSWER_OPEN, SEPARATOR, THINK_CLOSE, THINK_OPEN
 from recipe.cello1.task.prompt import LAYOUTS, VARIANTS, Layout, instruction, render_user
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.trace import FIXED
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Qwen2ForCausalLM
+    from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 PAD_TOKEN = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -105,7 +104,6 @@ def _vocabulary(puzzles: Sequence[Puzzle], layout: Layout, min_count: int) -> tu
         f"\n{ANSWER_OPEN}",
         ANSWER_CLOSE,
         _ARROW,
-        *FIXED,
         SEPARATOR,
         *_ROLES,
     ]
@@ -135,19 +133,21 @@ def build_model(
     n_layers: int = 4,
     n_heads: int = 4,
     max_positions: int = 2048,
-) -> Qwen2ForCausalLM:
-    """Make a randomly initialised Qwen2 model, float32."""
+) -> Qwen3ForCausalLM:
+    """Make a randomly initialised Qwen3 model, float32."""
+    # Qwen3 normalises queries and keys. In trials with one seed it learnt more of as many of Muon's steps than Qwen2.
     import torch
-    from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+    from transformers import GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    config = Qwen2Config(
+    config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
         num_hidden_layers=n_layers,
         num_attention_heads=n_heads,
         num_key_value_heads=n_heads,
+        head_dim=hidden_size // n_heads,
         max_position_embeddings=max_positions,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -155,7 +155,7 @@ def build_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Qwen2ForCausalLM(config)
+        model = Qwen3ForCausalLM(config)
     model.generation_config = GenerationConfig(**ids)
     return model
 

@@ -260,7 +260,7 @@ def raw_item(puzzle: Puzzle, settings: PuzzleSettings) -> dict[str, Any]:
     """Make the published raw form of a puzzle."""
     donor, batch = str(puzzle.meta.get("donor_id", "")), puzzle.meta.get("batch")
     return {
-        "selected_cells": list(puzzle.meta.get("cell_ids", [])),
+        "selected_cells": list(puzzle.cell_ids),
         "question": render_user(puzzle, settings.variant),
         "answer": join_types(puzzle.answer or ()),
         "group": str((donor, batch)) if batch else donor,

@@ -29,13 +29,12 @@ from recipe.cello1.data.pool import (
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.atomic import JsonListWriter
 from recipe.cello1.formats.stores import BadFileError
-from recipe.cello1.task.context import CONTEXT_FIELDS
+from recipe.cello1.task.context import CONTEXT_FIELDS, TISSUE_KIND, names_type
 from recipe.cello1.task.labels import Labels
 from recipe.cello1.task.puzzle import Puzzle
 from recipe.cello1.task.sampling import PuzzleIndex
+from recipe.cello1.task.text import clean_value, on_one_line
 
-TISSUE_KIND = "tissue_type"
-_CULTURE = "cell culture"  # in brackets after the tissue where there is no such column yet
 _ENDS = 1 << 20  # bytes at either end of a file that its fingerprint covers
 
 
@@ -270,7 +269,7 @@ class _Metadata:
         wanted = dict.fromkeys((*CONTEXT_FIELDS, *job.settings.context.extra(job.folder)))
         present = set(store.columns("obs"))
         self._job = job
-        self._columns: dict[str, Labels] = {name: store.labels(name) for name in wanted if name in present}
+        self._columns: dict[str, Labels] = {name: store.labels(name, on_one_line) for name in wanted if name in present}
         self._kinds = store.labels(TISSUE_KIND) if TISSUE_KIND in present else None
         self._types = {name.lower() for name in types.categories}
 
@@ -283,14 +282,12 @@ class _Metadata:
         """Return the different values of some cells on one line."""
         labels = self._columns.get(name)
         values = [labels.value(row) for row in rows] if labels is not None else []
-        return VALUE_SEPARATOR.join(sorted({value for value in values if value}))
+        return VALUE_SEPARATOR.join(sorted({clean_value(value) for value in values if value}))
 
     def sentences(self, row: int) -> str:
         """Write the context of a cell; the tissue of a cell culture is its cell type, and would give it away."""
         values = self.values(row)
-        tissue = values.get("tissue", "").lower()
-        culture = self._kinds is not None and self._kinds.value(row) == _CULTURE
-        if culture or tissue.endswith(f"({_CULTURE})") or tissue in self._types:
+        if names_type(values.get("tissue"), self._kinds.value(row) if self._kinds else None, self._types):
             values.pop("tissue", None)
         return self._job.settings.context.sentences(values, self._job.folder)
 

@@ -8,35 +8,35 @@ proves a cell only from ``TELLING_GENES`` genes on, or as many as are listed at 
 first places to the same few dozen genes, and large files have billions of pairs of cells. So with an ``n_top`` below
 that a cell under two ids is not noticed, which is better than to find leaks everywhere. Without ids every list counts,
 whatever its length. A *donor* is known by the id, the same in every data set; a puzzle that names none is of any donor
-who has its context. A *puzzle* is known by what it shows. Ids are compared in one form, see :func:`canonical_id`.
+who has its context. A *puzzle* is known by what it shows. Ids are compared in one form, see
+:func:`recipe.cello1.task.text.canonical_id`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 
 import numpy as np
 
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.text import clean_value, is_usable
+from recipe.cello1.task.text import canonical_id, clean_value, is_usable
 
 TELLING_GENES = 30
 LEAST_TELLING = 15
 _SEPARATOR = re.compile(r"[\W_]+")
 _BARCODE = re.compile(r"[ACGTN]{8,}")
 _LETTER = re.compile(r"[^\W\d_]")
-# A column of whole numbers with a gap is one of floats.
-_WHOLE = re.compile(r"(-?\d+)\.0*")
-_LARGE = re.compile(r"-?\d(\.\d+)?e\+\d+")
 _NO_DONOR = re.compile(
-    r"(pool(ed)?|mix(ed|ture)?|multiplex(ed)?|multiple|various|several|unassigned|doublets?|ambiguous|negative)"
+    r"(pool(ed|s)?|mix(ed|ture)?|multiplex(ed)?|multiple|various|several|unassigned|doublets?|ambiguous|negative)"
     r"([ _-]*(donor|sample|patient|subject|individual|human|mouse|mice|animal)s?)?([ _-]*\d+|[ _-]+[a-z]\d*)?|"
-    r"pool(ed)?\W.*[,;].*|.*\|\|.*",  # a list of people
+    r"(pool(ed)?|mix(ture)?)[\W_]+(of|from)[\W_].*|pool(ed)?[ _-]*\(.*\)|multi[ _-]?(donor|sample|patient)s?|"
+    r"n[./]?a\.?|null|nat|missing|not[ _-](available|applicable|reported|known)|unknown[ _-](donor|patient|sample)|"
+    r"pool(ed)?\W.*[,;].*|.*\|\|.*|"  # a list of people
+    r"(?P<who>[^\W\d_]+[ _-]*)\d+(\s*([,;&+/]|and)\s*(?P=who)\d+)+|"  # D1+D2
+    r"(donor|sample|patient|subject|individual)s[ _-]*\d+\W+(and\W+|to\W+)?\d+.*",
     re.IGNORECASE,
 )
 VALUE_SEPARATOR = " | "  # between the values of a puzzle whose cells differ, for example in tissue
@@ -69,19 +69,10 @@ class Fingerprint:
     cells_shown: int
 
 
-def canonical_id(value: object) -> str:
-    """Return the one form of an id: one line in NFKC, a whole number as one without a fraction; empty for no id."""
-    text = clean_value(unicodedata.normalize("NFKC", value) if isinstance(value, str) else value)
-    if _LARGE.fullmatch(text) and (large := Decimal(text)) == large.to_integral_value():
-        return str(int(large))
-    number = _WHOLE.fullmatch(text)
-    return number[1] if number else text
-
-
 def donor_id(value: object) -> str:
-    """Return the one form of a donor's id; empty if it names none, or several people at once (``pooled``)."""
+    """Return the one form of a donor's id; empty if it names none, or several people at once (``pooled``, a list)."""
     text = canonical_id(value)
-    return "" if _NO_DONOR.fullmatch(text) else text
+    return "" if isinstance(value, list | tuple | dict) or _NO_DONOR.fullmatch(text) else text
 
 
 def values_of(text: object) -> list[str]:
@@ -106,9 +97,7 @@ def fingerprint_of(puzzle: Puzzle, dataset: str = "", n_top: int = TELLING_GENES
     meta = puzzle.meta
     donor = donor_id(meta.get("donor_id"))
     name = clean_value(meta.get("dataset")) or clean_value(dataset)
-    ids = [canonical_id(cell) for cell in meta.get("cell_ids") or ()]
-    if len(ids) != puzzle.n_cells:
-        ids = []
+    ids = [canonical_id(cell) for cell in puzzle.cell_ids]
     genes = ["\1".join(cell) for cell in puzzle.cells]
     enough = max(LEAST_TELLING, min(TELLING_GENES, n_top))
     telling_ids = ids if donor and all(map(_names_library, ids)) else []

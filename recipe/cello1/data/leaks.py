@@ -19,7 +19,7 @@ from recipe.cello1.data.fingerprints import (
     nameless_contexts,
 )
 from recipe.cello1.data.published import read_puzzle_file
-from recipe.cello1.formats.atomic import atomic_write, dumps
+from recipe.cello1.formats.atomic import atomic_write, check_place, dumps
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +166,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> str | None:
     """Run the command."""
+    if args.out:
+        check_place(args.out)
     sides = [read_puzzle_file(path, variant=None) for path in (args.train, args.test)]
     if failures := [text for side in sides for text in side.failures]:
         more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from recipe.cello1.data.expression.store import Store
-from recipe.cello1.data.fingerprints import canonical_id, donor_id
+from recipe.cello1.data.fingerprints import donor_id
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.stores import BadFileError
 from recipe.cello1.task.answer import type_fault
 from recipe.cello1.task.labels import Labels
 from recipe.cello1.task.sampling import PuzzleIndex, sample_puzzles
-from recipe.cello1.task.text import clean_value
+from recipe.cello1.task.text import canonical_id, clean_value
 
 SUSPENSION = "suspension_type"
 PRIMARY = "is_primary_data"
@@ -61,7 +61,7 @@ def read_table(store: Store, settings: PuzzleSettings, rng: np.random.Generator)
         kinds = _column(store, columns, SUSPENSION, "take all cells with suspension='any'")
         leave_out(~_is(kinds, settings.suspension.lower()), f"their {SUSPENSION} is not {settings.suspension!r}")
     if PRIMARY in columns and not settings.keep_duplicates:
-        copies = _is(store.labels(PRIMARY, canonical_id), "false", "0")
+        copies = _is(store.labels(PRIMARY, canonical_id), "false", "0", "no")
         leave_out(copies, f"{PRIMARY} is False: other data sets have them (keep them with keep_duplicates=True)")
     types = _column(store, columns, settings.type_column, "name the column of the cell types with type_column=")
     leave_out(types.codes < 0, f"{settings.type_column} names no type")

@@ -60,7 +60,9 @@ _UNREAD = {
     **{f"{kind}.{packed}": "unpack it" for kind in (".h5ad", ".json", ".jsonl", ".parquet") for packed in _PACKED},
     **{f".zarr.{packed}": "unpack it" for packed in ("zip", "tar", "tar.gz", "tgz")},
     ".h5mu": "write one of its modalities as h5ad: mudata['NAME'].write('NAME.h5ad')",
-    **{kind: "convert it to h5ad" for kind in (".loom", ".h5seurat", ".h5")},
+    **{kind: "convert it to h5ad" for kind in (".loom", ".h5seurat", ".h5", ".hdf5", ".rds", ".rdata")},
+    **{f".h5ad.{part}": "fetch it again, it is half there" for part in ("part", "crdownload", "download", "aria2")},
+    ".ndjson": "rename it to .jsonl",
 }
 _LONGEST_NAME = 200  # bytes: what is written has up to 255, with a side and, while it is written, more
 _SHOWN = 20  # items that cannot be read are printed up to this number
@@ -221,12 +223,12 @@ class _Found:
                         seen.add(path.resolve())
                         expression.append((path, path.relative_to(folder).with_suffix("").as_posix()))
                 elif kind := next((kind for kind in _UNREAD if name.lower().endswith(kind)), ""):
-                    of_puzzles = kind.startswith(PUZZLE_SUFFIXES)
+                    of_puzzles = kind.startswith((*PUZZLE_SUFFIXES, ".ndjson"))
                     if not of_puzzles or inside == folder:
                         (puzzles if of_puzzles else self).add_bad(name, f"{kind} is not read", _UNREAD[kind])
                 elif is_folder:
                     todo.append(path)
-                elif inside == folder and path.suffix in PUZZLE_SUFFIXES and path.name not in OWN_FILES:
+                elif inside == folder and path.suffix.lower() in PUZZLE_SUFFIXES and path.name not in OWN_FILES:
                     puzzles.puzzles.append(path)
         self.expression.extend(sorted(expression, key=lambda entry: entry[1]))
         if not expression:
@@ -246,7 +248,7 @@ def _find_inputs(inputs: Sequence[str]) -> _Found:
         path = Path(text)
         if _is_expression(path) and path.exists():
             found.expression.append((path, path.stem))
-        elif path.suffix in PUZZLE_SUFFIXES and path.is_file():
+        elif path.suffix.lower() in PUZZLE_SUFFIXES and path.is_file():
             found.puzzles.append(path)
         elif path.is_dir():
             found.look_into(path)

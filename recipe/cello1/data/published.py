@@ -52,13 +52,17 @@ def split_in_name(name: str) -> str:
 def read_puzzle_file(path: str | Path, variant: Variant | None = "batch") -> Imported:
     """Read a file of puzzles."""
     path = Path(path)
-    puzzles, failures = _convert(iter_rows(path), variant)
-    return Imported(path.name, split_in_name(path.name), puzzles, tuple(f"{path.name}: {text}" for text in failures))
+    puzzles, failures = _convert(iter_rows(path, keep_going=True), variant)
+    failures = [f"{path.name}: {text.removeprefix(f'{path}, ')}" for text in failures]
+    return Imported(path.name, split_in_name(path.name), puzzles, tuple(failures))
 
 
 def _convert(items: Iterable[Any], variant: Variant | None) -> tuple[tuple[Puzzle, ...], list[str]]:
     puzzles, failures = [], []
     for index, item in enumerate(items):
+        if isinstance(item, ValueError):  # it could not be read
+            failures.append(str(item))
+            continue
         if variant is None and not is_rl_row(item):
             variant = _variant_of(item)
         try:

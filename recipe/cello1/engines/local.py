@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -15,10 +14,11 @@ from recipe.cello1.engines.constrained import Vocabulary, matching_for, tokens_n
 from recipe.cello1.engines.protocol import Choice, EngineBase, Failure, Request, Sampling
 from recipe.cello1.engines.token_tree import Context, TokenTree, token_tree
 from recipe.cello1.formats.chat_template import ResponseReader, opened_by, prompt_ids, render_chat, with_prefix
-from recipe.cello1.formats.model_folder import check_model_path, model_fingerprint
+from recipe.cello1.formats.model_folder import check_model_path, model_fingerprint, read_json_object
 
 _DIGITS = 12  # of a fingerprint, which every prediction holds
 _SCORED_TOGETHER = 64  # choices
+_HIGHEST_RANK = 1 << 14
 
 
 class Prompt(NamedTuple):
@@ -114,7 +114,10 @@ def lora_rank(lora: str) -> int:
     if not path.is_file():
         msg = f"lora: {lora} holds no adapter_config.json; give the folder of a LoRA adapter as PEFT saves it"
         raise FileNotFoundError(msg)
-    return int(json.loads(path.read_text())["r"])
+    rank = read_json_object(path).get("r")
+    if not isinstance(rank, int) or not 0 < rank <= _HIGHEST_RANK:
+        raise ValueError(f"lora: {path} has the rank r={rank!r:.80}; it must be from 1 to {_HIGHEST_RANK}")
+    return rank
 
 
 def cpu_dtype(model: str) -> str:

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from difflib import get_close_matches
 from email.utils import parsedate_to_datetime
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -48,16 +49,28 @@ _FIRST_DELAY = 0.5  # seconds; doubles with each try
 _LONGEST_DELAY = 60.0
 _MOST_TOKENS = 1 << 40  # of a prompt or answer: sums of them fit into any integer
 _LONGEST_ERROR = 1000  # characters of what a server says
-_FENCE = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
+_LONGEST_REPLY = 1 << 24  # bytes
+_FENCES = re.compile(r"```(?:json)?\s*(?=\{)"), re.compile(r"(?<=\})\s*```")
 # Parameters that some servers do not take, and what they say then.
-_UNSUPPORTED = ("support", "unavailable", "not allowed", "not permitted", "unrecognized", "unknown")
+_UNSUPPORTED = ("support", "unavailable", "not allowed", "not permitted", "unrecognized", "unknown", "deprecated")
 # A limit may also be refused for being too high, so that the name beside one of the words above is not enough.
 _NO_MAX_TOKENS = tuple(
     f"max_tokens is {sign}" for sign in ("not supported", "unsupported", "not allowed", "deprecated")
 )
-_REFUSALS = {"max_tokens": ("max_completion_tokens", "parameter: max_tokens", *_NO_MAX_TOKENS)} | dict.fromkeys(
-    ("temperature", "top_p", "seed", "response_format"), _UNSUPPORTED
-)
+# Some take temperature or top_p, but not both: then temperature stays.
+_REFUSALS = {
+    "max_tokens": ("max_completion_tokens", "parameter: max_tokens", *_NO_MAX_TOKENS),
+    "top_p": (*_UNSUPPORTED, "cannot both"),
+    "response_format": (*_UNSUPPORTED, "invalid schema"),  # of too many names, for example
+} | dict.fromkeys(("temperature", "seed"), _UNSUPPORTED)
+_NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached")
+# Other words for the two reasons that leave an answer.
+_ENDS = dict.fromkeys(("eos", "eos_token", "end_turn", "stop_sequence"), "stop")
+_ENDS |= dict.fromkeys(("max_tokens", "model_length"), "length")
+
+
+class _RefusedError(ValueError):
+    """A reply that is too long to be read, or could be."""
 
 
 class OpenAIEngine(EngineBase):
@@ -93,6 +106,8 @@ class OpenAIEngine(EngineBase):
         if not self._url:
             msg = f"base_url is missing; give the address of the server (http://host:8000/v1) or set {_URL_VARIABLE}"
             raise ValueError(msg)
+        if not self._url.lower().startswith(("http://", "https://")):
+            raise ValueError(f"base_url must begin with http:// or https://, got {self.base_url!r}")
         try:
             import openai
         except ImportError as error:
@@ -114,12 +129,22 @@ class OpenAIEngine(EngineBase):
         self.constraint = "" if not constrained else "exact" if self._on_vllm else "candidates"
 
     def _client(self) -> Any:
-        async def stay(response: Any) -> None:
+        async def check(response: Any) -> None:
+            """Look at where a reply leads to, and read it as far as it may go, before anything else does."""
             if response.has_redirect_location:
                 target = response.url.join(response.headers["location"])
                 if target.host != response.url.host or (response.url.scheme, target.scheme) == ("https", "http"):
                     msg = f"the server sends requests on to {public_address(str(target))}, which is not followed"
                     raise ValueError(msg)
+            packed = response.headers.get("content-encoding", "identity").strip().lower()
+            if packed not in ("", "identity"):  # a small one may unpack to anything
+                raise _RefusedError(f"the server's reply is packed ({packed:.40}), which was not asked for")
+            content = bytearray()
+            async for piece in response.aiter_raw():
+                content += piece
+                if len(content) > _LONGEST_REPLY:
+                    raise _RefusedError(f"the server's reply is longer than {_LONGEST_REPLY >> 20} MiB")
+            response._content = bytes(content)  # where httpx's aread() puts and finds it
 
         openai = self._openai
         timeout = openai.Timeout(self.timeout, connect=min(_CONNECT_TIMEOUT, self.timeout))
@@ -127,7 +152,9 @@ class OpenAIEngine(EngineBase):
             # Local servers need no key, but the client insists on one.
             api_key=os.environ.get(_KEY_VARIABLE) or "none",
             base_url=self._url,
-            http_client=openai.DefaultAsyncHttpxClient(timeout=timeout, event_hooks={"response": [stay]}),
+            http_client=openai.DefaultAsyncHttpxClient(
+                timeout=timeout, event_hooks={"response": [check]}, headers={"Accept-Encoding": "identity"}
+            ),
             max_retries=0,  # done here, together for all requests
         )
 
@@ -144,24 +171,36 @@ class OpenAIEngine(EngineBase):
             owners = {str(entry["id"]): entry.get("owned_by") for entry in models}
             names = sorted(owners)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise EngineError(f"{self.base_url} refuses the key ({self._say(error)}); set {_KEY_VARIABLE}") from None
+            raise EngineError(self._why(error)) from None
         except (openai.APIConnectionError, TimeoutError) as error:
             raise EngineError(f"cannot reach {self.base_url} ({self._say(error)}); is the server running?") from None
+        except _RefusedError as error:
+            raise EngineError(f"{self.base_url} cannot be used: {error}") from None
         except (openai.APIError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return "other"  # not every server has the list, some show a page there
-        if names and self.model not in owners:
-            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-            raise EngineError(f"model: {self.base_url} has no {self.model!r}; it has {shown}")
+        if names and not any(_is_listed(self.model, name) for name in names):
+            near = get_close_matches(self.model, names, n=10, cutoff=0.5) if len(names) > 10 else names
+            some = ", ".join(name[:200] for name in near or names[:10]) + (", ..." if len(names) > 10 else "")
+            raise EngineError(f"model: {self.base_url} has no {self.model!r}; it has {some}")
         return "vllm" if "vllm" in owners.values() else "other"
 
     def _say(self, error: BaseException) -> str:
         """Put an error and its cause into one line without key and password."""
-        text = f"{type(error).__name__}: {error}" + (f": {error.__cause__}" if error.__cause__ else "")
+        text = f"{type(error).__name__}: {_said(error)}" + (f": {error.__cause__}" if error.__cause__ else "")
         parts = urlsplit(self._url)
         for secret in (os.environ.get(_KEY_VARIABLE), self._url, parts.password, unquote(parts.password or "")):
             if secret:
                 text = text.replace(secret, self.base_url if secret == self._url else "***")
         return " ".join(text.split())[:_LONGEST_ERROR]
+
+    def _why(self, error: Any) -> str:
+        """Say what no request gets past, and what helps."""
+        said = self._say(error)
+        if isinstance(error, self._openai.AuthenticationError | self._openai.PermissionDeniedError):
+            return f"{self.base_url} refuses the key ({said}); set {_KEY_VARIABLE}"
+        if error.status_code in (404, 405) and not isinstance(error.body, dict):
+            return f"{said}: {self.base_url} seems to be no address of an API; most end with /v1"
+        return said
 
     def generate(self, requests: Iterable[Request], sampling: Sampling) -> Iterator[tuple[int, Completion | Failure]]:
         """Answer requests, as :meth:`recipe.cello1.engines.protocol.Engine.generate` says; not once it is closed."""
@@ -206,11 +245,12 @@ class OpenAIEngine(EngineBase):
 
     def _learn(self, error: Any, body: Mapping[str, Any]) -> bool:
         """Find out which parameter of a request is refused, whoever else has found it out meanwhile."""
-        text = re.sub(r"[\\\"'`]", "", str(error).lower())
+        text = re.sub(r"[\\\"'`]", "", _said(error).lower())
         for name, signs in _REFUSALS.items():
             if name == "response_format" and not self._prefer:
                 continue  # an answer that was to be constrained must not come free without a word
-            if name in body and (name in text or name == "max_tokens") and any(sign in text for sign in signs):
+            named = name in text or name.replace("_", " ") in text or name == "max_tokens"
+            if name in body and named and any(sign in text for sign in signs):
                 if name not in self.refused:
                     self.refused.add(name)
                     instead = "max_completion_tokens in its place" if name == "max_tokens" else "its default"
@@ -221,14 +261,21 @@ class OpenAIEngine(EngineBase):
     def _read(self, content: bytes, request: Request) -> Completion | Failure:
         """Read a reply; whatever is odd about it raises ``ValueError``."""
         whole = _json(content)
+        if isinstance(whole, dict) and whole.get("error") and not whole.get("choices"):
+            raise ValueError(f"the server says {json.dumps(whole['error'])}")
         choice = _part(_part(whole, "choices", list)[:1] or [None], "choices", dict)
-        reason = _part(choice, "finish_reason", str)
+        reason = _part(choice, "finish_reason", str).lower()
+        reason = _ENDS.get(reason, reason)
         if reason not in ("stop", "length"):
-            msg = f"the server ended the answer for the reason {reason!r}"
+            why = f": {json.dumps(choice['error'])}" if choice.get("error") else ""
+            msg = f"the server ended the answer for the reason {reason!r}{why}"
             if reason == "content_filter":  # it would do so again
                 return Failure(msg)
             raise ValueError(msg)
         message = _part(choice, "message", dict)
+        if isinstance(parts := message.get("content"), list) and parts:
+            thoughts, texts = zip(*map(_texts, parts), strict=True)
+            message = {"reasoning": "".join(thoughts), **message, "content": "".join(texts)}
         # Servers with a reasoning parser take the reasoning out of the text.
         own = [message[key] for key in ("reasoning_content", "reasoning") if isinstance(message.get(key), str)]
         reasoning = next(filter(None, own), "")
@@ -318,15 +365,15 @@ class _Run:
                 async with asyncio.timeout(engine.timeout):  # for the whole reply, however slowly it drips
                     reply = await client.chat.completions.with_raw_response.create(**body)
                 return engine._read(reply.content, request)
-            except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
-                self._hopeless = engine._say(error)
-                break
             except TimeoutError:
                 fault = f"no whole answer within {engine.timeout:g} s"
             except openai.APIStatusError as error:
                 fault, status = engine._say(error), error.status_code
                 if status in (400, 422) and engine._learn(error, body):
                     continue
+                if status in (401, 402, 403, 404, 405) or error.code in _NO_CREDIT:
+                    self._hopeless = engine._why(error)
+                    break
                 if status not in (408, 409, 429) and status < 500:
                     return Failure(fault)
                 asked = _retry_after(error.response.headers)
@@ -395,6 +442,29 @@ def _part(whole: Any, key: str, kind: type, default: Any = None) -> Any:
     return found
 
 
+def _texts(part: Any) -> tuple[str, str]:
+    """Return what a part of a content holds of reasoning and of text; some servers send a list of parts."""
+    kind = _part(part, "type", str)
+    if kind == "thinking":
+        found = part.get(kind)
+        return ("".join(_texts(each)[1] for each in found) if isinstance(found, list) else _part(part, kind, str)), ""
+    return "", _part(part, "text", str)
+
+
+def _is_listed(model: str, name: str) -> bool:
+    """Say whether a listed model is the one that is meant: some names are listed with a prefix, or a tag."""
+    name = name.removeprefix("models/")
+    return model in (name, f"models/{name}", name.removesuffix(":latest")) or model.rpartition(":")[0] == name
+
+
+def _said(error: BaseException) -> str:
+    """Return what an error says; where its text lacks what the server says, all of that."""
+    body = getattr(error, "body", None)
+    if not body or (isinstance(body, dict) and isinstance(body.get("message"), str)):
+        return str(error)
+    return f"{error} - {body[:200] if isinstance(body, str) else json.dumps(body)}"
+
+
 def _is_legal(text: str, request: Request) -> bool:
     parsed = parse_answer(text)
     items = {item.lower() for item in parsed.items}
@@ -427,15 +497,25 @@ def _schema(request: Request) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "matching", "strict": True, "schema": schema}}
 
 
+def _object_in(text: str) -> str:
+    """Find the object in a text: between fences, else from the first brace to the last; in one pass, unlike ``.*``."""
+    opening, closing = _FENCES
+    ends = [end.start() for end in closing.finditer(text)]
+    if (begin := opening.search(text)) and ends and ends[-1] > begin.end():
+        return text[begin.end() : ends[-1]]
+    return text[text.find("{") : text.rfind("}") + 1] if "{" in text else ""
+
+
 def _from_json(text: str, request: Request, reasoning: str) -> tuple[str, str]:
-    """Write structured output, fenced or not, as the answer it stands for, with all its reasoning; else leave it."""
-    fenced = _FENCE.search(text)
-    try:
-        found = json.loads(fenced[1] if fenced else text)
-        types = [found[f"cell_{i}"] for i in range(1, request.n_answers + 1)]
-        own = str(found.get("reasoning", ""))
-        for tag in TAGS:
-            own = own.replace(tag, "")
-        return format_answer(types, "\n\n".join(filter(None, (reasoning, own)))), ""
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return text, reasoning
+    """Write structured output, in whatever company, as the answer it stands for, with all reasoning; else leave it."""
+    for thought, _, rest in (text.rpartition(THINK_CLOSE), ("", "", text)):
+        try:
+            found = json.loads(_object_in(rest) or rest)
+            types = [found[f"cell_{i}"] for i in range(1, request.n_answers + 1)]
+            said = [reasoning, thought, str(found.get("reasoning", ""))]
+            for tag in TAGS:
+                said = [part.replace(tag, "").strip() for part in said]
+            return format_answer(types, "\n\n".join(filter(None, said))), ""
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            pass
+    return text, reasoning

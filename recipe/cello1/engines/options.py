@@ -11,9 +11,8 @@ from recipe.cello1.engines.start import ENGINES
 from recipe.cello1.task.prompt import LAYOUTS, VARIANTS
 
 READ_OUT = ("matrix", "soft")  # ways of decoding that average over samples
-# Of a read-out. On the embedded default four lines of evidence for each cell were 0.04 better in partial accuracy than
-# one greedy line (900 puzzles), for 64 generated tokens a puzzle instead of 16; a whole answer has 60.
-SAMPLES = 4
+# Of a read-out: as many as take a fifth of the tokens of a vote of eight. `benchmarks/bench_voting.py` compares them.
+SAMPLES = 3
 _LORA = ("--lora", str, "folder of a LoRA adapter")
 _DTYPE = ("--dtype", str, "number format; default: the model's own, float32 on CPUs without bfloat16")
 _MAX_LEN = ("--max-model-len", int, "longest prompt and answer together, in tokens")

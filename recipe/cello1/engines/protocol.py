@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
 import numpy as np
@@ -58,6 +59,17 @@ class Sampling:
     stop: str = ""
 
     def __post_init__(self) -> None:
+        for name, kind in (
+            ("temperature", Real),
+            ("top_p", Real),
+            ("max_tokens", Integral),
+            ("reasoning_budget", Integral),
+        ):
+            value = getattr(self, name)
+            right = isinstance(value, kind) and not isinstance(value, bool)
+            if not right and (name != "reasoning_budget" or value is not None):
+                whole = "whole " if kind is Integral else ""
+                raise ValueError(f"{name} must be a {whole}number, got {value!r}")
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature!r}")
         if not 0 < self.top_p <= 1:

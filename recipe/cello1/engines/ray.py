@@ -18,11 +18,12 @@ from typing import Any
 import numpy as np
 
 from recipe.cello1.engines.protocol import Choice, Completion, EngineBase, EngineError, Failure, Request, Sampling
-from recipe.cello1.formats.loopback import RAY_ON_THIS_MACHINE
+from recipe.cello1.formats.machine import RAY_ON_THIS_MACHINE
 from recipe.cello1.formats.provenance import worker_variables
 
 _LEAST_SHARE = 8
 _LARGEST_SHARE = 1024
+_LONGEST_END = 60.0  # seconds for a thread to see that its engine is gone
 
 _Result = tuple[int, Completion | np.ndarray | Failure]
 
@@ -49,6 +50,7 @@ class RayEngines(EngineBase):
         self.name = engine
         self.model = model
         self._actors: list[Any] = []
+        self._threads: list[threading.Thread] = []
         self._started_ray = False
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._alone = not os.environ.get("RAY_ADDRESS")
@@ -122,6 +124,7 @@ class RayEngines(EngineBase):
             threading.Thread(target=self._serve, args=(actor, work, results, method, *arguments), daemon=True)
             for actor in self._actors
         ]
+        self._threads = [thread for thread in self._threads if thread.is_alive()] + threads
         for thread in threads:
             thread.start()
         running = len(threads)
@@ -170,6 +173,9 @@ class RayEngines(EngineBase):
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors = []
+        # A caller may have stopped early, and Ray ends the process of any thread that asks it after its own end.
+        for thread in self._threads:
+            thread.join(_LONGEST_END)
         if self._started_ray:
             self._started_ray = False
             self._ray.shutdown()

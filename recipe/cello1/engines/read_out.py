@@ -8,8 +8,8 @@ probabilities are the model's own. There are two ways:
 ``matrix``
     Each cell in turn is moved to the front of the puzzle, where all candidates are still left. The model is asked for
     the evidence of this one cell, and its probabilities are read where the decision would stand. Needs a model whose
-    reasoning has the form of :mod:`recipe.cello1.task.trace`. What is left at the front is known, so that it is not
-    generated: a puzzle costs a short piece of evidence for each cell and sample.
+    reasoning has the form of :mod:`recipe.cello1.task.trace`. A puzzle costs a short piece of evidence for each cell
+    and sample.
 ``soft``
     The model answers the whole puzzle, reasoning as it likes, and its probabilities are read in each slot of its
     answer, behind the reasoning and the types that it wrote before: votes that are averaged instead of counted.
@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +43,7 @@ _DIGITS = 6
 Write = Callable[[Puzzle], Sequence[Message]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Reading:
     """What was read out for one puzzle: rows are cells, columns candidates."""
 
@@ -60,17 +61,23 @@ class Reading:
 
     def answer(self) -> tuple[str, ...]:
         """Name the types of the matching with the highest expected number of right cells."""
-        return tuple(self.candidates[j] for j in self._columns().tolist())
+        return tuple(self.candidates[j] for j in self._columns.tolist())
 
+    @cached_property
+    def _support(self) -> np.ndarray:
+        return matched(self.probabilities)
+
+    @cached_property
     def _columns(self) -> np.ndarray:
-        return assign(self.probabilities, smoothing=0.0)
+        # What a cell is expected to be already counts what the others leave it.
+        return assign(self._support, smoothing=0.0)
 
     def facts(self) -> dict[str, Any]:
         """Give what a record holds: ``support`` of each type beside the others, its own lead (``margin``), bits."""
-        chosen = np.arange(len(self.probabilities)), self._columns()
+        chosen = np.arange(len(self._support)), self._columns
         rest = self.probabilities.copy()
         rest[chosen] = 0
-        facts = {"probabilities": self.probabilities, "support": matched(self.probabilities)[chosen]}
+        facts = {"probabilities": self.probabilities, "support": self._support[chosen]}
         facts["margin"] = self.probabilities[chosen] - rest.max(axis=1)
         facts["entropy"] = vote_entropy(self.probabilities)
         shown: dict[str, Any] = {name: values.round(_DIGITS).tolist() for name, values in facts.items()}
@@ -126,7 +133,7 @@ def _requests(
     matrix = decode == "matrix"
     # Answers are held to legal ones where the engine is: then every sample can be read.
     held, n = bool(engine.constraint) and not matrix, puzzle.n_cells
-    prefix = first_line(puzzle.candidates) if engine.can_score and matrix else ""
+    prefix = first_line() if engine.can_score and matrix else ""
     orders = min(samples, max(1, n - 1)) if matrix else 1
     for cell in range(n if matrix else 1):
         shown = [cell_first(puzzle, cell, turn) for turn in range(orders)] if matrix else [puzzle]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def start_engine(name: str, model: str | Path, **options: Any) -> EngineBase:
     Raises
     ------
     ValueError
-        If there is no such engine.
+        If there is no such engine, or it has no such option.
     FileNotFoundError
         If ``model`` is a path and nothing is there.
     EngineError
@@ -47,7 +48,15 @@ def start_engine(name: str, model: str | Path, **options: Any) -> EngineBase:
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     module, cls = ENGINES[name]
-    return getattr(import_module(module), cls)(str(model), **options)
+    engine = getattr(import_module(module), cls)
+    known = signature(engine).parameters.values()
+    if not any(each.kind is each.VAR_KEYWORD for each in known):  # vLLM has options of its own
+        names = [each.name for each in known if each.kind is each.KEYWORD_ONLY]
+        if unknown := sorted(set(options) - set(names)):
+            raise ValueError(
+                f"engine_options: the engine {name!r} has no {', '.join(unknown)}; it has {', '.join(names)}"
+            )
+    return engine(str(model), **options)
 
 
 def start_engines(name: str, model: str | Path, number: int = 1, **options: Any) -> EngineBase:

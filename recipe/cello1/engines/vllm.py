@@ -21,7 +21,7 @@ from recipe.cello1.engines.protocol import (
     constraint_args,
 )
 from recipe.cello1.engines.token_tree import Context
-from recipe.cello1.formats.loopback import ON_THIS_MACHINE
+from recipe.cello1.formats.machine import ON_THIS_MACHINE
 
 # For the start only, and only where the user has not set them.
 _QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", **ON_THIS_MACHINE}

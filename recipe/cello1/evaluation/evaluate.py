@@ -39,7 +39,7 @@ from recipe.cello1.evaluation.scores import (
     summarise,
 )
 from recipe.cello1.evaluation.voting_rules import CONSENSUS, combine, side_by_side
-from recipe.cello1.formats.atomic import atomic_write, dumps
+from recipe.cello1.formats.atomic import atomic_write, check_place, dumps
 from recipe.cello1.formats.predictions import iter_predictions
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.inference.vote import add_weighted
@@ -194,6 +194,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    for name in ("out", "markdown", "html"):
+        if path := getattr(args, name):
+            check_place(path, name)
     baseline = read_baseline(args.baseline)
     puzzles: list[Any] | None = None
     if args.data:

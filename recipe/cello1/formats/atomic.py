@@ -7,13 +7,18 @@ import hashlib
 import json
 import os
 import re
+import stat
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import numpy as np
+
+from recipe.cello1.task.text import shown
 
 _CHUNK = 1 << 20  # characters read at a time
 
@@ -40,15 +45,36 @@ def _plain(value: object) -> object:
 
 
 def _is_jsonl(path: Path) -> bool:
-    if path.suffix not in (".json", ".jsonl"):
+    if path.suffix.lower() not in (".json", ".jsonl"):
         raise ValueError(f"{path}: the name must end in .json or .jsonl")
-    return path.suffix == ".jsonl"
+    return path.suffix.lower() == ".jsonl"
 
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file."""
     with _json_of(str(path)):
-        return json.loads(Path(path).read_bytes())
+        return loads(Path(path).read_bytes())
+
+
+def loads(text: str | bytes) -> Any:
+    """Decode JSON in which no key stands twice in an object: of two values json keeps the last one without a word."""
+    twice: list[str] = []
+    found = json.loads(text, object_pairs_hook=partial(_object, twice))
+    _check_keys(twice)
+    return found
+
+
+def _object(twice: list[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice += [key for key in found if keys.count(key) > 1][:1]
+    return found
+
+
+def _check_keys(twice: list[str]) -> None:
+    if twice:
+        raise ValueError(f"the key {shown(twice[0])} stands twice in one object; remove the wrong one")
 
 
 @contextmanager
@@ -64,17 +90,19 @@ def read_items(path: str | Path, *, drop_partial_tail: bool = False) -> list[Any
     return list(iter_items(path, drop_partial_tail=drop_partial_tail))
 
 
-def iter_items(path: str | Path, *, drop_partial_tail: bool = False) -> Iterator[Any]:
-    """Read the same item by item: in memory are one item and a piece of the file, however long it is."""
+def iter_items(path: str | Path, *, drop_partial_tail: bool = False, keep_going: bool = False) -> Iterator[Any]:
+    """Read item by item, one in memory; with ``keep_going`` an item that cannot be read gives its error instead."""
     path = Path(path)
     if not _is_jsonl(path):
-        yield from _list_items(path)
+        yield from _list_items(path, keep_going)
         return
-    for _, _, item in read_lines(path, drop_partial_tail=drop_partial_tail):
+    for _, _, item in read_lines(path, drop_partial_tail=drop_partial_tail, keep_going=keep_going):
         yield item
 
 
-def read_lines(path: str | Path, *, drop_partial_tail: bool = False) -> Iterator[tuple[int, int, Any]]:
+def read_lines(
+    path: str | Path, *, drop_partial_tail: bool = False, keep_going: bool = False
+) -> Iterator[tuple[int, int, Any]]:
     """Read a ``.jsonl`` file line by line, each with its number and where in the file it begins."""
     at = 0
     with open(path, "rb") as file:  # only "\n" ends a line: text may hold U+2028 and the like
@@ -82,13 +110,33 @@ def read_lines(path: str | Path, *, drop_partial_tail: bool = False) -> Iterator
             start, at = at, at + len(line)
             if not line.strip() or (drop_partial_tail and not line.endswith(b"\n")):
                 continue
-            with _json_of(f"{path}, line {number}"):
-                item = json.loads(line)
+            try:
+                with _json_of(f"{path}, line {number}"):
+                    item = loads(line)
+            except ValueError as error:
+                if not keep_going:
+                    raise
+                item = error
             yield number, start, item
 
 
-def _list_items(path: Path) -> Iterator[Any]:
-    decode, skip = json.JSONDecoder().raw_decode, re.compile(r"[ \t\n\r]*").match
+def _list_items(path: Path, keep_going: bool) -> Iterator[Any]:
+    for number, (item, twice) in enumerate(_decoded(path)):
+        try:
+            with _json_of(f"{path}, item {number}"):
+                _check_keys(twice)
+        except ValueError as error:
+            if not keep_going:
+                raise
+            item = error
+        yield item
+
+
+def _decoded(path: Path) -> Iterator[tuple[Any, list[str]]]:
+    """Decode the items of a list one by one, each with the keys that stand twice in it."""
+    twice: list[str] = []
+    decode = json.JSONDecoder(object_pairs_hook=partial(_object, twice)).raw_decode
+    skip = re.compile(r"[ \t\n\r]*").match
     with open(path, "rb") as binary:
         encoding = json.detect_encoding(binary.read(4))
     with (
@@ -101,13 +149,14 @@ def _list_items(path: Path) -> Iterator[Any]:
             while (at := skip(text, at).end()) < len(text) and wanted:  # type: ignore[union-attr]
                 mark = text[at]
                 if wanted == "item" or (wanted == "first" and mark != "]"):
+                    twice.clear()  # of an item that was there in part only
                     try:
                         item, end = decode(text, at)
                     except ValueError:
                         break
                     if text[(end := skip(text, end).end()) : end + 1] not in (",", "]"):  # type: ignore[union-attr]
                         break  # a number may go on
-                    yield item
+                    yield item, twice
                     at, wanted = end, ","
                 elif mark == "]" and wanted in ("first", ","):
                     at, wanted = at + 1, "end"
@@ -165,6 +214,9 @@ def open_no_link(path: Path, flags: int) -> BinaryIO:
         if not path.is_symlink():
             raise
         raise ValueError(f"{path} is a symbolic link; give the file itself") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise ValueError(f"{path} is no plain file; remove it")
     return os.fdopen(number, "rb+")
 
 
@@ -194,7 +246,11 @@ def held(path: str | Path, name: str = "out", remedy: str = "give each run a pla
     # A file beside it, as a file itself may be replaced.
     lock = path.with_name(f".{path.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with open_no_link(lock, os.O_RDWR | os.O_CREAT) as file:
+    try:
+        opened = open_no_link(lock, os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise ValueError(f"{name}: {lock} cannot be written ({error.strerror}); remove it, or {remedy}") from None
+    with opened as file:
         try:
             _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free = _is_still(file, lock)  # else of a run that has just ended: its successor is under way
@@ -225,6 +281,23 @@ def _is_json(text: bytes) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_place(path: str | Path, name: str = "out") -> None:
+    """Check that a file can be written, in folders that may have to be made, before what it is to hold is worked on."""
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise ValueError(f"{name}: {path} is a folder; name a file in it")
+        folder = next(folder for folder in path.absolute().parents if folder.exists())
+        if not folder.is_dir():
+            raise ValueError(f"{name}: {path} cannot be written, {folder} is a file; choose another place")
+        # With a name as long as that of the file is while it is written.
+        tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}.{24 * '0'}", suffix=".tmp").close()
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(13, os.strerror(13))
+    except OSError as error:
+        raise ValueError(f"{name}: {path} cannot be written ({error.strerror}); choose another place") from None
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> None:

@@ -7,23 +7,15 @@ that leaves special tokens out would lose. SFT, reward and engines all go throug
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from recipe.cello1.formats.memory import limited_memory
-from recipe.cello1.task.answer import TAGS, THINK_OPEN
+from recipe.cello1.task.answer import ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN, THINK_TO_ANSWER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _LOOK_BACK = 16  # tokens of a prompt that may hold what the template has opened
-# For one prompt: a template is a program, of whoever made the model.
-_TIME_LIMIT_S = 20
-_MEMORY_LIMIT = 1 << 30  # bytes
-_MOST_ADDED = 1 << 20  # characters, beside what the messages have
 
 
 def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]) -> str:
@@ -31,40 +23,22 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
     if not getattr(tokenizer, "chat_template", None):
         msg = "the model's tokenizer has no chat template; use a chat model, or add chat_template.jinja to its folder"
         raise ValueError(msg)
+    from recipe.cello1.formats.template_limits import MOST_ADDED, limit_templates
+
+    limit_templates()
     try:
-        with _limits():
-            text = tokenizer.apply_chat_template(
-                [dict(m) for m in messages], tokenize=False, add_generation_prompt=True
-            )
-        if len(text) > _MOST_ADDED + 4 * sum(len(m["content"]) for m in messages):
+        text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=True)
+        if len(text) > MOST_ADDED + 4 * sum(len(m["content"]) for m in messages):
             raise ValueError(f"it makes {len(text):,} characters of them")
+        if left := [m["role"] for m in messages if max(m["content"].split() or [""], key=len) not in text]:
+            raise ValueError(f"it leaves out what the {left[0]} says")
         return text
     except Exception as error:  # templates raise errors of their own, on roles they do not know for example
-        remedy = "; set prompt_layout=user" if any(m["role"] == "system" for m in messages) else ""
-        reason = " ".join(str(error).split()) or f"it takes more than {_MEMORY_LIMIT >> 20} MiB"
-        raise ValueError(
-            f"the model's chat template cannot be applied to {'/'.join(m['role'] for m in messages)}: {reason}{remedy}"
-        ) from error
-
-
-@contextmanager
-def _limits() -> Iterator[None]:
-    """Stop what takes too long or too much memory; only the main thread has the means."""
-    if threading.current_thread() is not threading.main_thread() or signal.getitimer(signal.ITIMER_REAL)[0]:
-        yield
-        return
-
-    def stop(signal_number: int, frame: object) -> None:
-        raise TimeoutError(f"it is not done after {_TIME_LIMIT_S} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, _TIME_LIMIT_S)
-    try:
-        with limited_memory(_MEMORY_LIMIT):
-            yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        other = "mend the template, or take another model"
+        remedy = "set prompt_layout=user" if any(m["role"] == "system" for m in messages) else other
+        reason = " ".join(str(error).split()) or type(error).__name__
+        roles = "/".join(m["role"] for m in messages)
+        raise ValueError(f"the model's chat template cannot be applied to {roles}: {reason}; {remedy}") from error
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -96,11 +70,19 @@ class ResponseReader:
         self._tokenizer = tokenizer
         special = special_ids(tokenizer)
         self._left_out = frozenset(i for i in special if tokenizer.convert_ids_to_tokens(i) not in TAGS)
+        # Tags that are tokens may lose the white space beside them, or gain some; what was one newline is read as that.
+        self._joint = THINK_TO_ANSWER
+        if {THINK_CLOSE, ANSWER_OPEN} & {
+            str(token) for token in getattr(tokenizer, "added_tokens_decoder", {}).values()
+        }:
+            before, opened, _ = self(prompt_ids(tokenizer, f"a{THINK_TO_ANSWER}b")).partition(ANSWER_OPEN)
+            self._joint = before[before.find(THINK_CLOSE) :] + opened
 
     def __call__(self, ids: Sequence[int], opened: str = "") -> str:
         """Return the response: what the template had opened, then what the model wrote."""
         kept = [token for token in ids if token not in self._left_out]
-        return opened + self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return opened + text.replace(self._joint, THINK_TO_ANSWER)
 
     def after(self, prompt: Sequence[int], ids: Sequence[int]) -> str:
         """Return the response to a prompt that is known by its tokens."""
@@ -117,8 +99,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     probe = "0123456789"
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": probe}]
     render_chat(tokenizer, turns[:1])
-    with _limits():
-        rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(probe)[2].strip()
+    rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(probe)[2].strip()
     ids = prompt_ids(tokenizer, rest)
     if not ids or ids[0] not in special_ids(tokenizer):
         msg = f"the chat template ends a turn with {rest!r}, which is no special token; a model could not learn to stop"

@@ -38,6 +38,11 @@ class Journal:
         """Keep other runs out, other shards, too."""
         return held(path, remedy="give each shard a file of its own")
 
+    @property
+    def size(self) -> int:
+        """How many records there are."""
+        return len(self._begins)
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._begins
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.cello1.formats.atomic import sha256
+from recipe.cello1.formats.atomic import read_json, sha256
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_POINTER = b"version https://git-lfs"
 _WEIGHTS = (".safetensors", ".bin")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _SAMPLES = 64  # places of a file of weights that are read
@@ -34,9 +35,51 @@ def check_model_path(model: str) -> None:
         if not (path / "config.json").is_file():
             msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
             raise FileNotFoundError(msg)
+        check_names(path)
     elif not is_hub_name(model):
         msg = f"model: {model} does not exist; give a model folder, or a name on the Hugging Face hub (owner/name)"
         raise FileNotFoundError(msg)
+
+
+def check_names(folder: Path) -> None:
+    """Check that a model is made of its folder alone: of other files that its own may name nothing is loaded."""
+    for file in sorted(folder.glob("*.json")):
+        if not file.name.endswith((".index.json", "tokenizer_config.json")):
+            continue
+        found = read_json_object(file)
+        weights = found.get("weight_map", {})
+        names = [*weights.values()] if isinstance(weights, dict) else []
+        # What a tokenizer was made from stands there in many models, and is read where there is such a file.
+        names += [name for key, name in found.items() if key.endswith("_file") and (folder / str(name)).exists()]
+        for name in (name for name in names if isinstance(name, str)):
+            if not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
+                raise ValueError(
+                    f"model: {file} names {name!r:.200}, outside of its folder; remove that, or copy it in"
+                )
+    if (folder / "adapter_config.json").is_file():
+        base = read_json_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        raise ValueError(
+            f"model: {folder} has an adapter_config.json, for which {base!r:.200} would be loaded instead; give the "
+            "base model here, and the adapter as lora"
+        )
+
+
+def refuse_pointer(file: Path) -> None:
+    """Refuse what stands for a file that Git LFS has not fetched."""
+    with open(file, "rb") as opened:
+        if opened.read(len(_POINTER)) == _POINTER:
+            raise ValueError(f"{file} is a pointer of Git LFS; fetch the file itself: git lfs pull")
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file of a model."""
+    refuse_pointer(file)
+    try:
+        if isinstance(found := read_json(file), dict):
+            return found
+    except ValueError as error:
+        raise ValueError(f"{error}; copy it again") from None
+    raise ValueError(f"{file} must hold a JSON object, got {type(found).__name__}; copy it again")
 
 
 def model_fingerprint(model: str | Path) -> str:

@@ -33,13 +33,16 @@ class PuzzleFile:
     layout: Layout
 
 
-def iter_rows(path: str | Path) -> Iterator[Any]:
+def iter_rows(path: str | Path, *, keep_going: bool = False) -> Iterator[Any]:
     """Read the items or rows of a file one by one, unchecked.
 
     Parameters
     ----------
     path
         A ``.json`` list, ``.jsonl``, or ``.parquet``.
+    keep_going
+        Whether an entry that cannot be read is no end, unless all are so: its error, a :class:`ValueError`, comes
+        in its place.
 
     Yields
     ------
@@ -53,21 +56,23 @@ def iter_rows(path: str | Path) -> Iterator[Any]:
         If it cannot be read, has another suffix, or holds nothing.
     """
     path = Path(path)
-    if path.suffix not in PUZZLE_SUFFIXES:
+    if path.suffix.lower() not in PUZZLE_SUFFIXES:
         raise ValueError(f"{path} must end in .json, .jsonl or .parquet")
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a file of puzzle items or RL data")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         from recipe.cello1.formats.rl_parquet import iter_parquet
 
         rows: Iterator[Any] = map(without_gaps, iter_parquet(path))
     else:
-        rows = (without_gaps(row, ITEM_KEYS) if isinstance(row, Mapping) else row for row in iter_items(path))
-    row = None
+        items = iter_items(path, keep_going=keep_going)
+        rows = (without_gaps(row, ITEM_KEYS) if isinstance(row, Mapping) else row for row in items)
+    row, any_read = None, False
     for row in rows:
+        any_read |= not isinstance(row, ValueError)
         yield row
-    if row is None:
-        raise ValueError(f"{path} holds no items")
+    if not any_read:
+        raise row or ValueError(f"{path} holds no items")
 
 
 def without_gaps(row: Mapping[str, Any], keys: Collection[str] | None = None) -> dict[str, Any]:

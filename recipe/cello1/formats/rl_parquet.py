@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -12,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipe.cello1.formats.atomic import replacing, sha256
+from recipe.cello1.formats.machine import limited_memory
 from recipe.cello1.formats.rl_rows import check_rl_row, puzzle_from_rl_row, rl_row
 from recipe.cello1.task.prompt import Layout, Variant
 from recipe.cello1.task.puzzle import Puzzle
 
 REQUIRED_COLUMNS = ("data_source", "prompt", "reward_model")
 CHECKED = "CELLO1_CHECKED"  # environment variable: the hashes of files whose rows are all right
+_PLAIN = {"Value", "List", "LargeList", "Sequence", "ClassLabel"}  # the features of datasets that are in the rows
 _BATCH = 1000  # rows that lie in memory at once
 
 
@@ -43,10 +46,16 @@ def iter_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
     """Read the rows of a parquet file one by one."""
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_BATCH):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is not a readable parquet file: {error}") from None
+            batches = file.iter_batches(_BATCH)
+            while True:
+                with limited_memory():  # a small file may say the same long text in every row
+                    rows = next((batch.to_pylist() for batch in batches), None)
+                if rows is None:
+                    return
+                yield from rows
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        reason = " ".join(str(error).split()) or "it takes more memory than is free"
+        raise ValueError(f"{path} is not a readable parquet file: {reason}") from None
 
 
 def n_rows(path: str | Path) -> int:
@@ -73,6 +82,22 @@ def mark_checked(path: str | Path) -> None:
     os.environ[CHECKED] = f"{os.environ.get(CHECKED, '')} {sha256(path)}".strip()
 
 
+def _check_features(path: Path) -> None:
+    """Refuse columns that datasets, with which verl reads the file, fills from what the rows name: files, addresses."""
+    said = (pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}")
+    try:
+        todo = [json.loads(said)]
+    except (ValueError, RecursionError):
+        raise ValueError(f"{path}: its metadata for datasets are not JSON; write it anew") from None
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict) and isinstance(kind := part.get("_type", "Value"), str) and kind not in _PLAIN:
+            raise ValueError(
+                f"{path} has a column of the type {kind[:80]}, whose values may be files that rows name; leave it out"
+            )
+        todo += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+
+
 def _checked(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         msg = f"{path} does not exist; make it with `python -m recipe.cello1 prepare`, or correct the path"
@@ -86,6 +111,7 @@ def _checked(path: Path) -> Iterator[dict[str, Any]]:
             f"{path} has no column {', '.join(map(repr, missing))}; it has {list(first)}. "
             "Make it with `python -m recipe.cello1 prepare`"
         )
+    _check_features(path)
     for index, row in enumerate(chain([first], rows)):
         try:
             if (row.get("extra_info") or {}).get("question"):

@@ -15,6 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from recipe.cello1.task.text import shown
+
 DAMAGED = "the file is damaged: fetch or write it again"
 _OUTSIDE = "copy the data into the file, with anndata for example; a file from a stranger may be an attack"
 # What an error text of the libraries speaks of, and what to do.
@@ -31,6 +35,9 @@ _REMEDIES = {
     r"[Pp]ermission denied|errno = 13\b": "grant yourself permission to read it",
     r"[Nn]o such file|errno = 2\b": "check its path",
     r"[Tt]oo many open files|errno = 24\b": "raise the limit of open files (ulimit -n), or use fewer workers=",
+    r"No Zarr data type|codec not available|[Uu]nknown codec": (
+        "it holds what zarr does not read here: write it again with anndata"
+    ),
     r"codec can't decode": "its text is not UTF-8: write it anew as UTF-8, with anndata for example",
     r"[Ii]nput/output error|[Ss]tale file handle|errno = (5|116)\b": "check the drive it is on, and run again",
 }
@@ -98,6 +105,9 @@ def open_store(path: str | Path) -> Any:
         root = _open_hdf5(path)
     try:
         _check_kind(root)
+        if path.is_dir():
+            with reading("the zarr store"):
+                _check_chunks(root)
     except BaseException:
         close_store(root)
         raise
@@ -128,6 +138,9 @@ def _open_zarr(path: Path) -> Any:
     if not is_zarr(path):
         raise BadFileError("it is a folder, but not a zarr store", "give an h5ad file or a zarr store")
     _check_folder(path)
+    import numcodecs
+
+    numcodecs.registry.codec_registry.pop("pickle", None)  # runs what it reads; only its recent versions refuse
     try:
         # Not by the consolidated metadata, which may tell of an earlier state.
         return zarr.open_group(str(path), mode="r", use_consolidated=False)
@@ -182,6 +195,73 @@ def _check_folder(folder: Path) -> None:
                     raise BadFileError(
                         f"its {name} is neither a file nor a folder", "remove it, or copy the store again"
                     )
+
+
+def missing_chunks(array: Any) -> int:
+    """Count the chunks of an array that zarr reads as zeros or empty text, as they are not stored; HDF5 has none."""
+    if not hasattr(array, "nchunks_initialized") or not array.shape:
+        return 0
+    if not hasattr(array.store, "root"):  # zarr 2, which lists the folder itself
+        return array.nchunks - array.nchunks_initialized
+    grid = [-(-size // max(1, step)) for size, step in zip(array.shape, array.shards or array.chunks, strict=True)]
+    top, stored = Path(array.store.root) / array.path, 0
+    for folder, _, names in os.walk(top):  # zarr would ask the file system for each chunk
+        inside = "" if folder == str(top) else f"{Path(folder).relative_to(top).as_posix()}/"
+        for key in (inside + name for name in names):
+            at = tuple(map(int, re.findall(r"\d+", key)))
+            inside_grid = len(at) == len(grid) and all(i < n for i, n in zip(at, grid, strict=True))
+            stored += inside_grid and array.metadata.encode_chunk_key(at) == key
+    return math.prod(grid) - stored
+
+
+def chunk_notes(array: Any, where: str, counted: str) -> list[str]:
+    """Say that chunks are missing which a writer may have left out, as they count as zeros or the like."""
+    missing = missing_chunks(array)
+    said = f"{missing:,} chunks of {where} are not stored and count as {counted}: is the store a whole copy?"
+    return [said] if missing else []
+
+
+def column_notes(element: Any, where: str, first: object = "") -> list[str]:
+    """Say the same of a column of a table, of which all in a chunk may be of the first category."""
+    if hasattr(element, "keys"):
+        if "codes" not in element:
+            return [note for part in element for note in column_notes(element[part], where, first)]
+        names = element["categories"]
+        several = (names["values"] if hasattr(names, "keys") else names).shape[0] > 1
+        return chunk_notes(element["codes"], where, shown(first)) if several else []
+    if element.dtype.kind == "b":  # a flag is the same in all cells of a chunk often enough
+        return []
+    return chunk_notes(element, where, "0" if element.dtype.kind in "iuf" else "''")
+
+
+def spelt_out(values: Any, dtype: Any) -> Any:
+    """Return what the numbers of an HDF5 enumeration stand for; h5py and anndata return the numbers."""
+    import h5py
+
+    if not (numbers := h5py.check_enum_dtype(dtype)):
+        return values
+    names = {number: name for name, number in numbers.items()}
+    distinct, where = np.unique(values, return_inverse=True)
+    return np.array([names.get(number) for number in distinct.tolist()], dtype=object)[where]
+
+
+def _check_chunks(root: Any) -> None:
+    """Check that no chunk is missing that no writer leaves out: of sparse matrices, and of names."""
+    # Codes are left out by writers where all in a chunk are of the first category.
+    layers = [f"layers/{name}" for name in root["layers"]] if "layers" in root else []
+    needed = []
+    for place in ("X", "raw/X", *layers):
+        if place in root and hasattr(root[place], "keys") and "data" in root[place] and root[place]["data"].shape[0]:
+            needed += [f"{place}/{part}" for part in ("data", "indices", "indptr")]
+    for table in ("obs", "var", "raw/var"):
+        if table not in root or not hasattr(root[table], "keys"):
+            continue
+        index = f"{table}/{root[table].attrs.get('_index', '_index')}"
+        needed += [index + "/values" * (f"{index}/values" in root)]
+        needed += [f"{table}/{name}/categories" for name in root[table] if f"{table}/{name}/codes" in root]
+    for place in needed:
+        if place in root and (missing := missing_chunks(root[place])):
+            raise BadFileError(f"{missing:,} chunks of its {place} are missing", "copy the whole store again")
 
 
 def _bytes_of_chunks(dataset: Any) -> int:

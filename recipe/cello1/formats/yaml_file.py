@@ -17,6 +17,15 @@ def read_yaml(path: str | Path, name: str) -> Any:
     """Read plain values; ``name`` is the parameter that named the file."""
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """Refuses a key that stands twice, of which PyYAML keeps the last value without a word."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                raise yaml.YAMLError(f"the key {twice[0]!r} stands twice in one mapping; remove the wrong one")
+            return super().construct_mapping(node, deep)
+
     n_aliases = depth = 0
     reason = f"is longer than {_LONGEST:,} bytes; give the right file"
     try:
@@ -29,7 +38,7 @@ def read_yaml(path: str | Path, name: str) -> Any:
                         break
                 else:
                     if n_aliases <= _MOST_ALIASES:
-                        return yaml.safe_load(text)
+                        return yaml.load(text, Loader)
                     reason = f"has {n_aliases} aliases, and {_MOST_ALIASES} may be; write the values out"
     except (yaml.YAMLError, ValueError) as error:
         reason = f"is not YAML: {' '.join(str(error).split())}"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.formats.atomic import write_items
+from recipe.cello1.formats.atomic import check_place, write_items
 from recipe.cello1.formats.items import item_to_puzzle
 from recipe.cello1.formats.predictions import RUN_KEYS, check_prediction, has_logprobs, read_predictions, record_weights
 from recipe.cello1.task.answer import format_answer
@@ -124,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
+    check_place(args.out)
     records = read_predictions(args.predictions)
     voted = vote_records(
         records, rule=args.rule, weighted=args.weighted, smoothing=args.smoothing, variant=args.variant

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-_POINTER = b"version https://git-lfs"
-_INDEX = "model.safetensors.index.json"
-_SAMPLE = 1 << 16  # bytes of each tensor that are looked at
-_EXPONENTS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000)}  # of NaN and infinity
+from recipe.cello1.formats.model_folder import read_json_object, refuse_pointer
+
+# What is loaded: the first that is there. An index names the files of weights.
+_WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
+_LONGEST_HEADER = 100_000_000  # bytes, as the format says
+_SAMPLE = 1 << 16  # bytes at the begin, in the middle and at the end of each tensor that are looked at
+_EXPONENTS = {  # of NaN and infinity
+    **{"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)},
+}
 
 
 @dataclass(frozen=True)
@@ -26,27 +33,53 @@ class ModelFacts:
 
 def read_model(folder: Path) -> ModelFacts:
     """Look at all files of a model folder; raise with the name of what is wrong."""
-    config = _json(folder / "config.json")
-    files = sorted(folder.glob("*.safetensors"))
-    if (folder / _INDEX).is_file():
-        wanted = sorted(set(_json(folder / _INDEX).get("weight_map", {}).values()))
-        if missing := [name for name in wanted if not (folder / name).is_file()]:
-            raise ValueError(
-                f"{folder} lacks {len(missing)} of {len(wanted)} files of weights, {missing[0]} first; copy them again"
-            )
-        files = [folder / name for name in wanted]
-    n_parameters, rows = 0, 0
-    for file in files:
-        for name, tensor in _tensors(file).items():
-            n_parameters += int(np.prod(tensor["shape"]))
+    for file in folder.iterdir():
+        if file.is_file():
+            refuse_pointer(file)
+    config = read_json_object(folder / "config.json")
+    read_json_object(folder / "tokenizer_config.json")
+    if "quantization_config" in config:
+        raise ValueError(f"{folder} has quantised weights, which cannot be trained; take the model they were made of")
+    n_parameters, rows, names = 0, 0, set[str]()
+    for file, wanted in _weight_files(folder).items():
+        tensors = _tensors(file) if file.suffix == ".safetensors" else {}
+        if tensors and (missing := sorted(wanted - {*tensors})):
+            raise ValueError(f"{file} lacks {missing[0]}, which the index says it has; copy both again")
+        names |= {*tensors}
+        for name, tensor in tensors.items():
+            n_parameters += math.prod(tensor["shape"])
             if name.endswith(("embed_tokens.weight", "wte.weight")):
-                rows = tensor["shape"][0]
+                rows = next(iter(tensor["shape"]), 0)
+    if rows and config.get("vocab_size", rows) != rows:
+        said = f"{folder}/config.json says vocab_size={config['vocab_size']}"
+        raise ValueError(f"{said}, and the model has {rows} embeddings; copy both from one checkpoint")
+    if rows and config.get("tie_word_embeddings") is False and not any(n.endswith("lm_head.weight") for n in names):
+        said = f"{folder}/config.json says tie_word_embeddings=false"
+        raise ValueError(f"{said}, and there is no lm_head.weight, which would be random; set it to true, or save both")
     if rows and rows < (tokens := _n_tokens(folder)):
         raise ValueError(
             f"{folder}: the tokenizer has {tokens} tokens and the model {rows} embeddings; "
             "call model.resize_token_embeddings and save it again"
         )
-    return ModelFacts(n_parameters, config.get("text_config", config))
+    return ModelFacts(n_parameters, config.get("text_config") or config)
+
+
+def _weight_files(folder: Path) -> dict[Path, set[str]]:
+    """Give the files of weights with the tensors that an index says they have."""
+    first = next((folder / name for name in _WEIGHTS if (folder / name).is_file()), None)
+    if first is None:
+        raise ValueError(f"{folder} has none of {', '.join(_WEIGHTS)}; give a whole model, with its weights")
+    if first.suffix != ".json":
+        return {first: set()}
+    places = read_json_object(first).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise ValueError(f"{first} has no weight_map of names of files; copy it again")
+    names = sorted(set(places.values()))
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} of {len(names)} files of weights, {missing[0]} first; copy them again"
+        )
+    return {folder / name: {tensor for tensor, place in places.items() if place == name} for name in names}
 
 
 def refuse_own_code(model: str) -> None:
@@ -65,50 +98,49 @@ def refuse_own_code(model: str) -> None:
         )
 
 
-def _json(file: Path) -> dict[str, Any]:
-    content = file.read_bytes()
-    if content.startswith(_POINTER):
-        raise ValueError(f"{file} is a pointer of Git LFS; fetch the file itself: git lfs pull")
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON ({error}); copy it again") from None
-
-
 def _n_tokens(folder: Path) -> int:
     """Return one more than the highest id of a token."""
     if not (folder / "tokenizer.json").is_file():
         return 0
-    content = _json(folder / "tokenizer.json")
-    vocabulary = content.get("model", {}).get("vocab", {})
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
-    return max([*ids, *(token["id"] for token in content.get("added_tokens", []))], default=-1) + 1
+    content = read_json_object(folder / "tokenizer.json")
+    try:
+        vocabulary = (content.get("model") or {}).get("vocab", {})
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        return (
+            max([*map(index, ids), *(index(token["id"]) for token in content.get("added_tokens", []))], default=-1) + 1
+        )
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f"{folder / 'tokenizer.json'} is no tokenizer's; copy it again") from None
 
 
 def _tensors(file: Path) -> dict[str, Any]:
-    """Read the header of a safetensors file, and the begin of each tensor."""
+    """Read the header of a safetensors file, and some of each tensor."""
     with open(file, "rb") as opened:
-        start = opened.read(len(_POINTER))
-        if start.startswith(_POINTER):
-            raise ValueError(f"{file} is a pointer of Git LFS; fetch the file itself: git lfs pull")
-        size, length = file.stat().st_size, int.from_bytes(start[:8], "little")
-        opened.seek(8)
+        size, length = file.stat().st_size, int.from_bytes(opened.read(8), "little")
         try:
-            if length > size:
+            if length > min(size, _LONGEST_HEADER):
                 raise ValueError
             tensors = {name: entry for name, entry in json.loads(opened.read(length)).items() if name != "__metadata__"}
-            end = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError):
+            places = [(entry["dtype"].upper(), *map(index, entry["data_offsets"])) for entry in tensors.values()]
+            end = 8 + length + max(last for _, _, last in places)
+            if any(not 0 <= first <= last for _, first, last in places):
+                raise ValueError
+            if any(min(map(index, entry["shape"]), default=0) < 0 for entry in tensors.values()):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{file} is not a safetensors file, or it is cut off; copy it again") from None
         if end != size:
             raise ValueError(f"{file} has {size:,} of {end:,} bytes; copy it again")
         for name, entry in tensors.items():
-            if (known := _EXPONENTS.get(entry["dtype"])) is None:
-                continue
-            kind, exponent = known
+            if str(entry.get("dtype")).startswith("F8_"):
+                raise ValueError(f"{file}: {name} is quantised, which cannot be trained; take the model it was made of")
+            kind, exponent = _EXPONENTS.get(entry.get("dtype"), ("", 0))
             first, last = entry["data_offsets"]
-            opened.seek(8 + length + first)
-            bits = np.frombuffer(opened.read(min(last - first, _SAMPLE)), dtype=kind)
-            if ((bits & exponent) == exponent).any():
-                raise ValueError(f"{file}: {name} holds NaN or infinity; take an earlier checkpoint")
+            size_of = np.dtype(kind).itemsize if kind else 1
+            for begin in {first, first + (last - first) // 16 * 8, max(first, last - _SAMPLE)} if kind else ():
+                opened.seek(8 + length + begin)
+                n = min(last - begin, _SAMPLE) // size_of
+                bits = np.frombuffer(opened.read(n * size_of), dtype=kind)
+                if ((bits & exponent) == exponent).any():
+                    raise ValueError(f"{file}: {name} holds NaN or infinity; take an earlier checkpoint")
     return tensors

@@ -29,7 +29,7 @@ import psutil
 
 from recipe.cello1.formats.atomic import sha256
 from recipe.cello1.formats.chat_template import prompt_ids, render_chat
-from recipe.cello1.formats.model_folder import is_hub_name, model_fingerprint
+from recipe.cello1.formats.model_folder import check_names, is_hub_name, model_fingerprint
 from recipe.cello1.formats.provenance import check_same_run, write_run
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.formats.rl_parquet import (
@@ -43,7 +43,7 @@ from recipe.cello1.formats.rl_parquet import (
 from recipe.cello1.formats.rl_rows import row_question
 from recipe.cello1.launch.batch_sizes import check_batches, check_lengths, check_rows, get
 from recipe.cello1.launch.model_files import ModelFacts, read_model, refuse_own_code
-from recipe.cello1.launch.resources import ask_cluster, check_cpus, check_disk, check_memory
+from recipe.cello1.launch.resources import ask_cluster, check_cpus, check_disk, check_host_memory, check_memory
 from recipe.cello1.rl.export import TRACKER
 from recipe.cello1.task.prompt import chat, check_layout
 
@@ -98,6 +98,7 @@ def check_model(model: str) -> Path | None:
         if missing:
             msg = f"MODEL={model} is not a complete Hugging Face model: it has no {', '.join(missing)}"
             raise FileNotFoundError(msg)
+        check_names(folder)
         return folder
     if not is_hub_name(model):
         msg = f"MODEL={model} does not exist; give a folder in Hugging Face format, or a Hub id such as owner/name"
@@ -107,7 +108,8 @@ def check_model(model: str) -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(cached := try_to_load_from_cache(model, "config.json"), str):
-        return Path(cached).parent
+        folder = Path(cached).parent  # of which the rest may be still to fetch
+        return folder if (folder / "tokenizer_config.json").is_file() and any(folder.glob("*.safetensors")) else None
     try:
         found = file_exists(model, "config.json")
         reason = "the Hub has no such model"
@@ -127,6 +129,8 @@ def check_prompts(model: str, file: Path, config: DictConfig) -> None:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"MODEL={model}: its tokenizer cannot be loaded: {' '.join(str(error).split())}") from None
+    if template := get(config, "actor_rollout_ref.model.custom_chat_template"):
+        tokenizer.chat_template = template
     lengths = []
     for row in islice(iter_parquet(file), 0, None, n_rows(file) // _N_RENDERED + 1):
         messages = row["prompt"]
@@ -239,10 +243,12 @@ def check_machine(config: DictConfig, facts: ModelFacts | None, output: Path) ->
             )
         check_cpus(config)
         if facts is not None:
-            size = torch.cuda.get_device_properties(0).total_memory
+            size = min(torch.cuda.get_device_properties(i).total_memory for i in range(wanted))
             check_memory(config, facts.n_parameters, size, psutil.virtual_memory().total)
     else:
         check_cpus(config)
+        if facts is not None:
+            check_host_memory(config, facts.n_parameters, psutil.virtual_memory().total)
     if facts is not None:
         check_disk(config, facts.n_parameters, output)
 
@@ -295,10 +301,11 @@ def run(args: argparse.Namespace) -> None:
     check_rows(config, n_rows(train))
     check_batches(config)
     check_lengths(config, facts.config.get("max_position_embeddings") if facts else None)
-    for model in {args.model, get(config, "actor_rollout_ref.model.tokenizer_path") or args.model}:
+    tokenizer = get(config, "actor_rollout_ref.model.tokenizer_path") or args.model
+    for model in {args.model, tokenizer}:
         refuse_own_code(model)
     for file in (train, val):
-        check_prompts(args.model, file, config)
+        check_prompts(tokenizer, file, config)
     identity = run_identity(args.config, config, args.model, train, val)
     check_platform()
     check_wandb(config)

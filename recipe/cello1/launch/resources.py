@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,10 +80,22 @@ def check_memory(config: DictConfig, n_parameters: int, gpu_bytes: int, host_byt
             f"{share * gpu_bytes / GB:.0f} GB for vLLM (gpu_memory_utilization={share}), and has "
             f"{gpu_bytes / GB:.0f} GB; take adapters (HARDWARE=1x80gb, 2x80gb or 1x140gb), offload, or use more GPUs"
         )
-    if (waiting := sum(wait for _, wait in models.values()) / nodes) > host_bytes:
+    _check_host(sum(wait for _, wait in models.values()) / nodes, "offloaded", host_bytes)
+
+
+def check_host_memory(config: DictConfig, n_parameters: int, host_bytes: int) -> None:
+    """Check that models fit into the memory of each node, where there are no GPUs."""
+    _check_host(sum(map(sum, trained_bytes(config, n_parameters).values())) / config.trainer.nnodes, "all", host_bytes)
+
+
+def _check_host(size: float, which: str, host_bytes: int) -> None:
+    if size > host_bytes:
+        remedy = {"offloaded": "turn param_offload or optimizer_offload off, or", "all": "take a smaller model, or"}[
+            which
+        ]
         raise ValueError(
-            f"{waiting / GB:.0f} GB of offloaded weights and optimizer states would wait in the memory of each node, "
-            f"which has {host_bytes / GB:.0f} GB; turn param_offload or optimizer_offload off, or use more nodes"
+            f"{size / GB:.0f} GB of {which} weights and optimizer states would wait in the memory of each node, "
+            f"which has {host_bytes / GB:.0f} GB; {remedy}, or use more nodes"
         )
 
 
@@ -109,10 +122,13 @@ def ask_cluster() -> dict[str, Any]:
     """Ask the Ray cluster of ``RAY_ADDRESS`` what it has."""
     import ray
 
+    host, _, port = os.environ["RAY_ADDRESS"].rpartition("/")[2].rpartition(":")
     try:
+        if port.isdigit():  # Ray tries for more than a minute, in silence
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
         ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
         return ray.cluster_resources()
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         msg = f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} cannot be joined: {' '.join(str(error).split())}"
         raise ValueError(msg) from None
     finally:

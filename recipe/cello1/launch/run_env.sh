@@ -22,8 +22,8 @@ fi
 
 # The path of a socket ends at 107 characters, and Ray's lie 68 below its temporary folder, whose own name takes 14.
 _parent=${RAY_TMPDIR:-${TMPDIR:-/tmp}}
-[[ $(printf %s "$_parent" | wc -c) -le 25 && $_parent == /* && -w $_parent ]] || _parent=/tmp
-TMPDIR=$(mktemp -d "$_parent/cello1-XXXXXX") || fail "$_parent cannot be written; set TMPDIR to a folder whose path has at most 25 characters"
+[[ $(printf %s "$_parent" | wc -c) -le 25 && $_parent == /* && -d $_parent && -w $_parent ]] || _parent=/tmp
+TMPDIR=$(mktemp -d "$_parent/cello1-XXXXXX" 2>/dev/null) || fail "$_parent cannot be written; set ${RAY_TMPDIR:+RAY_}TMPDIR to a folder whose path has at most 25 characters"
 export TMPDIR HF_DATASETS_CACHE=$TMPDIR/datasets
 # What is compiled or looked up for a run is kept with it, for when it goes on; but inductor's command of the compiler is
 # taken apart at blanks and quotes.

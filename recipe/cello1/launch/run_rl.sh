@@ -88,7 +88,8 @@ if [ -z "${MODEL:-}" ]; then
   MODEL=$OUTPUT/sft/model
   TRAIN_DATA=$OUTPUT/data/rl.json
   VAL_DATA=$OUTPUT/data/rl/test.parquet
-  evaluation=(--decode greedy,constrained,matrix --baseline "$OUTPUT/data/train/train_data.json")
+  # Untrained, a read-out is as good as chance, and takes the longest: evidence that finds no end.
+  evaluation=(--decode greedy,constrained,matrix --decode-first greedy,constrained --baseline "$OUTPUT/data/train/train_data.json")
 fi
 
 if [ -n "${WANDB_API_KEY:-}" ]; then

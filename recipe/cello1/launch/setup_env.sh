@@ -35,16 +35,6 @@ die() { # reason, remedy
     exit 1
 }
 
-find_device() {
-    local listed found=cpu
-    listed=$(nvidia-smi -L 2>/dev/null) # all of it: cut off while it writes, it would fail. Without a usable GPU it lists none.
-    [[ $'\n'$listed != *$'\nGPU '* ]] || found=gpu
-    device=${CELLO1_DEVICE:-$found}
-    [[ $device == cpu || $device == gpu ]] ||
-        die "CELLO1_DEVICE is '$device'" "set it to cpu or gpu, or unset it to look for a GPU"
-    [[ $device == "$found" || $found == cpu ]] || say "nvidia-smi lists a GPU, but CELLO1_DEVICE=cpu: it will not be used"
-}
-
 read_sets() { # words of the command line
     local word
     sets=()
@@ -245,7 +235,10 @@ make_it() {
     say "ready after $SECONDS s"
 }
 
+# shellcheck source=device.sh
+source "$here/device.sh"
 find_device
+[[ $device == cpu || $device == gpu ]] || die "CELLO1_DEVICE is '$device'" "set it to cpu or gpu, or unset it to look for a GPU"
 if [[ ${CELLO1_SETUP:-} == off ]] || ! grep -qs 'name="cello1"' "$root/setup.py"; then
     check_only
     exit

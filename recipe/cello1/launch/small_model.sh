@@ -16,7 +16,8 @@ elif [ "$cells" = pancreas ] && ! PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH
 fi
 
 prepare=(--seed "$SEED" --per-size 0 --top-genes 12 --exclude-genes housekeeping --suspension any)
-n_sft=16000 n_rl=456 n_test=400 # 19 batches for RL: the last 5 of its 24 steps see those of the first 5
+traces=(--teacher markers --cite top)
+n_sft=16000 n_rl=456 n_test=400 # 19 batches for RL: the last 5 of its 43 steps see those of the first 5
 case $cells in
 pancreas)
   name=pancreas
@@ -48,7 +49,7 @@ make_data() {
   pbmc) inputs=$OUTPUT/cells ;;
   h5ad) inputs=$H5AD ;;
   esac
-  made="cells: $cells $([ "$cells" != h5ad ] || printf %s "$H5AD"), smoke: $SMOKE, prepare: ${prepare[*]}"
+  made="cells: $cells $([ "$cells" != h5ad ] || printf %s "$H5AD"), smoke: $SMOKE, prepare: ${prepare[*]}, traces: ${traces[*]}"
   if [ -e "$data/made_from" ]; then
     [ "$(<"$data/made_from")" = "$made" ] ||
       fail "$data was made with other settings ($(<"$data/made_from")); choose another OUTPUT, or remove that folder"
@@ -62,7 +63,7 @@ make_data() {
   stage "puzzles of recombined training cells; traces of a teacher who knows the markers of the other donors"
   "$PYTHON" -m recipe.cello1 recombine --prepared "$data" --cells "$inputs" --n "$n_sft" --seed "$SEED" --out "$data/new.json"
   "$PYTHON" -m recipe.cello1 recombine --prepared "$data" --cells "$inputs" --n "$n_rl" --seed $((SEED + 1000)) --out "$data/rl.json"
-  "$PYTHON" -m recipe.cello1 traces markers --teacher markers --cells "$data/train/train_data.json" --data "$data/new.json" \
+  "$PYTHON" -m recipe.cello1 traces markers "${traces[@]}" --cells "$data/train/train_data.json" --data "$data/new.json" \
     --out "$data/sft.json"
   "$PYTHON" -m recipe.cello1 tiny-model --data "$data/sft.json" --seed "$SEED" --out "$data/model"
   mkdir -p "$data"

@@ -17,6 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from recipe.cello1.engines.options import sampling_defaults
 from recipe.cello1.engines.protocol import Decoding, EngineError, Sampling
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.evaluation.baseline import read_baseline
@@ -60,7 +61,8 @@ def answer_puzzles(
     made_from = [model_fingerprint(model) or model, items, data.layout, max_tokens, sorted(options.items())]
     paths = {}
     for decoding in decodings:
-        paths[decoding] = stem.with_name(f"{stem.name}-{decoding}-{digest([*made_from, decoding], 8)}.jsonl")
+        asked = [*made_from, decoding, sampling_defaults(_DECODINGS[decoding], 0.0, None)]
+        paths[decoding] = stem.with_name(f"{stem.name}-{decoding}-{digest(asked, 8)}.jsonl")
     todo = {how: path for how, path in paths.items() if not path.with_suffix(".done").exists()}
     if not todo:
         return paths
@@ -93,8 +95,7 @@ def read_training(config: str | Path) -> tuple[dict[str, int], Layout | None]:
     keys = {"max_tokens": "data.max_response_length", "max_model_len": "actor_rollout_ref.rollout.max_model_len"}
     limits = {name: OmegaConf.select(settings, key) for name, key in keys.items()}
     if limits["max_tokens"] is None:
-        msg = f"config: {config} has no {keys['max_tokens']}; give the composed configuration of a training"
-        raise ValueError(msg)
+        raise ValueError(f"config: {config} has no {keys['max_tokens']}; give the composed configuration of a training")
     data = settings.get("data") or {}
     layout = check_layout(data["prompt_layout"]) if data.get("prompt_layout") else None
     if layout is None and (files := data.get("train_files")):
@@ -162,9 +163,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--decode", default="greedy", help=f"ways of decoding, separated by commas: {', '.join(_DECODINGS)}"
     )
+    parser.add_argument(
+        "--decode-first",
+        help="ways of decoding for the first model, where it is not worth all of them (default: those of --decode)",
+    )
     parser.add_argument("--baseline", type=Path, metavar="TRAIN", help="training puzzles of the naive Bayes baseline")
     parser.add_argument("--limit", type=int, help="only the first LIMIT puzzles")
     return parser
+
+
+def _decodings(name: str, text: str) -> list[str]:
+    """Read ways of decoding."""
+    found = text.split(",")
+    if unknown := [way for way in found if way not in _DECODINGS]:
+        msg = f"{name}: unknown decoding {unknown[0]!r}; use {', '.join(_DECODINGS)}, several with commas between"
+        raise ValueError(msg)
+    return found
 
 
 def _table(
@@ -186,10 +200,8 @@ def _table(
 
 def run(args: argparse.Namespace) -> None:
     """Run the command."""
-    decodings = args.decode.split(",")
-    if unknown := [name for name in decodings if name not in _DECODINGS]:
-        msg = f"decode: unknown decoding {unknown[0]!r}; use {', '.join(_DECODINGS)}, several with commas between"
-        raise ValueError(msg)
+    decodings = _decodings("decode", args.decode)
+    of_first = _decodings("decode_first", args.decode_first) if args.decode_first else decodings
     limits, layout = read_training(args.config) if args.config else ({"max_tokens": MAX_TOKENS}, None)
     given = {name: getattr(args, name) for name in ("max_tokens", "max_model_len")}
     limits |= {name: value for name, value in given.items() if value is not None}
@@ -199,9 +211,10 @@ def run(args: argparse.Namespace) -> None:
     puzzles = [reference(puzzle, baseline) for puzzle in data.puzzles]
     args.out.mkdir(parents=True, exist_ok=True)
     scores = {}
-    for name, model in args.stages:
+    for number, (name, model) in enumerate(args.stages):
         stem = args.out / re.sub(r"\W+", "-", name.lower())
-        for decoding, path in answer_puzzles(model, data, stem, decodings, **limits).items():
+        ways = decodings if number else of_first
+        for decoding, path in answer_puzzles(model, data, stem, ways, **limits).items():
             scores[name, decoding] = score_predictions(iter_predictions(path), puzzles)
 
     baselines = baseline_scores(next(iter(scores.values())))
@@ -212,6 +225,8 @@ def run(args: argparse.Namespace) -> None:
     names = [name for name, _ in args.stages]
     for decoding in decodings if len(names) > 1 else ():
         old, new = names[-2:]
+        if (old, decoding) not in scores:
+            continue
         differences[f"{new} minus {old}", decoding] = difference(
             scores[old, decoding], scores[new, decoding], other=old
         )
@@ -229,7 +244,7 @@ def run(args: argparse.Namespace) -> None:
             f"\nMean training reward: {gain['first']:+.3f} over the first {gain['window']} of {gain['steps']} steps, "
             f"{gain['last']:+.3f} over the last {gain['window']} (gain {gain['gain']:+.3f})."
         )
-    calibrated = scores[names[-1], "matrix"].calibration("matrix") if "matrix" in decodings else None
+    calibrated = scores[names[-1], "matrix"].calibration("matrix") if (names[-1], "matrix") in scores else None
     if calibrated:
         note += f"\nProbabilities of {names[-1]}, matrix: expected calibration error {calibrated.ece:.3f} over cells."
     report: dict[str, Any] = {"n": len(puzzles), "chance": level, "training": gain, "length_unit": unit}

@@ -24,7 +24,7 @@ ENTRIES = (
 )
 NAMES = (
     *("REQUIRED_VERL.txt", "run_grpo.sh", "run_ppo.sh", "run_sft.sh"),
-    *("launch/run_rl.sh", "launch/run_env.sh", "launch/cpu_env.sh", "launch/messages.sh"),
+    *("launch/run_rl.sh", "launch/run_env.sh", "launch/cpu_env.sh", "launch/device.sh", "launch/messages.sh"),
 )
 # File here -> file there: what would make the environment only looks at it there.
 RENAMED = {"launch/upstream_readme.md": "README.md", "launch/upstream_env.sh": "launch/setup_env.sh"}

@@ -1,10 +1,10 @@
 # Sourced by the launchers: the Python of the active environment, or the one on PATH, which must have what they need.
 PYTHON=${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/python}
 export PYTHON=${PYTHON:-$(command -v python3 || command -v python)}
-if [ -z "${CELLO1_DEVICE:-}" ]; then # all lines are read: cut off while it writes, nvidia-smi would fail
-  listed=$(nvidia-smi -L 2>/dev/null) || :
-  [[ $'\n'$listed == *$'\n'"GPU "* ]] && CELLO1_DEVICE=gpu || CELLO1_DEVICE=cpu
-fi
+# shellcheck source=device.sh
+source "$(dirname "${BASH_SOURCE[0]}")/device.sh"
+find_device
+CELLO1_DEVICE=$device
 export CELLO1_DEVICE
 "$PYTHON" -P -c '
 import importlib.util, sys

@@ -33,7 +33,7 @@ from typing import Any
 import psutil
 from tqdm import tqdm
 
-from recipe.cello1.formats.loopback import ON_THIS_MACHINE, RAY_ON_THIS_MACHINE
+from recipe.cello1.formats.machine import ON_THIS_MACHINE, RAY_ON_THIS_MACHINE
 
 METRICS_VARIABLE = "VERL_FILE_LOGGER_PATH"  # where verl's "file" logger writes one JSON line a step
 METRICS_MARK = "@METRICS@"  # stands for that file in the command, for workers that do not inherit the environment

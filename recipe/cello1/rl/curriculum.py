@@ -15,9 +15,10 @@ import numpy as np
 from recipe.cello1.formats.items import REASONING_KEY
 from recipe.cello1.formats.rl_rows import puzzle_from_rl_row, row_question
 from recipe.cello1.task.answer import join_types
+from recipe.cello1.task.order import order_by_size
 from recipe.cello1.task.prompt import LAYOUTS, chat, render_user
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.sampling import order_by_size
+from recipe.cello1.task.text import shown
 
 _CELL_IDS = "cell_ids"  # the one list in meta that has an entry for each cell
 # Streams of random numbers, so that no order depends on another.
@@ -38,10 +39,10 @@ def permuted(puzzle: Puzzle, rng: np.random.Generator) -> Puzzle:
     cells = rng.permutation(puzzle.n_cells).tolist()
     candidates = rng.permutation(len(puzzle.candidates)).tolist()
     meta = dict(puzzle.meta)
-    if _CELL_IDS in meta:
-        if len(meta[_CELL_IDS]) != puzzle.n_cells:
-            raise ValueError(f"meta['{_CELL_IDS}'] has {len(meta[_CELL_IDS])} entries for {puzzle.n_cells} cells")
-        meta[_CELL_IDS] = [meta[_CELL_IDS][i] for i in cells]
+    if (ids := meta.get(_CELL_IDS)) is not None:
+        if not isinstance(ids, list | tuple) or len(ids) != puzzle.n_cells:
+            raise ValueError(f"meta['{_CELL_IDS}'] must be a list of {puzzle.n_cells} ids, got {shown(ids)}")
+        meta[_CELL_IDS] = [ids[i] for i in cells]
     return replace(
         puzzle,
         cells=tuple(puzzle.cells[i] for i in cells),

@@ -14,14 +14,16 @@ import datasets
 from recipe.cello1.formats.chat_template import render_chat
 from recipe.cello1.formats.rl_parquet import check_rl_parquet
 from recipe.cello1.formats.rl_rows import row_question
+from recipe.cello1.formats.template_limits import limit_templates
 from recipe.cello1.rl.curriculum import augmented_row, pass_order
+from recipe.cello1.task.order import SIZE_ORDERS
 from recipe.cello1.task.prompt import Layout, chat, check_layout
-from recipe.cello1.task.sampling import SIZE_ORDERS
 from recipe.cello1.task.scoring import gold_types
 from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tokenizer import normalize_token_ids
 
 logger = logging.getLogger(__name__)
+limit_templates()  # each process in which verl renders prompts loads this module: data, agent loops
 
 CURRICULUM_KEY = "data.curriculum"
 EPOCHS_KEY = "data.augmented_epochs"
@@ -36,7 +38,7 @@ class PuzzleDataset(RLHFDataset):
     ``prompt_layout``
         One of the ``LAYOUTS`` of ``task.prompt``, or null (as written in the file).
     ``curriculum``
-        null, or the order of the puzzles by number of cells, see ``task.sampling.order_by_size``.
+        null, or the order of the puzzles by number of cells, see ``task.order.order_by_size``.
     ``augmented_epochs``
         null, or the number of passes over the puzzles that this dataset holds one after the other, each in an order of
         its own: the first with the puzzles as written, each further one with cells and candidates of every puzzle in an

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from recipe.cello1.formats.model_folder import check_model_path, save_folder
 from recipe.cello1.formats.yaml_file import read_config
 from recipe.cello1.rl.model_card import model_card
 from recipe.cello1.rl.run_metrics import read_metrics
+from recipe.cello1.task.text import shown
 
 _SHARDS = "model_world_size_*.pt"
 STEP_PREFIX = "global_step_"
@@ -42,7 +44,12 @@ def latest_step(run: str | Path) -> int:
     if not tracker.is_file():
         msg = f"{run} has no {TRACKER}: no checkpoint was completed there; train first, or correct the path"
         raise FileNotFoundError(msg)
-    return int(tracker.read_text())
+    said = tracker.read_text(errors="replace").strip()
+    if not re.fullmatch(r"[0-9]{1,15}", said):
+        raise ValueError(
+            f"{tracker} must hold the number of a step, got {shown(said)}; give one checkpoint below {run}"
+        )
+    return int(said)
 
 
 def find_actor(run: str | Path, step: int | None = None) -> tuple[Path, int]:
@@ -51,11 +58,12 @@ def find_actor(run: str | Path, step: int | None = None) -> tuple[Path, int]:
     for folder in (run, run / "actor"):
         if (folder / FSDP_CONFIG).is_file() or any(folder.glob(_SHARDS)):
             name = folder.resolve().parent.name
-            return folder, int(name[len(STEP_PREFIX) :]) if name.startswith(STEP_PREFIX) else 0
+            return folder, int(name[len(STEP_PREFIX) :]) if re.fullmatch(STEP_PREFIX + "[0-9]{1,15}", name) else 0
     step = latest_step(run) if step is None else step
     actor = run / f"{STEP_PREFIX}{step}" / "actor"
     if not actor.is_dir():
-        steps = sorted(int(path.name[len(STEP_PREFIX) :]) for path in run.glob(f"{STEP_PREFIX}*"))
+        numbers = (path.name[len(STEP_PREFIX) :] for path in run.glob(f"{STEP_PREFIX}*"))
+        steps = sorted(int(number) for number in numbers if number.isdecimal())
         raise FileNotFoundError(f"{run} has no checkpoint of step {step}; it has {steps}")
     return actor, step
 

@@ -4,22 +4,27 @@ verl's V1 trainer aggregates what a reward manager returns beside the score for 
 exchangeable (``trainer.v1.sampler.custom_sampler``) and returns, with every batch, metrics that the trainer logs: the
 buffers here add the means of partial accuracy, exact match and so on over the sampled responses.
 
-They also count what verl passes over: requests that failed, which it replaces with padding, and DAPO's groups without
-different rewards, for which it samples others without end.
+They also bound what verl passes over: requests that failed, which it replaces with padding, and DAPO's groups without
+different rewards. A reward that raises is no failed request but ends the run: the agent loop, which is exchangeable as
+well, leaves word of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import transfer_queue as tq
+from ray.exceptions import RayTaskError, UnserializableException
 
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer, ReplayBufferAsync
 
 _PREFIX = "training/reward"
 # verl polls every 2 s, which is longer than a whole rollout of a small model takes.
 POLL_INTERVAL_S = 0.2
+_FAULTS = "reward_faults"  # the partition for what rewards have raised
 
 
 def mean_metrics(infos: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -35,6 +40,11 @@ class _Watched:
 
     limits: Mapping[str, Any] = {}
     _failed = _alike = 0
+
+    def _sync_metadata_from_transfer_queue(self) -> None:
+        super()._sync_metadata_from_transfer_queue()  # type: ignore[misc]
+        for tag in self.partitions.pop(_FAULTS, {}).values():  # type: ignore[attr-defined]
+            raise RuntimeError(f"the reward of a response raised {tag['fault']}; mend the data, or the reward")
 
     def sample(self, global_steps: int, partition_id: str, batch_size: int) -> tuple[Any, dict[str, float]]:
         self._failed = self._alike = 0
@@ -80,6 +90,31 @@ class _Watched:
                 f"{self._failed} of the {total} requests of a step failed, and cello1.max_failed_share={share} of them "
                 'may; the log has their errors after "Error in _run_prompt"'
             )
+
+
+class _Reporting:
+    """A worker of verl's reward loop that leaves word of what the reward raises, of which verl would make padding."""
+
+    def __init__(self, worker: Any):
+        self._worker = worker
+        self.compute_score = self  # called as the methods of actors are: compute_score.remote(data)
+
+    async def remote(self, data: Any) -> dict[str, Any]:
+        try:
+            return await self._worker.compute_score.remote(data)
+        except (RayTaskError, UnserializableException) as error:  # raised in the worker, which is there as before
+            cause = getattr(error, "cause", error)
+            fault = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+            await tq.async_kv_put(key=uuid4().hex, partition_id=_FAULTS, tag={"fault": fault})
+            raise
+
+
+class PuzzleAgentLoopManager(AgentLoopManagerTQ):
+    """verl's, for any reward; named by ``actor_rollout_ref.rollout.agent.agent_loop_manager_class``."""
+
+    def __init__(self, *, reward_loop_worker_handles: Sequence[Any] | None = None, **kwargs: Any):
+        handles = reward_loop_worker_handles and [_Reporting(worker) for worker in reward_loop_worker_handles]
+        super().__init__(reward_loop_worker_handles=handles, **kwargs)
 
 
 class PuzzleReplayBuffer(_Watched, ReplayBuffer):

@@ -31,7 +31,7 @@ TAGS = (THINK_OPEN, THINK_CLOSE, ANSWER_OPEN, ANSWER_CLOSE)
 SEPARATOR_MARK = "|"
 SEPARATOR = " | "
 
-_JOINT = f"{THINK_CLOSE}\n{ANSWER_OPEN}"
+THINK_TO_ANSWER = f"{THINK_CLOSE}\n{ANSWER_OPEN}"
 _RUN = SEPARATOR_MARK * 2
 _LINE_BREAKS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # where str.splitlines ends a line; all are white space
 
@@ -221,7 +221,7 @@ def format_answer(types: Sequence[str], reasoning: str = "") -> str:
     for tag in TAGS:
         if tag in reasoning:
             raise ValueError(f"reasoning contains the tag {tag}, so the answer could not be read back; remove it")
-    return f"{THINK_OPEN}{reasoning}{_JOINT}{join_types(types)}{ANSWER_CLOSE}"
+    return f"{THINK_OPEN}{reasoning}{THINK_TO_ANSWER}{join_types(types)}{ANSWER_CLOSE}"
 
 
 def parse_answer(text: object) -> ParsedAnswer:
@@ -243,9 +243,9 @@ def parse_answer(text: object) -> ParsedAnswer:
     if joint < 0:
         if reason := _layout_fault(text):
             return ParsedAnswer((), _reasoning_of(text), False, reason)
-        joint = text.find(_JOINT)
+        joint = text.find(THINK_TO_ANSWER)
     reasoning = text[len(THINK_OPEN) : joint]
-    items, separated, reason = _read(text[joint + len(_JOINT) : text.rindex(ANSWER_CLOSE)])
+    items, separated, reason = _read(text[joint + len(THINK_TO_ANSWER) : text.rindex(ANSWER_CLOSE)])
     return ParsedAnswer(() if reason else items, reasoning, not reason, reason, separated)
 
 
@@ -254,9 +254,9 @@ def _plain_joint(text: str) -> int:
     if not text.startswith(THINK_OPEN):
         return -1
     joint = text.find("<", len(THINK_OPEN))
-    if joint < 0 or not text.startswith(_JOINT, joint):
+    if joint < 0 or not text.startswith(THINK_TO_ANSWER, joint):
         return -1
-    close = text.find("<", joint + len(_JOINT))
+    close = text.find("<", joint + len(THINK_TO_ANSWER))
     if close < 0 or not text.startswith(ANSWER_CLOSE, close):
         return -1
     rest = len(text) - close - len(ANSWER_CLOSE)
@@ -269,7 +269,7 @@ def _layout_fault(text: str) -> Reason:
     if counts == [1, 1, 1, 1]:
         if not text.startswith(THINK_OPEN) or not text.endswith((ANSWER_CLOSE, ANSWER_CLOSE + "\n")):
             return Reason.TEXT_OUTSIDE
-        return Reason.OK if _JOINT in text else Reason.BAD_JOINT
+        return Reason.OK if THINK_TO_ANSWER in text else Reason.BAD_JOINT
     if not text or text.isspace():
         return Reason.EMPTY
     if max(counts) > 1:

@@ -9,13 +9,12 @@ CELLxGENE's ``obs`` and of the data sets named in ``DATASET_FIELDS``.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from recipe.cello1.task.text import is_usable, join_list, normal_form
+from recipe.cello1.task.text import clean_value, join_list, on_one_line
 
 _INTRO = "The cell is from"
 INTRO_FIELDS: tuple[tuple[str, str], ...] = (
@@ -234,9 +233,27 @@ DATASET_FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 
 
-def _one_line(value: object) -> str:
-    """Return a usable value on one line, with the blanks that it has; lists are written as such."""
-    return join_list(re.sub(r"[^\S ]+", " ", normal_form(str(value)))) if is_usable(value) else ""
+TISSUE_KIND = "tissue_type"
+_CULTURE = "cell culture"  # in brackets after the tissue where there is no such column yet
+
+
+def names_type(tissue: object, kind: object, types: Collection[str]) -> bool:
+    """Say whether a tissue would give a cell's type away: it is one of the types, or that of a cell culture.
+
+    Parameters
+    ----------
+    tissue, kind
+        Values of the columns ``tissue`` and ``tissue_type`` of CELLxGENE, where the tissue of a culture is its type.
+    types
+        The types, in lower case.
+
+    Returns
+    -------
+    Whether to leave it out of the context.
+    """
+    text = clean_value(tissue).lower()
+    culture = clean_value(kind).lower().endswith(_CULTURE) or text.endswith(f"{_CULTURE})")
+    return culture or text in types or text.removesuffix("s") in types
 
 
 def build_context(
@@ -266,7 +283,7 @@ def build_context(
     ValueError
         If an extra column has no rule.
     """
-    known = {name: value for name in CONTEXT_FIELDS if (value := _one_line(obs.get(name)))}
+    known = {name: value for name in CONTEXT_FIELDS if (value := join_list(on_one_line(obs.get(name))))}
     intro = _INTRO + "".join(text.replace("{value}", known[name]) for name, text in INTRO_FIELDS if name in known)
     if disease := known.get(DISEASE_FIELD):
         healthy = disease.lower() == "normal"
@@ -277,7 +294,7 @@ def build_context(
         if name not in rules:
             msg = f"extra: no rule says how to write the column {name!r}; known are {', '.join(sorted(rules))}"
             raise ValueError(msg)
-        value = _one_line(obs.get(name))
+        value = join_list(on_one_line(obs.get(name)))
         if value and (sentence := rules[name].sentence(value, sentences)):
             sentences.append(sentence)
     return " ".join(sentences)

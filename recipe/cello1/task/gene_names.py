@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,17 +12,18 @@ import numpy as np
 
 from recipe.cello1.task.answer import text_fault
 from recipe.cello1.task.puzzle import GENE_SEPARATOR
+from recipe.cello1.task.text import is_usable, normal_form
 
 RANKS = ("expression", "specificity")
 
 
 # A symbol that is not unique has the Ensembl id appended in CELLxGENE files: TBCE_ENSG00000285053.
-_SUFFIX = re.compile(r"[_|-]ENS[A-Z]*G\d.*$")
+_SUFFIX = re.compile(r"[\s_|.:;/([-]+ENS[A-Z]*[GTP]\d.*$")
 # What gene names are where they are no symbols.
 _IDS = {
-    "numbers, such as row numbers or Entrez ids": r"\d+(\.0+)?",
+    "numbers, such as row numbers or Entrez ids": r"\d+(\.\d+)?(e\+?\d+)?",
     "Ensembl ids": r"ENS[A-Z]*[GTPE]\d{6,}\S*",
-    "FlyBase or WormBase ids": r"(FB(gn|tr)|WBGene)\d+",
+    "FlyBase, WormBase or TAIR ids": r"(FB(gn|tr)|WBGene)\d+|AT[1-5MC]G\d{5}",
     "ids of a data base": (
         r"[NX][MRP]_\d+(\.\d+)?|(MGI|HGNC|RGD|GeneID|Entrez|ZDB-GENE)[:_-][\w-]+|CCDS\d+(\.\d+)?|(Hs|Mm)\.\d+|rs\d+"
     ),
@@ -29,14 +31,17 @@ _IDS = {
     "symbols behind the name of a genome": r"(GRC[a-z]\d+|hg\d+|mm\d+)[_-]+[A-Za-z\d]\S*",
     "names in quotes": r"b?(['\"]).*['\"]",
     "probe ids": r"\w+_at|ILMN_\d+|A_\d+_P\d+|cg\d{8}",
-    "positions in the genome": r"[\w.]+[:_-]\d+[-_]\d+",
+    "positions in the genome": r"[\w.]+[:_\s-]\d[\d,]*[-_\s]\d[\d,]*",
 }
 _ID = re.compile("|".join(f"(?:{pattern})" for pattern in _IDS.values()), re.IGNORECASE)
-_NUMBERED = re.compile(r"(V|X|Unnamed: ?|feature[_-]?)\d+")  # how R and others name columns, where all are named so
+# How R and others name columns, where all are named so.
+_NUMBERED = re.compile(r"(?i)(V|X|Unnamed: ?|(feature|peak|region|bin|column|var|PC|topic|factor)[ ._-]?)\d+")
 _LOOKED_AT = 2_000  # names, drawn from all, by which it is decided whether to look at all of them
 _COLUMNS_OF_A_SYMBOL = 20  # columns that one symbol stands for on the average, from which on they are no symbols
 _SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_symbol", "gene_name")  # looked at first
-_MADE_UNIQUE = re.compile(r"(.+)-\d+")
+_PREFIX = re.compile(r"[^\W\d_]\w*?[:_.|-]+")  # rna_CD3D, gene:CD3D
+_SHARED, _FEW = 0.9, 10  # the share of the symbols that begin alike, of more than so few
+_MADE_UNIQUE = re.compile(r"(.+)[.-]\d+")
 # R writes HLA-A as HLA.A. Nothing else begins so, and what has a dot of its own is a clone.
 _R_NAME = re.compile(r"(HLA|MT|H2|NKX\d)\.\w.*", re.IGNORECASE)
 _CLONE = re.compile(r"(.*?)(\.\d+)")
@@ -76,6 +81,7 @@ class GeneTable:
     n_unnamed: int = 0
     n_mended: int = 0
     n_made_unique: int = 0
+    ids: float = 0.0  # the share of the names that are ids, where most are symbols
 
     @property
     def notes(self) -> list[str]:
@@ -88,7 +94,9 @@ class GeneTable:
                 self.n_made_unique
             ),
         }
-        return [f"{count:,} {text}" for text, count in found.items() if count]
+        notes = [f"{count:,} {text}" for text, count in found.items() if count]
+        ids = f"{self.ids:.0%} of the gene names are ids, not symbols: they are listed as they are"
+        return [*notes, ids] if self.ids >= 0.005 else notes
 
 
 class GeneNameError(ValueError):
@@ -106,9 +114,9 @@ class GeneNameError(ValueError):
 
 def clean_symbol(name: object) -> str:
     """Return the symbol in a gene name: without an appended Ensembl id and white space; empty if there is none."""
-    if name is None or name != name:  # NaN is the one value that differs from itself
+    if not is_usable(name):
         return ""
-    text = str(name)
+    text = normal_form(str(name))
     return (_SUFFIX.sub("", text) if "ENS" in text else text).strip()
 
 
@@ -140,6 +148,7 @@ def gene_table(
         raise GeneNameError(
             fault, f"use the column {column!r}" if column else "name the column of symbols (none found in var)", column
         )
+    ids = _share_of_ids(given)
     given = [text.upper() for text in given] if capitals else given
     symbols = _mended(given)
     _check_names(symbols)
@@ -159,7 +168,7 @@ def gene_table(
     repeated = np.bincount(symbol[symbol >= 0], minlength=len(position)) > 1
     n_mended = sum(new != old for new, old in zip(symbols, given, strict=True))
     unique = [found for text in position if (found := _MADE_UNIQUE.fullmatch(text)) and found[1] in position]
-    return GeneTable(tuple(position), symbol, repeated, n_excluded, symbols.count(""), n_mended, len(unique))
+    return GeneTable(tuple(position), symbol, repeated, n_excluded, symbols.count(""), n_mended, len(unique), ids)
 
 
 def symbol_fault(names: Iterable[object]) -> str:
@@ -173,8 +182,7 @@ def _fault(names: Sequence[object], cleaned: Sequence[str]) -> str:
     given, symbols = {name for name, _ in pairs}, {symbol for _, symbol in pairs}
     if not pairs:
         return ""
-    some = np.random.default_rng(0).integers(len(pairs), size=_LOOKED_AT).tolist()
-    few = len(pairs) > _LOOKED_AT and sum(_ID.fullmatch(pairs[row][1]) is not None for row in some) < 0.4 * len(some)
+    few = _share_of_ids(cleaned) < 0.4
     wrong = [] if few else [symbol for _, symbol in pairs if _ID.fullmatch(symbol)]
     if 2 * len(wrong) > len(pairs):
         share = {
@@ -187,7 +195,21 @@ def _fault(names: Sequence[object], cleaned: Sequence[str]) -> str:
         return f"the {len(pairs):,} gene names only number the columns ({pairs[0][1]}), not symbols (TP53)"
     if len(pairs) > _COLUMNS_OF_A_SYMBOL * len(symbols) or len(given) > 2 * len(symbols):
         return f"{len(pairs):,} gene names come to {len(symbols):,} symbols ({pairs[0][0]} to {pairs[0][1]})"
+    starts = Counter(found[0] for symbol in symbols if (found := _PREFIX.match(symbol)))
+    for start, count in starts.most_common(1):
+        if count >= _SHARED * len(symbols) and len(symbols) > _FEW:
+            return (
+                f"{count:,} of {len(symbols):,} gene names begin with {start!r} ({pairs[0][1]}), no symbols (TP53) do"
+            )
     return ""
+
+
+def _share_of_ids(symbols: Sequence[str]) -> float:
+    """Say how many of the names are ids, of many by a sample."""
+    named = [symbol for symbol in symbols if symbol]
+    if len(named) > _LOOKED_AT:
+        named = [named[row] for row in np.random.default_rng(0).integers(len(named), size=_LOOKED_AT).tolist()]
+    return sum(_ID.fullmatch(symbol) is not None for symbol in named) / max(1, len(named))
 
 
 def _symbol_column(columns: Iterable[tuple[str, Sequence[Any]]]) -> str:

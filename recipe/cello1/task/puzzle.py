@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from recipe.cello1.task.answer import check_types, text_fault
-from recipe.cello1.task.text import normal_form, shown
+from recipe.cello1.task.text import canonical_id, normal_form, shown
 
 GENE_SEPARATOR = ", "  # of the genes in a prompt
 
@@ -73,6 +73,13 @@ class Puzzle:
         """Number of cells."""
         return len(self.cells)
 
+    @property
+    def cell_ids(self) -> tuple[str, ...]:
+        """Ids of the cells, as ``meta`` has them; empty where that is no list of one for each cell."""
+        ids: Any = self.meta.get("cell_ids")
+        whole = isinstance(ids, list | tuple) and len(ids) == self.n_cells
+        return tuple(map(str, ids)) if whole and all(isinstance(cell, str | int | float) for cell in ids) else ()
+
 
 def _checked_cell(number: int, genes: tuple[Any, ...]) -> tuple[str, ...]:
     if not genes:
@@ -135,8 +142,8 @@ def labelled_cells(puzzles: Iterable[Puzzle]) -> list[tuple[tuple[str, ...], str
     for number, puzzle in enumerate(puzzles):
         if puzzle.answer is None:
             raise ValueError(f"puzzle {number} has no answer; cells are taken from puzzles with known types")
-        ids = puzzle.meta.get("cell_ids")
+        ids = puzzle.cell_ids
         for i, (genes, cell_type) in enumerate(zip(puzzle.cells, puzzle.answer, strict=True)):
             key: object = (puzzle.meta.get("dataset"), ids[i]) if ids else (genes, cell_type)
-            found.setdefault(key, (genes, cell_type, str(puzzle.meta.get("donor_id") or "")))
+            found.setdefault(key, (genes, cell_type, canonical_id(puzzle.meta.get("donor_id"))))
     return list(found.values())

@@ -1,4 +1,4 @@
-"""The sampler that draws puzzles from labelled cells, and the orders in which puzzles may come.
+"""The sampler that draws puzzles from labelled cells.
 
 Training draws one cell per cell type; annotation draws one cell per cluster: the same sampler with another label.
 For each size the donors take turns in random order; types are drawn uniformly among those of the donor, cells uniformly
@@ -189,31 +189,3 @@ def _codes(values: Column | None, n: int) -> tuple[np.ndarray, Sequence[str]]:
         return np.zeros(n, dtype=np.int64), [""]
     found = values if isinstance(values, Labels) else make_labels(values)
     return found.codes.astype(np.int64), found.categories
-
-
-SIZE_ORDERS = ("ascending", "descending", "mixed")
-
-
-def check_order(order: str) -> str:
-    """Return ``order`` if it is one of ``SIZE_ORDERS``."""
-    if order not in SIZE_ORDERS:
-        raise ValueError(f"order must be one of {', '.join(SIZE_ORDERS)}, got {order!r}")
-    return order
-
-
-def order_by_size(sizes: Sequence[int], order: str, rng: np.random.Generator) -> list[int]:
-    """Order puzzles by their number of cells; those of one size come in random order."""
-    check_order(order)
-    # mixed: every stretch holds the same mix of sizes as the whole; otherwise the reward of a step says more about how
-    # many small, easy puzzles it got than about the model. The k-th of n of a size stands at (2k + 1) / 2n of the way.
-    by_size: dict[int, list[int]] = {}
-    for position in rng.permutation(len(sizes)).tolist():
-        by_size.setdefault(int(sizes[position]), []).append(position)
-    if order == "mixed":
-        places = [
-            ((2 * k + 1) / (2 * len(by_size[size])), size, position)
-            for size in sorted(by_size)
-            for k, position in enumerate(by_size[size])
-        ]
-        return [position for _, _, position in sorted(places)]
-    return [position for size in sorted(by_size, reverse=order == "descending") for position in by_size[size]]

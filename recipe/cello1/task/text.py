@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from argparse import ArgumentParser
+from decimal import Decimal
 
 UNUSABLE = frozenset({"", "nan", "unknown", "none", "na", "<na>"})  # "<NA>" is how pandas prints its missing value
 # What a terminal obeys or cannot show: control characters, line separators, marks of direction, halves of characters.
@@ -16,6 +17,9 @@ _ALIKE = str.maketrans({"\u00b5": "\u03bc", "\u2010": "-", "\u2011": "-"})  # mi
 _PARAMETER = re.compile(r"\A(\w+)(?=[ :])|(?<![^\s(])(\w+)=(?:'([^']*)'|([^\s,;:)]*))")
 # What fonts do not show beside format characters (Cf): joiner, fillers, variation selectors.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0") | {chr(code) for code in range(0xFE00, 0xFE10)}
+# A column of whole numbers with a gap is one of floats.
+_WHOLE = re.compile(r"(-?\d+)\.0*")
+_LARGE = re.compile(r"-?\d(\.\d+)?e\+\d+")
 
 
 def normal_form(text: str) -> str:
@@ -40,6 +44,19 @@ def is_usable(value: object) -> bool:
 def clean_value(value: object) -> str:
     """Return a value as one line in normal form, every run of white space one blank; empty if it says nothing."""
     return " ".join(normal_form(str(value)).split()) if is_usable(value) else ""
+
+
+def on_one_line(value: object) -> str:
+    """Return a value on one line in normal form, with the blanks that it has; empty if it says nothing."""
+    return re.sub(r"[^\S ]+", " ", normal_form(str(value))) if is_usable(value) else ""
+
+
+def canonical_id(value: object) -> str:
+    """Return the one form of an id: one line in NFKC, a whole number as one without a fraction; empty for no id."""
+    text = clean_value(unicodedata.normalize("NFKC", value) if isinstance(value, str) else value)
+    if _LARGE.fullmatch(text) and (large := Decimal(text)) == large.to_integral_value():
+        return str(int(large))
+    return number[1] if (number := _WHOLE.fullmatch(text)) else text
 
 
 def visible(text: str) -> str:

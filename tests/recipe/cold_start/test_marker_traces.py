@@ -60,7 +60,12 @@ def test_markers_of_equal_worth_keep_the_order_of_the_cell():
 
 def test_trace_cites_the_best_genes_of_each_cell():
     trace = write_trace(PUZZLE, marker_evidence(CELLS, LABELS), n_genes=2)
-    assert trace == "\nCell 1: (Mono / NK) GNLY, NKG7 -> NK\nCell 2: (Mono) LYZ, CD74 -> Mono\n"
+    assert trace == "\nCell 1: GNLY, NKG7 -> NK\nCell 2: LYZ, CD74 -> Mono\n"
+
+
+def test_trace_cites_the_first_genes_of_each_cell_on_request():
+    trace = write_trace(PUZZLE, marker_evidence(CELLS, LABELS), n_genes=2, cite="top")
+    assert trace == "\nCell 1: ACTB, GNLY -> NK\nCell 2: CD74, ACTB -> Mono\n"
 
 
 def test_every_cited_gene_is_one_of_the_cell():
@@ -68,7 +73,7 @@ def test_every_cited_gene_is_one_of_the_cell():
     for line, genes, name in zip(
         traced.meta["reasoning"].strip().split("\n"), PUZZLE.cells, PUZZLE.answer, strict=True
     ):
-        cited, _, said = line.partition(") ")[2].partition(" -> ")
+        cited, _, said = line.partition(": ")[2].partition(" -> ")
         assert set(cited.split(", ")) <= set(genes)
         assert said == name
 
@@ -129,10 +134,13 @@ class TestCommand:
     def test_traces_cite_the_markers_of_the_cells(self, files, tmp_path, capsys):
         assert main([*files, "--n-genes", "1"]) == 0
         (puzzle,) = load_puzzles(tmp_path / "sft.json").puzzles
-        assert puzzle.meta["reasoning"] == (
-            "\nCell 1: (type 0 / type 1) GENE119 -> type 0\nCell 2: (type 1) GENE118 -> type 1\n"
-        )
+        assert puzzle.meta["reasoning"] == ("\nCell 1: GENE119 -> type 0\nCell 2: GENE118 -> type 1\n")
         assert "1 of 1 puzzles with traces, from 3 types" in capsys.readouterr().err
+
+    def test_traces_cite_the_first_genes_on_request(self, files, tmp_path):
+        assert main([*files, "--n-genes", "2", "--cite", "top"]) == 0
+        (puzzle,) = load_puzzles(tmp_path / "sft.json").puzzles
+        assert puzzle.meta["reasoning"].startswith("\nCell 1: GENE1, GENE119 -> type 0\n")
 
     def test_a_teacher_without_the_answer_learns_from_other_donors(self, files, tmp_path, capsys):
         import anndata as ad
@@ -174,18 +182,19 @@ class TestCommand:
         assert not (tmp_path / "sft.json").exists()
 
 
-def test_cells_may_be_those_of_training_puzzles_and_the_teacher_does_not_see_the_donor(tmp_path, capsys):
+@pytest.mark.parametrize(("mine", "theirs"), [("a", "a"), ("2", "2.0"), (" D\u200b1", "D1")])
+def test_cells_may_be_those_of_training_puzzles_and_the_teacher_does_not_see_the_donor(tmp_path, capsys, mine, theirs):
     """Donor b contradicts donor a: what each donor's puzzles are taught from are the cells of the other."""
 
     def batch(donor, first, second):
         meta = {"donor_id": donor, "dataset": "d", "cell_ids": [f"{donor}1", f"{donor}2"]}
         return Puzzle(((first, "X"), (second, "Y")), ("Mono", "NK"), ("NK", "Mono"), "", meta)
 
-    train, ask = [batch("a", "P", "Q"), batch("b", "Q", "P")], [batch("a", "Q", "P"), batch("b", "Q", "P")]
+    train, ask = [batch(theirs, "P", "Q"), batch("b", "Q", "P")], [batch(mine, "Q", "P"), batch("b", "Q", "P")]
     write_puzzles(tmp_path / "train.json", train)
     write_puzzles(tmp_path / "ask.json", ask)
     words = ["--cells", tmp_path / "train.json", "--data", tmp_path / "ask.json", "--out", tmp_path / "sft.json"]
     assert main([*words, "--teacher", "markers"]) == 0
     (kept,) = load_puzzles(tmp_path / "sft.json").puzzles
-    assert kept.meta["donor_id"] == "a" and kept.cells == ask[0].cells
+    assert kept.meta["donor_id"] == mine and kept.cells == ask[0].cells
     assert "1 of 2 puzzles with traces, from 2 types" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from recipe.cello1.cold_start.muon import MuonAdamW, split_parameters  # noqa: E402
+from recipe.cello1.cold_start.muon import Muon, MuonAdamW, orthogonal, split_parameters  # noqa: E402
 
 RATES = {"lr": 1e-2, "adam_lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}
 
@@ -91,3 +91,25 @@ def test_a_model_without_matrices_is_refused():
 
     with pytest.raises(ValueError, match="optimizer=adamw"):
         MuonAdamW(Bare(), **RATES)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 20), (20, 8)])
+def test_an_update_is_that_of_torch_but_for_the_rounding_of_bfloat16(shape):
+    settings = {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.95, "adjust_lr_fn": "match_rms_adamw"}
+    rng = torch.Generator().manual_seed(3)
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for _ in range(3)] for _ in range(2))
+    optimizers = Muon([*ours, torch.nn.Parameter(torch.ones(4, 5))], **settings), torch.optim.Muon(theirs, **settings)
+    for _ in range(3):
+        for left, right in zip(ours, theirs, strict=True):
+            left.grad = right.grad = torch.randn(shape, generator=rng)
+        for optimizer in optimizers:
+            optimizer.step()
+    for left, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(left, right, atol=0.02, rtol=0.02)
+        assert not torch.equal(left, torch.ones(shape))
+
+
+def test_singular_values_come_near_one():
+    matrices = torch.randn(2, 6, 30, generator=torch.Generator().manual_seed(4))
+    values = torch.linalg.svdvals(orthogonal(matrices, (3.4445, -4.775, 2.0315), 5, 1e-7))
+    assert ((values > 0.5) & (values < 1.3)).all()

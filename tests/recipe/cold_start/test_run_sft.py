@@ -13,7 +13,7 @@ from recipe.cello1.formats.puzzle_files import write_puzzles
 from tests.helpers.processes import launch
 from tests.helpers.toy_model import build_toy_model, toy_puzzles
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 SHORT = ["max_length=1024", "max_steps=3", "eval_fraction=0.25", "trainer.learning_rate=1e-2"]
 SHORT += ["trainer.per_device_train_batch_size=1", "trainer.gradient_accumulation_steps=2"]
 SHORT += [f"trainer.{what}_strategy=steps" for what in ("save", "eval")]

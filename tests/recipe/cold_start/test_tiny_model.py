@@ -12,21 +12,20 @@ from recipe.cello1.task.answer import format_answer  # noqa: E402
 from recipe.cello1.task.prompt import LAYOUTS, messages  # noqa: E402
 from recipe.cello1.task.puzzle import Puzzle  # noqa: E402
 
-BOTH = "(CD19+ B / CD56+ NK)"
 PUZZLES = [
     Puzzle(
         (("HLA-DRA", "CD74", "RARE1"), ("GNLY", "NKG7", "CD74")),
         ("CD19+ B", "CD56+ NK"),
         ("CD19+ B", "CD56+ NK"),
         "The cell is from blood.",
-        {"reasoning": f"\nCell 1: {BOTH} CD74, HLA-DRA -> CD19+ B\nCell 2: (CD56+ NK) GNLY, NKG7 -> CD56+ NK\n"},
+        {"reasoning": "\nCell 1: CD74, HLA-DRA -> CD19+ B\nCell 2: GNLY, NKG7 -> CD56+ NK\n"},
     ),
     Puzzle(
         (("GNLY", "CD74", "NKG7"), ("CD74", "HLA-DRA", "GNLY")),
         ("CD19+ B", "CD56+ NK"),
         ("CD56+ NK", "CD19+ B"),
         "The cell is from blood.",
-        {"reasoning": f"\nCell 1: {BOTH} GNLY, NKG7 -> CD56+ NK\nCell 2: (CD19+ B) CD74, HLA-DRA -> CD19+ B\n"},
+        {"reasoning": "\nCell 1: GNLY, NKG7 -> CD56+ NK\nCell 2: CD74, HLA-DRA -> CD19+ B\n"},
     ),
 ]
 
@@ -52,8 +51,8 @@ def pieces(tokenizer, text):
 def test_genes_types_and_the_format_are_one_token_each(tokenizer):
     text = format_answer(PUZZLES[0].answer, PUZZLES[0].meta["reasoning"])
     assert pieces(tokenizer, text) == [
-        *["<think>", "\nCell 1:", " (", "CD19+ B", " / ", "CD56+ NK", ")", " CD74,", " HLA-DRA", " -> ", "CD19+ B"],
-        *["\nCell 2:", " (", "CD56+ NK", ")", " GNLY,", " NKG7", " -> ", "CD56+ NK"],
+        *["<think>", "\nCell 1:", " CD74,", " HLA-DRA", " -> ", "CD19+ B"],
+        *["\nCell 2:", " GNLY,", " NKG7", " -> ", "CD56+ NK"],
         *["\n</think>\n<answer>", "CD19+ B", " | ", "CD56+ NK", "</answer>"],
     ]
 
@@ -125,8 +124,8 @@ def test_model_is_decided_by_its_seed_and_leaves_the_random_state_alone(tokenize
 def test_default_model_has_about_a_million_parameters_and_heads_that_vllm_takes(tokenizer):
     model = build_model(tokenizer, seed=1)
     assert 0.8e6 < model.num_parameters() < 1.2e6
-    assert model.config.hidden_size // model.config.num_attention_heads in (32, 64, 128)
-    assert model.config.architectures == ["Qwen2ForCausalLM"] or type(model).__name__ == "Qwen2ForCausalLM"
+    assert model.config.head_dim in (32, 64, 128)
+    assert type(model).__name__ == "Qwen3ForCausalLM"
 
 
 def test_loaded_model_ends_with_the_end_of_turn(saved, tokenizer):

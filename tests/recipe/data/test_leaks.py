@@ -300,3 +300,12 @@ def test_audit_needs_every_puzzle(made, tmp_path, capsys):
     assert run("audit", made / "train" / "train_data.json", tmp_path / "test.json") == 1
     assert "(and 1 more); an audit needs every puzzle" in capsys.readouterr().err
     assert run("audit", tmp_path / "gone.json", tmp_path / "test.json") == 1
+
+
+@pytest.mark.parametrize("ids", [5, "ab", ["a"]])
+def test_ids_that_are_no_list_of_one_for_each_cell_count_as_none(ids):
+    from recipe.cello1.data.fingerprints import fingerprint_of
+    from recipe.cello1.task.puzzle import Puzzle
+
+    puzzle = Puzzle((("CD19", "MS4A1"), ("CD3E",)), ("B", "T"), ("B", "T"), "", {"cell_ids": ids, "dataset": "d"})
+    assert len(fingerprint_of(puzzle).cell_ids) == 0

@@ -308,3 +308,13 @@ def test_values_that_are_missing_in_an_item(made, tmp_path, capsys):
     assert found["leaks"]["train/test"]["leaks"] is False
     counts = [part["by_donor"].get("not given", 0) for part in found["splits"].values()]
     assert sum(counts) == 4
+
+
+def test_a_line_that_cannot_be_read_costs_no_other(tmp_path):
+    good = json.dumps(puzzle_to_item(Puzzle((("CD3D",), ("MS4A1",)), ("T", "B"), ("T", "B"))))
+    twice = good[:-1] + ', "assistant_msg": "B | T"}'
+    (tmp_path / "A.JSONL").write_text("\n".join([good, "{half", twice, good, "[" * 100_000]) + "\n")
+    found = read_puzzle_file(tmp_path / "A.JSONL")
+    assert [puzzle.answer for puzzle in found.puzzles] == [("T", "B")] * 2
+    assert [text.split(" is not valid JSON")[0] for text in found.failures] == [f"A.JSONL: line {n}" for n in (2, 3, 5)]
+    assert "the key 'assistant_msg' stands twice" in found.failures[1]

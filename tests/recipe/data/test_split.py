@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipe.cello1.data.fingerprints import canonical_id, donor_id
+from recipe.cello1.data.fingerprints import donor_id
 from recipe.cello1.data.split import group_puzzles, quotas_of, split_puzzles
 from recipe.cello1.formats.puzzle_files import load_puzzles
 from recipe.cello1.formats.rl_parquet import read_rl_parquet
+from recipe.cello1.task.text import canonical_id
 from tests.helpers.prepare_runs import FEW, build, manifest, run
 from tests.helpers.toy_h5ad import toy_adata, write
 
@@ -427,13 +428,36 @@ def test_the_form_of_an_id(value, canonical):
         "pooled (D1, D2)",
         "pool: D1;D2",
         "D1 || D2",
+        "pool of 4 mice",
+        "pool-of-3",
+        "pooled (n=3)",
+        "mixture of two donors",
+        "multi-donor",
+        "N/A",
+        "n.a.",
+        "NaT",
+        "Not available",
+        "unknown donor",
     ],
 )
 def test_names_of_several_people_are_no_donor(name):
     assert donor_id(name) == ""
 
 
-@pytest.mark.parametrize("name", ["Poole", "d1", "pool cleaner", "multiple myeloma 3", "mixer", "HIV negative 1"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Poole",
+        "d1",
+        "pool cleaner",
+        "multiple myeloma 3",
+        "mixer",
+        "HIV negative 1",
+        "Pool1_donor3",
+        "Nat 2",
+        "NA12878",
+    ],
+)
 def test_names_of_donors(name):
     assert donor_id(name) == name
 
@@ -462,3 +486,15 @@ def test_puzzles_that_may_be_of_any_donor_are_left_out(made, tmp_path):
     assert found["notes"][0].startswith("18 puzzles name no donor and may come from any of them")
     assert found["splits"]["left_out"]["by_donor"]["not given"] == 18
     assert found["splits"]["train"]["puzzles"] >= 20
+
+
+@pytest.mark.parametrize(
+    "name", ["D1+D2", "P1, P2", "donor 3 & donor 4", "h1/h2;h3", "Donors 1-3", "patients 4 and 5", "pools"]
+)
+def test_several_donors_at_once_are_no_donor(name):
+    assert donor_id(name) == ""
+
+
+@pytest.mark.parametrize("name", ["A1/B2", "donor 1, left", "12/34", "D1-D2", "Patients_7", "2019+3"])
+def test_a_name_that_only_looks_like_several_donors_is_one(name):
+    assert donor_id(name) == name

@@ -190,6 +190,7 @@ def test_workers_end_with_their_parent(number):
         assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the processes are found below /proc")
 def test_an_interrupt_prints_one_line(folder, tmp_path):
     arguments = [sys.executable, "-m", "recipe.cello1", "prepare", folder, "--out", tmp_path, *FEW[:-1], "2"]

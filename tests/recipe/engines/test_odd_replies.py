@@ -1,17 +1,21 @@
 """Replies of strangers' servers: each odd one is a failure of its request, counted, retried, and never kept."""
 
 import copy
+import functools
+import gzip
+import io
 import itertools
 import json
 import math
 import os
+import re
 import time
 from contextlib import suppress
 
 import numpy as np
 import pytest
 
-from recipe.cello1.engines.openai import OpenAIEngine, public_address
+from recipe.cello1.engines.openai import OpenAIEngine, _from_json, public_address
 from recipe.cello1.engines.protocol import Completion, EngineError, Failure, Request, Sampling
 from recipe.cello1.engines.start import start_engine
 from recipe.cello1.formats.atomic import read_items
@@ -27,7 +31,7 @@ PLACES = {
     ("choices",): [],
     ("choices", 0): [],
     ("choices", 0, "message"): [],
-    ("choices", 0, "message", "content"): [None, "text", "", "\ud800", "\0\ufeff"],
+    ("choices", 0, "message", "content"): [None, "text", "", "\ud800", "\0\ufeff", [{"type": "text", "text": "x"}]],
     ("choices", 0, "finish_reason"): [],
     ("choices", 0, "logprobs"): [None, {}, {"a": 1}, {"a": [[[[{}]]]]}],
     ("choices", 0, "logprobs", "content"): [None, []],
@@ -187,3 +191,107 @@ def test_no_password_is_shown(capfd):
             ((_, result),) = engine.generate([Request([])], Sampling())
             shown = f"{caught.value} {result.error} {engine.base_url} {capfd.readouterr()}"
     assert "pa ss" not in shown and "pa%20ss" not in shown
+
+
+# ------------------------------------------------------------------------------------------------- too much of a reply
+
+
+def endless(handler, status=200):
+    """Send for as long as anybody reads, of no length that is said."""
+    handler.send_response(status)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.server.sent = 0
+    with suppress(OSError):
+        while handler.server.sent < 1 << 30:
+            handler.wfile.write(b"4000\r\n" + b" " * 0x4000 + b"\r\n")
+            handler.server.sent += 0x4000
+    handler.close_connection = True
+
+
+def long(handler, status=200):
+    handler.send(status, json.dumps(completion("x" * (1 << 17))).encode())
+
+
+def without_length(handler, status=200):
+    handler.send_response(status)
+    handler.end_headers()
+    with suppress(OSError):
+        for _ in range(1 << 14):
+            handler.wfile.write(b" " * 0x4000)
+    handler.close_connection = True
+
+
+def packed(encoding):
+    def send(handler, status=200):
+        assert handler.headers["Accept-Encoding"] == "identity"
+        content = gzip.compress(gzip.compress(b" " * (1 << 26)))
+        handler.send(status, content, [("Content-Encoding", encoding)])
+
+    return send
+
+
+TOO_LONG, PACKED = (
+    "the server's reply is longer than 0 MiB",
+    "the server's reply is packed ({}), which was not asked for",
+)
+TOO_MUCH = {
+    "endless": (endless, TOO_LONG),
+    "with a length": (long, TOO_LONG),
+    "without a length": (without_length, TOO_LONG),
+    "an endless error": (functools.partial(endless, status=500), TOO_LONG),
+    "a long error": (functools.partial(long, status=400), TOO_LONG),
+    "an endless refusal": (functools.partial(endless, status=401), TOO_LONG),
+    "bomb": (packed("gzip"), PACKED.format("gzip")),
+    "bomb in a bomb": (packed("gzip, gzip"), PACKED.format("gzip, gzip")),
+    "another bomb": (packed("zstd"), PACKED.format("zstd")),
+}
+
+
+@pytest.mark.parametrize(("send", "said"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
+def test_a_reply_that_does_not_end_is_a_failure_of_its_request(send, said, monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engines.openai._LONGEST_REPLY", 1 << 16)
+    with Server(lambda body, n: "fine") as server:
+        kept = server.http.RequestHandlerClass.do_POST
+
+        def post(handler):
+            asked = handler.rfile.read(int(handler.headers["Content-Length"]))
+            if b"much" not in asked:
+                handler.rfile = io.BytesIO(asked)
+                return kept(handler)
+            with server.lock:
+                server.bodies.append(asked)
+            return send(handler)
+
+        server.http.RequestHandlerClass.do_POST = post
+        requests = [Request([{"role": "user", "content": text}]) for text in ("much", "little")]
+        with start_engine("openai", "m", base_url=server.url, retries=1, concurrency=2) as engine:
+            found = dict(engine.generate(requests, Sampling()))
+        assert len(server.bodies) == 3, "the request is tried again, the other is answered"
+        assert getattr(server.http, "sent", 0) < 1 << 26, "what is sent on is not read"
+    assert said in found[0].error and found[0].error.endswith("(after 1 retries)")
+    assert found[1].text == "fine"
+
+
+@pytest.mark.parametrize(("send", "said"), TOO_MUCH.values(), ids=TOO_MUCH.keys())
+def test_a_list_of_models_that_does_not_end(send, said, monkeypatch):
+    monkeypatch.setattr("recipe.cello1.engines.openai._LONGEST_REPLY", 1 << 16)
+    with Server() as server:
+        server.http.RequestHandlerClass.do_GET = lambda handler: send(handler)
+        with pytest.raises(EngineError, match=f"^{re.escape(f'{server.url} cannot be used: {said}')}$"):
+            start_engine("openai", "m", base_url=server.url)
+
+
+def test_long_names_of_models_are_cut():
+    with Server(models=["x" * 100_000] * 3) as server:
+        with pytest.raises(EngineError, match="has no 'm'") as caught:
+            start_engine("openai", "m", base_url=server.url)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["{" * 400_000, "```{" * 100_000, "} ```json\n" * 100_000, "```" + " " * 400_000])
+def test_braces_without_end_are_read_once(text):
+    """A search with .* between them takes as many steps as there are pairs of them: hours."""
+    found = _from_json(text, Request([], ("a",), 1), "")
+    assert found == (text, "")

@@ -193,12 +193,27 @@ def test_one_bad_request_fails_alone():
     assert "too long" in found[2].error
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [401, 402, 403, 404, 405])
 def test_what_no_request_gets_past_stops_the_run(status):
     with Server(lambda body, n: error(status, "no such thing")) as server:
         found = answers(server, requests() * 10, concurrency=2)
     assert all("no such thing" in a.error for a in found)
+    assert all(("set OPENAI_API_KEY" in a.error) == (status in (401, 403)) for a in found)
     assert len(server.bodies) <= 2
+
+
+def test_a_spent_quota_is_not_asked_again_and_again():
+    spent = (429, {"error": {"message": "You exceeded your current quota", "code": "insufficient_quota"}}, ())
+    with Server(lambda body, n: spent) as server:
+        found = answers(server, requests() * 10, concurrency=2)
+    assert all("exceeded your current quota" in a.error for a in found) and len(server.bodies) <= 2
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_page_in_place_of_an_api_is_said_so(status):
+    with Server(lambda body, n: (status, b"<html>Method Not Allowed</html>", ())) as server:
+        found = answers(server, requests(2), concurrency=1)
+    assert re.search("no address of an API; most end with /v1", found[0].error)
 
 
 def test_time_out(monkeypatch):
@@ -265,6 +280,32 @@ def test_refusals_are_learnt_by_every_request_under_way(concurrency, caplog):
 
 
 @pytest.mark.parametrize(
+    ("said", "refused"),
+    [
+        ("`temperature` and `top_p` cannot both be specified for this model. Please use only one.", "top_p"),
+        ("`temperature` is deprecated for this model.", "temperature"),
+        ("This model does not support response format `json_schema`. See supported models.", "response_format"),
+        ('Invalid JSON payload received. Unknown name "seed": Cannot find field.', "seed"),
+        ("Invalid schema for response_format 'matching': more than 100 enum values", "response_format"),
+        ({"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}, "seed"),
+        ({"error": "temperature is not supported"}, "temperature"),
+        ({"object": "error", "message": "top_p is not supported"}, "top_p"),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422])
+def test_refusals_as_providers_word_them(said, refused, status):
+    def reply(body, n):
+        refusal = error(status, said) if isinstance(said, str) else (status, said)
+        return refusal if refused in body else "x"
+
+    asked = requests(4, constrain=True)
+    with Server(reply) as server, engine_on(server, constrained="prefer", retries=0) as engine:
+        found = dict(engine.generate(asked, SAMPLING))
+        assert engine.refused == {refused}
+    assert {getattr(result, "text", result) for result in found.values()} == {"x"}
+
+
+@pytest.mark.parametrize(
     "said",
     ["temperature must be between 0 and 1", "max_tokens is too large: this model supports at most 4096 tokens"],
 )
@@ -272,6 +313,52 @@ def test_a_bad_value_is_no_refusal_of_the_parameter(said):
     with Server(lambda body, n: error(400, said)) as server:
         found = answers(server, requests(1), retries=0)
     assert said in found[0].error and len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("body", [{"detail": "no room for 3000 tokens"}, {"error": "no room for 3000 tokens"}])
+def test_what_a_server_says_is_told_in_whatever_shape(body):
+    with Server(lambda asked, n: (400, body)) as server:
+        assert "no room for 3000 tokens" in answers(server, requests(1), retries=0)[0].error
+    failed = completion("")
+    failed["choices"][0] |= {"finish_reason": "error", "error": {"message": "upstream is down"}}
+    with Server(lambda asked, n: failed) as server:
+        assert "upstream is down" in answers(server, requests(1), retries=0)[0].error
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [("eos", "stop"), ("STOP", "stop"), ("eos_token", "stop"), ("end_turn", "stop"), ("MAX_TOKENS", "length")],
+)
+def test_other_words_for_the_end_of_an_answer(said, reason):
+    with Server(lambda body, n: completion("x", finish_reason=said)) as server:
+        assert {(a.text, a.finish_reason) for a in answers(server, requests(2), retries=0)} == {("x", reason)}
+
+
+@pytest.mark.parametrize("thought", [[{"type": "text", "text": "LYZ is high."}], "LYZ is high."])
+def test_content_in_parts(thought):
+    parts = [{"type": "thinking", "thinking": thought}, {"type": "text", "text": "a | "}, {"type": "text", "text": "b"}]
+    with Server(lambda body, n: completion(parts)) as server:
+        assert answers(server, requests(1), retries=0)[0].text == "<think>LYZ is high.</think>\na | b"
+
+
+@pytest.mark.parametrize(
+    ("listed", "model"),
+    [("models/m", "m"), ("m", "models/m"), ("m:latest", "m"), ("owner/m", "owner/m:nitro"), ("m:8b", "m:8b")],
+)
+def test_names_that_a_server_lists_in_another_form(listed, model):
+    with Server(models=("other", listed)) as server:
+        with start_engine("openai", model, base_url=server.url) as engine:
+            assert dict(engine.generate(requests(1), SAMPLING))[0].text == "hello"
+        assert server.bodies[0]["model"] == model
+        for wrong in ("n", f"x{model}"):
+            with pytest.raises(EngineError, match=f"has no '{wrong}'"):
+                start_engine("openai", wrong, base_url=server.url)
+
+
+def test_of_many_models_the_like_ones_are_shown():
+    names = [f"vendor{i}/model-{i}" for i in range(40)]
+    with Server(models=(*names, "zeta/qwen3-8b")) as server, pytest.raises(EngineError, match="it has zeta/qwen3-8b, "):
+        start_engine("openai", "qwen3:8b", base_url=server.url)
 
 
 def test_a_schema_that_is_refused_is_left_out_only_where_that_is_wanted():
@@ -287,10 +374,35 @@ def test_fenced_json_and_the_reasoning_of_the_server():
     asked = requests(1, constrain=True)
     cells = {f"cell_{i}": name for i, name in enumerate(asked[0].candidates, start=1)}
     plain = json.dumps({"reasoning": "own", **cells})
-    for text in (plain, f"Here it is:\n```json\n{plain}\n```", f"```\n{plain}\n```\nDone."):
+    bare = f"Markers {{MS4A1}} say:\n```json\n{plain}\n```"
+    within = json.dumps({"reasoning": "<think>own</think>", **cells})
+    for text in (
+        plain,
+        f"Here it is:\n```json\n{plain}\n```",
+        f"```\n{plain}\n```\nDone.",
+        f"So:\n{plain}\nDone.",
+        bare,
+        within,
+    ):
         with Server(lambda body, n, text=text: completion(text, reasoning="<think>first")) as server:
             (found,) = answers(server, asked, constrained=True)
         assert found.text == format_answer(asked[0].candidates, "first\n\nown")
+
+
+@pytest.mark.parametrize("opened", ["<think>", ""])
+def test_json_behind_the_reasoning_of_the_model(opened):
+    asked = requests(1, constrain=True)
+    cells = {f"cell_{i}": name for i, name in enumerate(asked[0].candidates, start=1)}
+    text = f"{opened}\nMarkers {{MS4A1}}.\n</think>\n\n{json.dumps({'reasoning': 'own', **cells})}"
+    with Server(lambda body, n: text) as server:
+        (found,) = answers(server, asked, constrained=True)
+    assert found.text == format_answer(asked[0].candidates, "Markers {MS4A1}.\n\nown")
+
+
+def test_an_error_with_the_status_of_success_is_told():
+    reply = {"error": {"message": "Provider returned error", "code": 502, "metadata": {"raw": "overloaded"}}}
+    with Server(lambda body, n: reply) as server:
+        assert "Provider returned error" in answers(server, requests(1), retries=0)[0].error
 
 
 def test_constraint_on_vllm():

@@ -1,10 +1,13 @@
 import os
 import sys
+import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from recipe.cello1.engines import start
-from recipe.cello1.engines.protocol import Request
+from recipe.cello1.engines.protocol import Request, Sampling
 from recipe.cello1.engines.ray import RayEngines, _gpus, _say, _Work
 from recipe.cello1.engines.start import start_engines
 from recipe.cello1.formats.puzzle_files import write_puzzles
@@ -99,6 +102,37 @@ def test_paths_for_engines_that_work_elsewhere(tmp_path, monkeypatch):
     assert here[1] == "model" and here[3].args == ("vllm", str(tmp_path / "model"))
     assert options["lora"] == here[3].keywords["lora"] == str(tmp_path / "adapter")
     assert there[3].args == ("openai", "some/model")
+
+
+def test_ray_ends_after_the_threads_that_ask_it():
+    """A caller that stops early leaves one of them waiting; Ray ends the process of whoever asks it after its end."""
+    order, gone = [], threading.Event()
+
+    class Gone(Exception):
+        pass
+
+    def get(reference):
+        if reference == "first":
+            return 0, "answer"
+        gone.wait(10)
+        time.sleep(0.2)
+        order.append("asked")
+        raise Gone
+
+    stream = SimpleNamespace(remote=lambda *_: ["first", "second"])
+    actor = SimpleNamespace(run=SimpleNamespace(options=lambda **_: stream))
+    engines = object.__new__(RayEngines)
+    engines._actors, engines._threads, engines._started_ray, engines._folder = [actor], [], True, None
+    engines._ray = SimpleNamespace(
+        get=get,
+        kill=lambda _: gone.set(),
+        shutdown=lambda: order.append("ended"),
+        exceptions=SimpleNamespace(RayActorError=Gone),
+    )
+    answers = engines.generate([Request([]), Request([])], Sampling())
+    assert next(answers) == (0, "answer")
+    engines.close()
+    assert order == ["asked", "ended"]
 
 
 SCENARIO = r"""

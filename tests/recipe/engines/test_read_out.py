@@ -55,18 +55,18 @@ def read(engine, puzzles, samples=1, temperature=0.0):
     return dict(read_out(engine, list(enumerate(puzzles)), Sampling(temperature=temperature), samples=samples))
 
 
-def test_each_cell_is_asked_first_with_what_is_left_already_written():
+def test_each_cell_is_asked_first():
     engine = Markers()
     reading = read(engine, [PUZZLE], samples=3, temperature=1.0)[0]
     assert reading.answer() == PUZZLE.answer
     request, sampling = engine.asked[-1]
     assert request.messages in [messages(cell_first(PUZZLE, cell)) for cell in range(3)]
-    assert request.prefix == first_line(TYPES)
+    assert request.prefix == first_line()
     assert (sampling.stop, sampling.max_tokens) == (" ->", 64)
     assert len({request.seed for request, _ in engine.asked}) == 9
     # The third sample has the order of the first: the same evidence twice is scored once.
     assert len(engine.scored) == 6
-    assert engine.scored[0].prefix == first_line(TYPES) + " CD3D ->"
+    assert engine.scored[0].prefix == first_line() + " CD3D ->"
     assert {request.messages[-1]["content"] for request, _ in engine.asked} == {
         choice.messages[-1]["content"] for choice in engine.scored
     }
@@ -133,6 +133,12 @@ def test_a_reading_prefers_the_expected_number_of_right_cells():
     reading = Reading(("a", "b"), np.array([[0.9, 0.1], [0.8, 0.2]]), 0, 0)
     assert reading.answer() == ("a", "b")
     assert reading.facts()["entropy"] == pytest.approx([0.468996, 0.721928])
+
+
+def test_a_reading_counts_what_a_matching_leaves_the_other_cells():
+    # Added up, the rows favour (c, b, a); but then cell 3 is of a type that it cannot be.
+    rows = np.array([[0.1, 0.1, 0.8], [0.0, 1.0, 0.0], [0.0, 0.5, 0.5]])
+    assert Reading(("a", "b", "c"), rows, 0, 0).answer() == ("a", "b", "c")
 
 
 # ------------------------------------------------------------------------------------------------------ soft votes
@@ -234,8 +240,8 @@ def test_without_probabilities_the_first_lines_of_a_matrix_vote():
             for i, request in enumerate(requests):
                 self.asked.append((request, sampling))
                 gene = request.messages[-1]["content"].partition("Cell 1: ")[2].partition("\n")[0]
-                line = f"Cell 1: (B cell / NK cell / T cell) {gene} -> {self.known[gene]}"
-                odd = [f"<think>\n{line}", f"<think>{line}</think>\n", "<think>\nCell 1: (A", "Sorry -> B cell"]
+                line = f"Cell 1: {gene} -> {self.known[gene]}"
+                odd = [f"<think>\n{line}", f"<think>{line}</think>\n", "<think>\nCell 1: A", "Sorry -> B cell"]
                 yield i, Completion(odd[i % 4], "stop", 20, 50)
 
     engine = Server()
@@ -251,7 +257,7 @@ def test_a_server_of_traces_is_read_by_votes(tmp_path):
     def reply(body, n):
         assert body["stop"] == ["\nCell 2:"]
         gene = body["messages"][-1]["content"].partition("Cell 1: ")[2].partition("\n")[0]
-        return f"<think>\nCell 1: (B cell / NK cell / T cell) {gene} -> {Markers().known[gene]}"
+        return f"<think>\nCell 1: {gene} -> {Markers().known[gene]}"
 
     with Stub(reply) as server, start_engine("openai", "m", base_url=server.url) as engine:
         done = predict(engine, [PUZZLE], tmp_path / "p.jsonl", decode="matrix", progress=False)

@@ -342,6 +342,14 @@ def test_command_sets_greedy_beside_samples(tmp_path, capsys):
     assert [rule for rule in ("greedy", "majority", "medoid", "consensus") if rule not in out] == []
 
 
+@pytest.mark.parametrize("option", ["--out", "--markdown", "--html"])
+def test_a_result_that_cannot_be_kept_is_refused_before_a_judge_is_asked(tmp_path, capsys, option):
+    (tmp_path / "p.jsonl").write_text("not looked at")
+    words = [str(tmp_path / "p.jsonl"), "--judge", "m", "--judge-url", "http://127.0.0.1:9/v1", option, str(tmp_path)]
+    assert main(words) == 1
+    assert f"{option}: {tmp_path} is a folder; name a file in it" in capsys.readouterr().err
+
+
 def test_command_reads_a_published_folder_and_the_data_set(tmp_path):
     folder = tmp_path / "published"
     folder.mkdir()

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import stat
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -168,6 +169,26 @@ def test_where_there_are_no_locks_lines_are_appended_all_the_same(tmp_path, monk
     assert read_items(tmp_path / "x.jsonl") == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (".", "html: .* is a folder; name a file in it"),
+        ("file/a.html", "html: .*a.html cannot be written, .*file is a file; choose another place"),
+        ("pipe/new/a.html", "html: .*a.html cannot be written, .*pipe is a file; choose another place"),
+        ("new/deeper/a.html", ""),
+        ("gone.html", ""),
+    ],
+)
+def test_a_place_is_looked_at_before_the_work(tmp_path, place, said):
+    (tmp_path / "file").write_text("kept")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "gone.html").symlink_to(tmp_path / "nothing")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        files.check_place(str(tmp_path / place), "html")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 def test_a_file_that_was_replaced_is_followed(tmp_path, monkeypatch):
     """Another process has put a new file in the place of the one that was opened, and then removed it for a moment."""
     path = tmp_path / "x.jsonl"
@@ -186,3 +207,55 @@ def test_a_file_that_was_replaced_is_followed(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "open_no_link", replaced)
     append_jsonl(path, "mine")
     assert read_items(path) == ["mine"]
+
+
+ITEMS = [{"a": 1}, {"b": [{"c": 2}]}, {"d": 3}]
+TWICE = '{"b": [{"c": 2, "e": 0, "c": 3}]}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "where"),
+    [
+        ("x.json", f'[{{"a": 1}}, {TWICE}, {{"d": 3}}]', "item 1"),
+        ("x.jsonl", f'{{"a": 1}}\n{TWICE}\n{{"d": 3}}\n', "line 2"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_by_name(tmp_path, name, content, where):
+    (tmp_path / name).write_text(content)
+    said = f"{name}, {where} is not valid JSON: the key 'c' stands twice in one object; remove the wrong one"
+    with pytest.raises(ValueError, match=said):
+        read_items(tmp_path / name)
+    found = list(files.iter_items(tmp_path / name, keep_going=True))
+    assert found[::2] == ITEMS[::2] and isinstance(found[1], ValueError) and said in str(found[1])
+    (tmp_path / "one.json").write_text(TWICE)
+    with pytest.raises(ValueError, match="one.json is not valid JSON: the key 'c' stands twice"):
+        files.read_json(tmp_path / "one.json")
+
+
+def test_an_item_longer_than_what_is_read_at_once_has_its_keys_counted_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_CHUNK", 7)
+    content = f'[{{"a": 1, "b": {{"a": 2}}, "c": "{"x" * 50}"}}, {TWICE}]'
+    (tmp_path / "x.json").write_text(content)
+    first, second = files.iter_items(tmp_path / "x.json", keep_going=True)
+    assert first == {"a": 1, "b": {"a": 2}, "c": "x" * 50} and "the key 'c' stands twice" in str(second)
+
+
+def test_what_stands_in_the_way_of_a_lock_is_named(tmp_path):
+    lock = tmp_path / ".x.lock"
+    lock.mkdir()
+    with pytest.raises(ValueError, match=r"out: .*\.x\.lock cannot be written \(Is a directory\); remove it"):
+        with files.held(tmp_path / "x"):
+            pass
+    lock.rmdir()
+    os.mkfifo(lock)
+    with pytest.raises(ValueError, match=r"\.x\.lock is no plain file; remove it"):
+        with files.held(tmp_path / "x"):
+            pass
+
+
+@pytest.mark.parametrize("length", [230, 400])
+def test_a_name_that_leaves_no_room_for_the_one_it_is_written_under(tmp_path, length):
+    with pytest.raises(ValueError, match=r"out: .* cannot be written \(File name too long\); choose another place"):
+        files.check_place(tmp_path / ("x" * length))
+    files.check_place(tmp_path / ("x" * 200))
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from recipe.cello1.formats import chat_template
+from recipe.cello1.formats import template_limits
 from recipe.cello1.formats.atomic import read_items
 from recipe.cello1.formats.chat_template import (
     ResponseReader,
@@ -224,6 +224,107 @@ def test_no_system_role():
         render_chat(build("gemma"), messages(PUZZLE, "system"))
 
 
+GIT_LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 4\n"
+
+
+@pytest.mark.parametrize(
+    ("template", "layout", "said"),
+    [
+        (GIT_LFS, "system", "leaves out what the system says; set prompt_layout=user"),
+        (GIT_LFS, "user", "leaves out what the user says; mend the template, or take another model"),
+        (
+            PLAIN_TURNS.replace("m.content", "m.content.split('</think>')[-1]"),
+            "system",
+            "leaves out what the system says",
+        ),
+        ("{{ messages[-1].content }}", "system", "leaves out what the system says; set prompt_layout=user"),
+        (
+            "{% for m in messages %}{% for c in m.content %}{{ c.text }}{% endfor %}{% endfor %}",
+            "user",
+            "leaves out what",
+        ),
+        ("{{ tools | length }}", "user", r"object of type 'NoneType' has no len\(\); mend the template"),
+        ({"rag": "x", "tool_use": "y"}, "user", r"no default specified.*\['rag', 'tool_use'\]\.; mend the template"),
+        ("{% if", "user", "unexpected 'end of template'; mend the template"),
+    ],
+)
+def test_templates_that_do_not_say_what_is_asked(template, layout, said):
+    tokenizer = build("qwen3")
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=rf"cannot be applied to .*: .*{said}"):
+        render_chat(tokenizer, messages(PUZZLE, layout))
+
+
+STRIP = "{{ m.content.split('</think>')[-1] | trim }}"
+STRIPS = PLAIN_TURNS.replace(
+    "{{ m.content }}", "{% if m.role == 'assistant' %}" + STRIP + "{% else %}{{ m.content }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        STRIPS + ASK + "<|im_start|>assistant\n{% endif %}",
+        STRIPS + ASK + "<|im_start|>assistant\n<think>\n{% endif %}",
+        STRIPS + ASK + "<|im_start|>assistant\n<think>\n\n</think>\n\n{% endif %}",  # thinking turned off
+        "{% if tools is none %}" + PLAIN_TURNS + "{% endif %}" + ASK + "<|im_start|>assistant\n{% endif %}",
+        {"tool_use": "x", "default": PLAIN_TURNS + ASK + "<|im_start|>assistant\n{% endif %}"},
+    ],
+)
+@pytest.mark.parametrize("special", [(), ("<answer>", "</answer>"), ("<think>", "</think>", "<answer>", "</answer>")])
+@pytest.mark.parametrize("strips", [False, True])  # white space beside them, as those of Phi
+def test_what_is_trained_on_is_read_back(template, special, strips, tmp_path):
+    """As it is, and from a folder that has a template of its own in tokenizer_config.json, which does not count."""
+    import json
+
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    from recipe.cello1.cold_start.sft_data import training_row
+
+    tokenizer = build("qwen2.5")
+    form = {"normalized": False, "special": True, "lstrip": strips, "rstrip": strips}
+    tokenizer.add_tokens([AddedToken(token, **form) for token in special])
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "chat_template.jinja").is_file()
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": "{{ 1 }}"}))
+    rows = []
+    for each in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        end = end_of_turn(each)
+        rows.append(training_row(PUZZLE, each, end))
+        asked = rows[-1]["completion_mask"].index(1)
+        parsed = parse_answer(ResponseReader(each).after(rows[-1]["input_ids"][:asked], rows[-1]["input_ids"][asked:]))
+        assert (parsed.ok, parsed.items, parsed.reasoning.strip()) == (True, PUZZLE.answer, "Cell 1: MS4A1 -> B cell")
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+@pytest.mark.parametrize("opens", ["", "<think>\n"])
+def test_tokenizers_that_put_a_space_after_special_tokens(scheme, opens):
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from recipe.cello1.cold_start.sft_data import training_row
+
+    letters = ["<unk>", *map(chr, range(32, 127)), "\n", "\u2581"]
+    bpe = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[], unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    bpe.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    names = ("[INST]", "[/INST]", "<think>", "</think>", "<answer>", "</answer>")
+    tokenizer.add_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+        "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}" + ASK + opens + "{% endif %}"
+    )
+    row = training_row(PUZZLE, tokenizer, end_of_turn(tokenizer), "user")
+    asked = row["completion_mask"].index(1)
+    parsed = parse_answer(ResponseReader(tokenizer).after(row["input_ids"][:asked], row["input_ids"][asked:]))
+    assert (parsed.ok, parsed.items, parsed.reasoning.strip()) == (True, PUZZLE.answer, "Cell 1: MS4A1 -> B cell")
+
+
 def test_no_template():
     tokenizer = build("phi")
     tokenizer.chat_template = None
@@ -242,7 +343,7 @@ def test_a_template_that_does_not_end_turns():
 @pytest.mark.timeout(120, method="thread")  # the limit under test needs the timer that the other method takes
 @pytest.mark.slow
 def test_a_template_without_an_end_is_stopped(monkeypatch):
-    monkeypatch.setattr(chat_template, "_TIME_LIMIT_S", 0.2)
+    monkeypatch.setattr(template_limits, "_TIME_LIMIT_S", 0.2)
     tokenizer = build("phi")
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}"
     tokenizer.chat_template = loop + "{% endfor %}{% endfor %}{% endfor %}"
@@ -266,12 +367,10 @@ def test_a_template_that_would_fill_the_memory(template):
     tokenizer = build("phi")
     tokenizer.chat_template = template
     before = peak()
-    with pytest.raises(
-        ValueError, match=r"cannot be applied to .*: (it takes more than 1024 MiB|it makes .* characters)"
-    ):
+    with pytest.raises(ValueError, match=r"cannot be applied to .*: it makes .* characters"):
         render_chat(tokenizer, messages(PUZZLE))
     assert peak() < before + (2 << 20)  # KiB
-    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.chat_template = "{{ messages[0].content }}{{ messages[1].content }}"
     assert render_chat(tokenizer, messages(PUZZLE))
 
 

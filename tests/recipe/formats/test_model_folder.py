@@ -1,5 +1,8 @@
 """Model folders: a wrong path is named before anything is loaded, and a changed model is told from what it was."""
 
+import json
+import re
+
 import pytest
 
 from recipe.cello1.formats import model_folder as hf_folder
@@ -36,3 +39,58 @@ def test_fingerprint_sees_changes_of_weights_configuration_and_tokenizer(tmp_pat
     content[place] = ord("x")
     (tmp_path / changed).write_bytes(content)
     assert model_fingerprint(tmp_path) != first
+
+
+def folder_of(tmp_path, **files):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("secret.json", "out.safetensors"):
+        (tmp_path / name).write_text("{}")
+    for name, content in {"config": {}, **files}.items():
+        (folder / f"{name.replace('__', '.')}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("outside", ["../out.safetensors", "a/../../out.safetensors", "/etc/out.safetensors"])
+def test_weights_of_another_folder(tmp_path, outside):
+    folder = folder_of(tmp_path, model__safetensors__index={"weight_map": {"a": "model.safetensors", "b": outside}})
+    with pytest.raises(ValueError, match=re.escape(f"index.json names {outside!r}, outside of its folder")):
+        check_model_path(str(folder))
+
+
+@pytest.mark.parametrize("key", ["tokenizer_file", "vocab_file", "merges_file", "spm_file"])
+def test_a_tokenizer_of_another_folder(tmp_path, key):
+    """transformers reads it, and whoever saves the tokenizer writes it out."""
+    folder = folder_of(tmp_path, tokenizer_config={key: "../secret.json"})
+    with pytest.raises(
+        ValueError, match=re.escape("tokenizer_config.json names '../secret.json', outside of its folder")
+    ):
+        check_model_path(str(folder))
+
+
+def test_names_that_are_in_order(tmp_path):
+    folder = folder_of(
+        tmp_path,
+        model__safetensors__index={"weight_map": {"a": "model-1.safetensors", "b": "./part/../model-2.safetensors"}},
+        tokenizer_config={
+            "tokenizer_file": "/somebody/cache/tokenizer.json",
+            "vocab_file": None,
+            "b_file": "config.json",
+        },
+    )
+    (tmp_path / "link").symlink_to(folder)
+    check_model_path(str(folder))
+    check_model_path(str(tmp_path / "link"))
+
+
+def test_an_adapter_in_place_of_a_model(tmp_path):
+    folder = folder_of(tmp_path, adapter_config={"base_model_name_or_path": "some/body"})
+    with pytest.raises(ValueError, match=r"for which 'some/body' would be loaded .* the adapter as lora"):
+        check_model_path(str(folder))
+
+
+@pytest.mark.parametrize(("content", "said"), [("[" * 100_000, "is not valid JSON"), ("[1]", "got list"), ("", "JSON")])
+def test_files_that_are_no_objects(tmp_path, content, said):
+    (folder_of(tmp_path) / "tokenizer_config.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"tokenizer_config.json .*{said}.*; copy it again"):
+        check_model_path(str(tmp_path / "model"))

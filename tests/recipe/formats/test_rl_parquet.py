@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -66,3 +69,34 @@ def test_answer_that_is_not_a_candidate_names_the_row(path):
     pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(ValueError, match=r"row 1.*'unicorn'.*not among the candidates"):
         read_rl_parquet(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory can be limited on Linux only")
+def test_a_small_file_that_would_fill_the_memory(path, monkeypatch):
+    path.parent.mkdir()
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 10_000, pa.int32()), pa.array(["x" * 10_000_000]))
+    pq.write_table(pa.table({"prompt": rows}), path)
+    assert path.stat().st_size < 1 << 20
+    monkeypatch.setattr("recipe.cello1.formats.machine.free_memory", lambda: 1 << 28)
+    with pytest.raises(ValueError, match=r"not a readable parquet file: .*(memory|malloc|alloc)"):
+        read_rl_parquet(path)
+
+
+@pytest.mark.parametrize("kind", ["Image", "Audio", "Video", "Pdf", "SomethingNew"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_columns_that_datasets_would_fill_from_files(path, kind, nested):
+    """verl reads the file with datasets, and an image is whatever path or address its row names."""
+    write_rl_parquet(path, toy_puzzles(2), "train")
+    table = pq.read_table(path)
+    feature = {"_type": kind}
+    features = {"data_source": {"dtype": "string", "_type": "Value"}, "images": [feature] if nested else feature}
+    for said, match in (
+        (json.dumps({"info": {"features": features}}), f"a column of the type {kind}"),
+        ("[" * 9**5, "JSON"),
+    ):
+        pq.write_table(table.replace_schema_metadata({"huggingface": said}), path)
+        with pytest.raises(ValueError, match=match):
+            read_rl_parquet(path)
+    plain = {"a": {"_type": "Value"}, "_type": {"_type": "List", "feature": {"_type": "Value"}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": plain}})}), path)
+    assert len(read_rl_parquet(path)) == 2

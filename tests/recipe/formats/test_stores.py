@@ -19,7 +19,7 @@ from recipe.cello1.data.expression.matrix import map_blocks, open_matrix
 from recipe.cello1.data.expression.store import Store
 from recipe.cello1.data.extract import Job, process_file
 from recipe.cello1.data.settings import PuzzleSettings
-from recipe.cello1.formats import memory, stores
+from recipe.cello1.formats import machine, stores
 from recipe.cello1.formats.stores import BadFileError, check_store
 from scverse_plugin._files import read_object
 from tests.helpers.toy_h5ad import toy_adata, write
@@ -182,7 +182,7 @@ BOMB = bytes(1 << 28)
 
 @pytest.fixture
 def little_memory(monkeypatch):
-    monkeypatch.setattr(memory, "free_memory", lambda: 1 << 27)
+    monkeypatch.setattr(machine, "free_memory", lambda: 1 << 27)
     limits = resource.getrlimit(resource.RLIMIT_DATA)
     yield
     assert resource.getrlimit(resource.RLIMIT_DATA) == limits
@@ -257,3 +257,13 @@ def test_an_array_that_says_to_be_endless(tmp_path, place, little_memory):
     assert path.stat().st_size < 1e6
     result = process_file(Job(str(path), "a", "", PuzzleSettings()))
     assert not result.puzzles and result.reason
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_zarr_is_never_unpickled(tmp_path):
+    """Recent versions of numcodecs refuse to, older ones do it for any array whose metadata names the codec."""
+    numcodecs.register_codec(numcodecs.Pickle)
+    path = write(toy_adata(n_cells=40), tmp_path / "a.zarr")
+    check_store(path)
+    with pytest.raises(ValueError, match="codec not available"):
+        numcodecs.get_codec({"id": "pickle", "protocol": 5})

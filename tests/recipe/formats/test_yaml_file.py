@@ -50,3 +50,11 @@ def test_what_is_in_order_is_read(tmp_path):
     (tmp_path / "x.yaml").write_text("- a")
     with pytest.raises(ValueError, match="x: .*x.yaml must give settings their values, got list"):
         read_config(tmp_path / "x.yaml", "x")
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "x.yaml").write_text("fields:\n  drug: a\n  dose: b\n  drug: c\n")
+    with pytest.raises(ValueError, match="table: .*x.yaml is not YAML: the key 'drug' stands twice in one mapping"):
+        read_yaml(tmp_path / "x.yaml", "table")
+    (tmp_path / "x.yaml").write_text("a: &a {k: 1}\nb: {<<: *a, k: 2}\n")  # an exception to what is merged in
+    assert read_yaml(tmp_path / "x.yaml", "table") == {"a": {"k": 1}, "b": {"k": 2}}

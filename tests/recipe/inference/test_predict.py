@@ -414,22 +414,22 @@ def test_matrix_records_hold_the_probabilities_of_each_cell(tmp_path):
     assert record["support"] == pytest.approx([0.52 / 0.538] * 3, abs=3e-4)
     assert (record["tokens"], record["prompt_tokens"], record["scored"]) == (12, 300, 6)
     assert record["probabilities_from"] == "model"
-    sampling = {"decode": "matrix", "pieces": 4, "seed": 0, "constraint": ""}
+    sampling = {"decode": "matrix", "pieces": 3, "seed": 0, "constraint": ""}
     assert record["sampling"] == Sampling(max_tokens=64, stop=" ->").as_dict() | sampling
 
 
 @pytest.mark.parametrize(
     ("decode", "options", "pieces", "temperature"),
     [
-        ("matrix", {}, 4, 0.0),
+        ("matrix", {}, 3, 0.0),
         ("matrix", {"samples": 2}, 2, 0.0),
-        ("matrix", {"sampling": Sampling()}, 4, 0.0),
-        ("soft", {}, 4, 1.0),
+        ("matrix", {"sampling": Sampling()}, 3, 0.0),
+        ("soft", {}, 3, 1.0),
         ("soft", {"samples": 1}, 1, 0.0),
         ("soft", {"samples": 2}, 2, 1.0),
         ("soft", {"sampling": Sampling()}, 1, 0.0),
-        *[(decode, {"sampling": Sampling(0.5)}, 4, 0.5) for decode in ("matrix", "soft")],
-        *[(decode, {"sampling": Sampling(0.5), "samples": 3}, 3, 0.5) for decode in ("matrix", "soft")],
+        *[(decode, {"sampling": Sampling(0.5)}, 3, 0.5) for decode in ("matrix", "soft")],
+        *[(decode, {"sampling": Sampling(0.5), "samples": 4}, 4, 0.5) for decode in ("matrix", "soft")],
     ],
 )
 def test_a_read_out_averages_samples_of_which_soft_ones_need_chance(tmp_path, decode, options, pieces, temperature):

@@ -12,7 +12,7 @@ from recipe.cello1.formats.rl_parquet import write_rl_parquet
 from tests.helpers.processes import IN_CPU_ENVIRONMENT, ROOT, environment, free_port
 from tests.helpers.toy_model import build_toy_model, toy_puzzles
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture

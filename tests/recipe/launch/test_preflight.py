@@ -326,6 +326,99 @@ class TestModelFiles:
         (model / "model.safetensors.index.json").write_text(json.dumps(index))
         self.refused(model, r"lacks 1 of 2 files of weights, model-1\.safetensors first")
 
+    def test_only_what_is_loaded_counts(self, model):
+        whole = read_model(model).n_parameters
+        shutil.copy(model / "model.safetensors", model / "consolidated.safetensors")
+        assert read_model(model).n_parameters == whole
+        (model / "model.safetensors").rename(model / "model-00001-of-00001.safetensors")
+        self.refused(
+            model, r"has none of model\.safetensors\.index\.json, .*; give a whole model"
+        )  # nothing names the shard
+        (model / "model-00001-of-00001.safetensors").rename(model / "adapter_model.safetensors")
+        self.refused(model, "has none of ")
+        (model / "pytorch_model.bin").write_bytes(b"PK")
+        assert read_model(model).n_parameters == 0, "what cannot be looked at is not refused"
+        (model / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "1.bin", "b": "2.bin"}}')
+        self.refused(model, r"lacks 2 of 2 files of weights, 1\.bin first")
+
+    @pytest.mark.parametrize("content", ["[]", '{"weight_map": null}', '{"weight_map": {}}', "{}"])
+    def test_an_index_of_nothing(self, model, content):
+        (model / "model.safetensors.index.json").write_text(content)
+        self.refused(model, r"index\.json (has no weight_map|must hold a JSON object).*; copy it again")
+
+    def test_an_index_of_another_file(self, model):
+        index = {"weight_map": {"model.norm.weight": "model.safetensors", "model.layers.9.x": "model.safetensors"}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+        self.refused(model, r"model\.safetensors lacks model\.layers\.9\.x, which the index says it has")
+
+    @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "merges.txt"])
+    def test_pointers_among_the_files_of_the_tokenizer(self, model, name):
+        (model / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 4\n")
+        self.refused(model, rf"{name} is a pointer of Git LFS")
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "tokenizer.json"])
+    @pytest.mark.parametrize("content", ["[]", '{"a":', "null"])
+    def test_json_that_is_none(self, model, name, content):
+        (model / name).write_text(content)
+        self.refused(model, rf"{name} (is not valid JSON|must hold a JSON object)")
+
+    @pytest.mark.parametrize(
+        "header", [[1], 5, {}, {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0]}}, {"a": 1}]
+    )
+    def test_headers_of_something_else(self, model, header):
+        text = json.dumps(header).encode()
+        (model / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+        self.refused(model, "not a safetensors file, or it is cut off")
+
+    def test_quantised_weights(self, model):
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(model / "model.safetensors")
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+        save_file(tensors, model / "model.safetensors")
+        self.refused(model, "model.norm.weight is quantised, which cannot be trained")
+        self.change_config(model, quantization_config={"quant_method": "gptq"})
+        self.refused(model, "has quantised weights, which cannot be trained")
+
+    def change_config(self, model, **changes):
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps({**config, **changes}))
+        return config
+
+    def test_an_embedding_of_another_size_than_the_configuration_says(self, model):
+        rows = self.change_config(model, text_config=None)["vocab_size"]
+        read_model(model)
+        self.change_config(model, vocab_size=rows + 1)
+        self.refused(model, rf"vocab_size={rows + 1}, and the model has {rows} embeddings")
+
+    def test_more_embeddings_than_tokens_are_fine_and_a_head_is_tied_or_there(self, model):
+        from safetensors.numpy import load_file, save_file
+
+        tensors = load_file(model / "model.safetensors")
+        embeddings = tensors["model.embed_tokens.weight"]
+        tensors["model.embed_tokens.weight"] = np.concatenate([embeddings, embeddings[:7]])
+        tensors.pop("lm_head.weight", None)
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        self.change_config(model, vocab_size=len(embeddings) + 7, tie_word_embeddings=True)
+        assert read_model(model).n_parameters == sum(tensor.size for tensor in tensors.values())
+        self.change_config(model, tie_word_embeddings=False)
+        self.refused(model, r"there is no lm_head\.weight, which would be random")
+
+    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+    @pytest.mark.parametrize("place", [0, 150_001, -1])
+    def test_nan_anywhere_that_is_looked_at(self, model, dtype, place):
+        from safetensors.numpy import load_file, save_file
+
+        tensors = {name: tensor.astype(dtype) for name, tensor in load_file(model / "model.safetensors").items()}
+        tensors["model.odd"] = np.ones(3, dtype=dtype)  # what comes after it begins at an odd place
+        tensors["model.large.weight"] = np.ones(300_001, dtype=dtype)
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        read_model(model)
+        tensors["model.large.weight"][place] = np.inf
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        self.refused(model, r"model\.large\.weight holds NaN or infinity")
+
     def test_more_tokens_than_embeddings(self, model):
         content = json.loads((model / "tokenizer.json").read_text())
         content["added_tokens"].append({**content["added_tokens"][0], "id": 5000, "content": "<new>"})
@@ -365,6 +458,20 @@ class TestPrompts:
         assert main(arguments(model, data, data, tmp_path)) == 1
         assert "the model's tokenizer has no chat template" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("key", ["custom_chat_template", "tokenizer_path"])
+    def test_the_template_that_verl_takes_is_the_one_that_is_tried(self, model, data, tmp_path, capsys, key):
+        pytest.importorskip("verl")
+        value, other = "endless", tmp_path / "other"
+        if key == "tokenizer_path":
+            shutil.copytree(model, other)
+            (other / "chat_template.jinja").write_text("{{ 'ab' * 10**9 }}")
+            value = str(other)
+        else:
+            value = "'{{ messages|tojson(indent=3000000000) }}'"
+        override = f"actor_rollout_ref.model.{key}={value}"
+        assert main([*arguments(model, data, data, tmp_path), override]) == 1
+        assert "cannot be applied to system/user: it makes or moves more than" in capsys.readouterr().err
+
 
 class TestResources:
     """The published sizes on machines of all kinds, by arithmetic alone."""
@@ -396,6 +503,12 @@ class TestResources:
         with pytest.raises(ValueError, match=r"198 GB of offloaded .* of each node, which has 128 GB"):
             self.memory("cello1_ppo", host=128 * 10**9)
 
+    def test_memory_without_gpus(self):
+        config = compose("cello1_grpo", ["hardware=cpu"])
+        resources.check_host_memory(config, self.N, 122 * 10**9)  # 12 bytes for the policy, 4 for the reference
+        with pytest.raises(ValueError, match=r"122 GB of all weights .* which has 121 GB; take a smaller"):
+            resources.check_host_memory(config, self.N, 121 * 10**9)
+
     def test_processors(self):
         published = compose("cello1_grpo", ["ray_kwargs.ray_init.num_cpus=33"])
         with pytest.raises(ValueError, match=r"claim 34 logical CPUs .* and Ray has 33; set ray_kwargs"):
@@ -422,6 +535,14 @@ class TestResources:
             resources.check_disk(config, self.N, tmp_path)
         (tmp_path / "grpo" / "global_step_100").mkdir(parents=True)
         resources.check_disk(config, self.N, tmp_path)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_a_cluster_that_is_gone_is_named_at_once(monkeypatch, address):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match=rf"RAY_ADDRESS={address} cannot be joined: .*[Rr]efused"):
+        resources.ask_cluster()
 
 
 def test_wandb_without_a_network(monkeypatch):

@@ -182,6 +182,23 @@ def test_a_short_temporary_folder_is_kept_to(start, tmp_path):
         shutil.rmtree(with_short)
 
 
+@pytest.mark.parametrize("folder", ["/etc/passwd", "/nowhere", "tmp", ""])
+def test_a_temporary_folder_that_is_none_is_passed_over(start, tmp_path, folder):
+    assert run(start(MODEL="m", TRAIN_DATA="t", VAL_DATA="v", TMPDIR=folder)).returncode == 0
+    ((seen, _),) = calls(tmp_path, "verl.trainer.main_ppo")
+    assert seen["TMPDIR"].startswith("/tmp/cello1-")
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_that_cannot_be_written_is_one_line(start, name):
+    done = run(start(MODEL="m", TRAIN_DATA="t", VAL_DATA="v", **{name: "/proc"}))
+    said = f"/proc cannot be written; set {name} to a folder whose path has at most 25 characters"
+    assert (done.returncode, done.stderr) in (
+        (2, f"error: {said}\n"),
+        (0, done.stderr),
+    )  # who is not root goes on in /tmp
+
+
 def test_a_launcher_that_is_terminated_leaves_nothing(start, tmp_path):
     with subprocess.Popen(
         **start(MODEL="m", TRAIN_DATA="t", VAL_DATA="v", SLEEP="1"), stderr=subprocess.DEVNULL

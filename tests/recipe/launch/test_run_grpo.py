@@ -31,7 +31,8 @@ def run(output: Path, *arguments: str, **variables: str) -> subprocess.Completed
 
 
 def stages(*models: str) -> list[str]:
-    return [f"{model}, {decoding}" for model in models for decoding in ("greedy", "constrained", "matrix")]
+    found = [f"{model}, {decoding}" for model in models for decoding in ("greedy", "constrained", "matrix")]
+    return [name for name in found if name != "before SFT, matrix"]  # chance, and the longest to read out
 
 
 @pytest.mark.integration
@@ -82,7 +83,7 @@ def listening(pids: Iterable[int]) -> set[str]:
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_path, home_and_temp):
     """It listens to nobody else, and leaves nothing outside its folder but what numba caches."""
     (home, temp), before = home_and_temp, held_elsewhere()
@@ -154,7 +155,7 @@ def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_pa
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_smoke_run_of_ppo(tmp_path):
     """The embedded default with a critic, in one process."""
     output = tmp_path / "out"

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from recipe.cello1.engines import options
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.puzzle_files import write_puzzles
 from recipe.cello1.formats.rl_parquet import write_rl_parquet
@@ -69,7 +70,7 @@ def engine(monkeypatch):
     """Stand in for vLLM: model ``b`` answers 5 puzzles right, any other 1."""
 
     def predict(engine, puzzles, path, *, decode="free", **_):
-        assert engine.options.get("constrained") or decode == "free"
+        assert engine.options.get("constrained") or decode != "constrained"
         n = engine.n_right + (decode == "constrained")
         answers = [puzzle.answer if i < n else puzzle.answer[::-1] for i, puzzle in enumerate(puzzles)]
         records = [{"index": i, "prediction": format_answer(a), "tokens": 20 + i} for i, a in enumerate(answers)]
@@ -84,7 +85,7 @@ def engine(monkeypatch):
     return Engine
 
 
-def test_what_was_evaluated_is_kept_for_that_model_and_those_puzzles(run, engine):
+def test_what_was_evaluated_is_kept_for_that_model_and_those_puzzles(run, engine, monkeypatch):
     def accuracy(model, *options):
         command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out")]
         assert main([*command, *options, f"before={model}"]) == 0
@@ -103,6 +104,12 @@ def test_what_was_evaluated_is_kept_for_that_model_and_those_puzzles(run, engine
         (run / "m" / "model.safetensors").write_bytes(weights)
         accuracy(run / "m")
     assert engine.asked[4:] == [str(run / "m")] * 2
+    # A read-out of as many samples as another version of this software takes.
+    accuracy("a", "--decode", "matrix")
+    accuracy("a", "--decode", "matrix")
+    monkeypatch.setattr(options, "SAMPLES", options.SAMPLES + 1)
+    accuracy("a", "--decode", "matrix")
+    assert engine.asked[6:] == ["a"] * 2
 
 
 def test_command_writes_all(run, engine, capsys):
@@ -150,6 +157,17 @@ def test_decodings_and_baseline_are_rows(run, engine, capsys):
     assert engine.asked == ["a", "b"]  # one start for both decodings, and what is there is kept
     assert main([*command, "--decode", "beam", "SFT=a"]) == 1
     assert "unknown decoding 'beam'; use greedy, constrained, matrix" in capsys.readouterr().err
+
+
+def test_the_first_model_is_not_decoded_in_all_ways(run, engine, capsys):
+    command = ["--data", str(run / "test.json"), "--metrics", str(run / "metrics"), "--out", str(run / "out")]
+    more = ["--decode", "greedy,constrained", "--decode-first", "greedy"]
+    assert main([*command, *more, "SFT=a", "GRPO=b"]) == 0
+    report = json.loads((run / "out" / "summary.json").read_text())
+    assert list(report["stages"]) == ["SFT, greedy", "GRPO, greedy", "GRPO, constrained"]
+    assert list(report["differences"]) == ["GRPO minus SFT, greedy"]
+    assert main([*command, "--decode-first", "greedy,beam", "SFT=a"]) == 1
+    assert "--decode-first: unknown decoding 'beam'" in capsys.readouterr().err
 
 
 CONFIG = """

@@ -1,5 +1,3 @@
-from itertools import zip_longest
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,9 +6,9 @@ from hypothesis import strategies as st
 from recipe.cello1.formats.rl_rows import puzzle_from_rl_row, rl_row
 from recipe.cello1.rl.curriculum import augmented, augmented_row, pass_order, permuted
 from recipe.cello1.task.answer import split_types, text_fault, type_fault
+from recipe.cello1.task.order import SIZE_ORDERS
 from recipe.cello1.task.prompt import LAYOUTS, messages, parse_user
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.sampling import SIZE_ORDERS, check_order, order_by_size
 from recipe.cello1.task.text import normal_form
 
 sizes = st.lists(st.integers(1, 6), max_size=60)
@@ -56,17 +54,6 @@ def test_every_stretch_of_mixed_holds_the_mix_of_the_whole(sizes, seed):
                 assert abs(found[start:stop].count(size) - expected) <= 1 + len(kinds)
 
 
-@pytest.mark.parametrize("counts", [(4, 4, 4), (1, 1), (7,), (50, 50, 50, 50)])
-def test_equal_numbers_take_turns(counts):
-    """What the embedded default is built with: its bytes depend on this order."""
-    sizes = [size for size, count in enumerate(counts, start=3) for _ in range(count)]
-    by_size = {}
-    for i in np.random.default_rng(7).permutation(len(sizes)).tolist():
-        by_size.setdefault(sizes[i], []).append(i)
-    turns = [i for turn in zip_longest(*[by_size[size] for size in sorted(by_size)]) for i in turn]
-    assert order_by_size(sizes, "mixed", np.random.default_rng(7)) == turns
-
-
 def test_few_large_puzzles_are_spread_over_the_whole():
     found = [([3] * 90 + [9] * 3)[i] for i in pass_order([3] * 90 + [9] * 3, "mixed", seed=1)]
     assert [i for i, size in enumerate(found) if size == 9] == [15, 46, 77]
@@ -78,13 +65,6 @@ def test_passes_differ_and_can_be_made_again():
     assert first != second
     assert first == pass_order(sizes, "mixed", seed=1)
     assert first != pass_order(sizes, "mixed", seed=2)
-
-
-def test_unknown_order():
-    with pytest.raises(ValueError, match="order must be one of ascending, descending, mixed, got 'random'"):
-        check_order("random")
-    with pytest.raises(ValueError, match="order must be one of"):
-        order_by_size([1], "up", np.random.default_rng(0))
 
 
 @given(puzzles(), seeds)
@@ -134,8 +114,11 @@ def test_cell_ids_go_with_the_cells():
     for copy in range(1, 6):
         other = augmented(puzzle, seed=1, index=0, copy=copy)
         assert [cell[0].lower() for cell in other.cells] == other.meta["cell_ids"]
-    with pytest.raises(ValueError, match="has 1 entries for 3 cells"):
+    with pytest.raises(ValueError, match=r"must be a list of 3 ids, got \['a'\]"):
         permuted(Puzzle(puzzle.cells, puzzle.candidates, meta={"cell_ids": ["a"]}), np.random.default_rng(0))
+    for ids in (5, "abc"):
+        with pytest.raises(ValueError, match=rf"must be a list of 3 ids, got {ids!r}"):
+            permuted(Puzzle(puzzle.cells, puzzle.candidates, meta={"cell_ids": ids}), np.random.default_rng(0))
 
 
 def test_traces_are_not_torn_from_their_cells():

@@ -1,3 +1,4 @@
+import asyncio
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ pytest.importorskip("transfer_queue")
 
 from recipe.cello1.rl import replay_buffer  # noqa: E402
 from recipe.cello1.rl.replay_buffer import (  # noqa: E402
+    PuzzleAgentLoopManager,
     PuzzleReplayBuffer,
     PuzzleReplayBufferAsync,
     make_replay_buffer,
@@ -117,3 +119,82 @@ def test_groups_without_different_rewards_are_replaced_up_to_a_bound(mode, monke
         buffer._evict_terminal_groups(1, "train", (set(), {"i"}, set(), {-1.0: 1}))
     endless = build(mode, filter_groups={**filters, "max_num_gen_batches": 0})
     endless._evict_terminal_groups(1, "train", (set(), set(map(str, range(99))), set(), {-1.0: 99}))
+
+
+class Queue(dict):
+    """TransferQueue, as far as a tag is put and listed."""
+
+    async def async_kv_put(self, key, partition_id, tag):
+        self.setdefault(partition_id, {})[key] = tag
+
+    def kv_list(self):
+        return self
+
+
+def raised(kind):
+    """What Ray raises where a worker of the reward loop has raised, or has died."""
+    from ray.exceptions import ActorDiedError, RayTaskError, UnserializableException
+
+    return {
+        "value": RayTaskError("compute_score", "", ValueError("no key\n'gold'")).as_instanceof_cause(),
+        "key": RayTaskError("compute_score", "", KeyError("answer")).as_instanceof_cause(),
+        "unreadable": UnserializableException("Traceback: Unreadable: 7"),
+        "died": ActorDiedError(),
+    }[kind]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Return a function that has responses scored by a foreign reward; it gives what comes of them, and the queue."""
+    queue = Queue({"train": {f"p{i}": {"is_prompt": True, "status": "finished", "global_steps": 1} for i in range(40)}})
+    monkeypatch.setattr(replay_buffer, "tq", queue)
+    monkeypatch.setattr("verl.trainer.ppo.v1.replay_buffer.tq", queue)
+
+    def score(*kinds):
+        async def remote(data):
+            if data:
+                raise raised(data)
+            return {"reward_score": 1.0}
+
+        config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=None, model=None))
+        worker = SimpleNamespace(compute_score=SimpleNamespace(remote=remote))
+        manager = PuzzleAgentLoopManager(config=config, llm_client=None, reward_loop_worker_handles=[worker])
+        (handle,) = manager.reward_loop_worker_handles
+
+        async def all_of_them():
+            asked = [handle.compute_score.remote(kind) for kind in kinds]
+            return await asyncio.gather(*asked, return_exceptions=True)
+
+        return asyncio.run(all_of_them()), queue
+
+    return score
+
+
+@pytest.mark.parametrize("mode", ["sync", "colocate_async"])
+@pytest.mark.parametrize("partition", ["train", "val"])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("value", r"raised ValueError: no key 'gold'; mend the data"),
+        ("key", "raised KeyError: 'answer'; mend the data"),
+        ("unreadable", "raised UnserializableException: .* Traceback: Unreadable: 7; mend"),
+    ],
+)
+def test_one_reward_that_raises_ends_the_run_whatever_its_share(scored, mode, partition, kind, said):
+    results, _ = scored(*[""] * 399, kind)
+    assert results[:399] == [{"reward_score": 1.0}] * 399 and isinstance(results[399], Exception)
+    buffer = build(mode, train_batch_size=40, n=10, max_failed_share=1.0)
+    with pytest.raises(RuntimeError, match=f"^the reward of a response {said}"):
+        buffer.sample(global_steps=1, partition_id=partition, batch_size=40)
+
+
+def test_a_reward_worker_that_dies_is_a_failed_request(scored):
+    results, queue = scored("died", "")
+    assert type(results[0]).__name__ == "ActorDiedError" and results[1] == {"reward_score": 1.0}
+    assert set(queue) == {"train"}
+
+
+def test_a_reward_model_has_no_workers_to_watch():
+    config = SimpleNamespace(actor_rollout_ref=SimpleNamespace(rollout=None, model=None))
+    manager = PuzzleAgentLoopManager(config=config, llm_client=None, reward_loop_worker_handles=None)
+    assert manager.reward_loop_worker_handles is None, "verl then scores when a batch is complete"

@@ -10,6 +10,7 @@ from recipe.cello1.task.context import (
     DATASET_FIELDS,
     FIELD_RULES,
     build_context,
+    names_type,
     rules_from_table,
 )
 
@@ -219,3 +220,20 @@ def test_context_fits_on_one_line(obs):
     assert context.startswith("The cell is from")
     if not any(0xD800 <= ord(c) <= 0xDFFF for c in context):
         assert text_fault(context) == ""
+
+
+@pytest.mark.parametrize(
+    ("tissue", "kind", "expected"),
+    [
+        ("T cell", "tissue", True),
+        ("T cells ", None, True),
+        ("fibroblast", "Cell culture", True),
+        ("fibroblast", "primary cell culture", True),
+        ("fibroblast (cell culture)", "unknown", True),
+        ("brain", "organoid", False),
+        ("blood", float("nan"), False),
+        (None, None, False),
+    ],
+)
+def test_a_tissue_that_names_the_type(tissue, kind, expected):
+    assert names_type(tissue, kind, {"t cell", "b cell"}) is expected

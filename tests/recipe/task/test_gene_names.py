@@ -23,7 +23,16 @@ from recipe.cello1.task.gene_names import (
         (" CD3E ", "CD3E"),
         ("HLA-DRA", "HLA-DRA"),
         ("TBCE-ENSG00000285053", "TBCE"),
+        ("TBCE.ENSG00000285053.2", "TBCE"),
+        ("TBCE (ENSG00000285053)", "TBCE"),
+        ("TBCE:ENST00000285053", "TBCE"),
+        ("HLA-A ENSG00000285053", "HLA-A"),
         ("A_ENSEMBLE", "A_ENSEMBLE"),
+        ("A.ENSA", "A.ENSA"),
+        ("CD\u200b3E\ufeff", "CD3E"),
+        ("\u00b5G", "\u03bcG"),
+        ("nan", ""),
+        ("<NA>", ""),
         ("ENSG00000285053", "ENSG00000285053"),
         (None, ""),
         (float("nan"), ""),
@@ -121,6 +130,11 @@ GENES = [f"GENE{i}" for i in range(100)]
         ("b'CD{i}'", "names in quotes"),
         ('"CD{i}"', "names in quotes"),
         ("feature_{i}", "only number the columns"),
+        ("Peak{i}", "only number the columns"),
+        ("pc_{i}", "only number the columns"),
+        ("{i}e+05", "numbers"),
+        ("chr1 {i}00 {i}500", "positions in the genome"),
+        ("chr1:{i},000-{i},500", "positions in the genome"),
         ("V{i}", "the 100 gene names only number the columns (V0), not symbols"),
         ("GRCh38_ENSG{i:011d}", "come to 1 symbols (GRCh38_ENSG00000000000 to GRCh38)"),
         ("mm10___ENSMUSG{i:011d}", "come to 1 symbols"),
@@ -188,6 +202,18 @@ def test_repeats_that_were_made_unique_are_remarked_upon():
     ]
 
 
+def test_repeats_that_r_made_unique_are_remarked_upon_too():
+    assert gene_table(["TBCE", "TBCE.1", "AC007325.4"]).notes[0].startswith("1 gene names look like repeats")
+
+
+@pytest.mark.parametrize("n_ids", [0, 50, 1_500])
+def test_ids_among_symbols_are_remarked_upon(n_ids):
+    table = gene_table([f"AB{i}" for i in range(2 * n_ids or 9)] + [f"ENSG{i:011d}" for i in range(n_ids)])
+    assert table.ids == pytest.approx(1 / 3 if n_ids else 0, abs=0.03)  # of many by a sample
+    note = f"{table.ids:.0%} of the gene names are ids, not symbols: they are listed as they are"
+    assert table.notes == [note] * bool(n_ids)
+
+
 @pytest.mark.parametrize(("first", "said"), [(0, True), (1, True), (2, False)])
 def test_row_numbers(first, said):
     assert are_row_numbers([str(i) for i in range(first, first + 9)]) is said
@@ -204,3 +230,12 @@ def test_of_many_names_those_of_a_kind_are_counted_whatever_their_order():
     assert symbol_fault(names) == ""
     names = [f"AB{i}" if i % 3 == 0 else f"ENSG{i:011d}" for i in range(6_000)]
     assert symbol_fault(names).startswith("4,000 of 6,000 gene names are Ensembl ids")
+
+
+@pytest.mark.parametrize("start", ["rna_", "gene:", "Human-"])
+def test_symbols_behind_one_word_are_none(start):
+    letters = [f"{a}{b}X" for a in "ABCD" for b in "EFGH"]
+    assert f"16 of 16 gene names begin with '{start}'" in symbol_fault([start + text for text in letters])
+    assert symbol_fault([*letters, *(start + text for text in letters)]) == ""
+    assert symbol_fault([start + text for text in letters[:8]]) == ""  # as few as a panel of HLA-A, HLA-B ... has
+    assert "FlyBase, WormBase or TAIR ids" in symbol_fault([f"AT1G{i:05d}" for i in range(16)])

@@ -69,6 +69,17 @@ def test_open_ended_puzzle_has_no_candidates():
     assert Puzzle(CELLS, (), TYPES).candidates == ()
 
 
+@pytest.mark.parametrize("ids", [5, "ab", {"a": 1, "b": 2}, ["a"], [["a"], {"b": 1}], [None, None], None])
+def test_cell_ids_that_are_none(ids):
+    puzzle = Puzzle(CELLS, TYPES, TYPES, "", {"cell_ids": ids, "dataset": "d"})
+    assert puzzle.cell_ids == () and puzzle.meta["cell_ids"] == ids
+    assert len(labelled_cells([puzzle, puzzle])) == 2
+
+
+def test_cell_ids_may_be_numbers():
+    assert Puzzle(CELLS, TYPES, TYPES, "", {"cell_ids": [1, "b"]}).cell_ids == ("1", "b")
+
+
 def test_labelled_cells_come_once_each():
     one = Puzzle(CELLS, TYPES, TYPES, "", {"cell_ids": ["a", "b"], "dataset": "d", "donor_id": "p"})
     other = Puzzle(CELLS[:1], TYPES, TYPES[:1], "", {"cell_ids": ["c"], "dataset": "d"})
@@ -77,3 +88,8 @@ def test_labelled_cells_come_once_each():
     assert labelled_cells([Puzzle(CELLS, TYPES, TYPES), other]) == [(*b, ""), (*t, ""), (*b, "")]
     with pytest.raises(ValueError, match="puzzle 1 has no answer"):
         labelled_cells([one, Puzzle(CELLS, TYPES)])
+
+
+@pytest.mark.parametrize(("written", "one"), [(0, "0"), ("2.0", "2"), (" D\u200b1", "D1"), (None, ""), ("nan", "")])
+def test_donors_of_labelled_cells_have_the_one_form_of_an_id(written, one):
+    assert {donor for *_, donor in labelled_cells([Puzzle(CELLS, TYPES, TYPES, "", {"donor_id": written})])} == {one}

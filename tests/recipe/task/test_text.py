@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 
 from recipe.cello1.task.answer import check_types, format_answer, parse_answer, split_types
 from recipe.cello1.task.puzzle import Puzzle
-from recipe.cello1.task.sampling import sample_puzzles
 from recipe.cello1.task.scoring import score_answer
-from recipe.cello1.task.text import clean_value, in_options, is_usable, join_list, normal_form, shown, visible
+from recipe.cello1.task.text import (
+    canonical_id,
+    clean_value,
+    in_options,
+    is_usable,
+    join_list,
+    normal_form,
+    shown,
+    visible,
+)
 
 ALIKE = [
     ("M\u00fcller cell", "Mu\u0308ller cell"),  # NFC, NFD
@@ -30,6 +38,11 @@ ALIKE = [
 ]
 
 
+def drawn_from(labels, size):
+    sampling = pytest.importorskip("recipe.cello1.task.sampling", reason="not part of the recipe in verl-recipe")
+    return sampling.sample_puzzles(labels, None, sizes=[size], n_per_size=9, rng=0)
+
+
 @pytest.mark.parametrize(("name", "twin"), ALIKE)
 def test_what_looks_the_same_is_the_same(name, twin):
     assert normal_form(twin) == normal_form(name) == name
@@ -46,8 +59,7 @@ def test_what_looks_the_same_is_the_same(name, twin):
     with pytest.raises(ValueError, match="candidates holds both .* .they look alike: .*; give each type once") as error:
         Puzzle(cells, (name, twin))
     assert ascii(name) in str(error.value) and ascii(twin) in str(error.value)
-    drawn = sample_puzzles([name, twin, "x"], None, sizes=[2], n_per_size=9, rng=0)
-    assert {puzzle.candidates for puzzle in drawn} == {tuple(sorted((name, "x")))}
+    assert {puzzle.candidates for puzzle in drawn_from([name, twin, "x"], size=2)} == {tuple(sorted((name, "x")))}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +99,7 @@ UNUSABLE = [
 def test_unusable_values(value):
     assert not is_usable(value)
     assert clean_value(value) == ""
-    assert [puzzle.labels for puzzle in sample_puzzles([value, "x"], None, sizes=[1], n_per_size=5, rng=0)] == [("x",)]
+    assert [puzzle.labels for puzzle in drawn_from([value, "x"], size=1)] == [("x",)]
 
 
 @pytest.mark.parametrize("value", [0, 0.0, False, "no", "n/a tissue", "nana", math.inf])
@@ -142,3 +154,25 @@ def test_a_command_names_its_options_where_a_function_names_parameters(said, sho
     parser.add_argument("--layer")
     parser.add_argument("--use-raw", action="store_true")
     assert in_options(said, parser) == shown
+
+
+@pytest.mark.parametrize(
+    ("written", "one"),
+    [
+        ("2", "2"),
+        (2.0, "2"),
+        ("2.0", "2"),
+        ("-7.", "-7"),
+        ("1e+16", "10000000000000000"),
+        ("2.5e+1", "25"),
+        ("2.55e+1", "2.55e+1"),
+        ("2.5", "2.5"),
+        ("007", "007"),
+        (" donor\u00a02\n", "donor 2"),
+        ("\uff12", "2"),
+        ("nan", ""),
+        (None, ""),
+    ],
+)
+def test_an_id_has_one_form(written, one):
+    assert canonical_id(written) == one

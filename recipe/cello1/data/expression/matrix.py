@@ -17,7 +17,7 @@ import numpy as np
 
 from recipe.cello1.data.expression.compiled import compiled
 from recipe.cello1.data.expression.vectors import open_vector
-from recipe.cello1.formats.stores import DAMAGED, BadFileError, reading
+from recipe.cello1.formats.stores import DAMAGED, BadFileError, chunk_notes, reading
 
 BLOCK_ENTRIES = 2_000_000  # stored values in a block: 16 MB for float32 with int32 indices
 PLAIN_ENTRIES = 500_000  # the same where it need not end with a chunk: so few stay in the processor's cache
@@ -126,15 +126,6 @@ def _read_and_apply(plan: ReadBlock, function: Callable[[Block], T]) -> T:
 # --------------------------------------------------------------------------------------------------------- matrices
 
 
-def _missing_chunks(array: Any) -> int:
-    """Count the chunks of a zarr array that are not stored."""
-    try:
-        stored, wanted = array.nchunks_initialized, array.nchunks
-    except AttributeError:  # HDF5 knows of its chunks
-        return 0
-    return wanted - stored
-
-
 def _cuts(sizes: np.ndarray, entries: int, most: int) -> Iterator[slice]:
     """Cut rows of these sizes into blocks of so many entries and rows at most, but one row at least."""
     ends = np.cumsum(sizes)
@@ -156,10 +147,6 @@ class _Sparse(Matrix):
             self.values = open_vector(group["data"], file)
             self.indices = open_vector(group["indices"], file)
             n_values = min(group["data"].shape[0], group["indices"].shape[0])
-            # zarr reads a chunk that is not there as zeros, which neither array has throughout.
-            missing = max(_missing_chunks(group[name]) for name in ("data", "indices"))
-        if missing and n_values:
-            raise BadFileError(f"{missing:,} chunks of its matrix are missing", "copy the whole store again")
         self.dtype = _working_type(self.values.dtype)
         lengths = np.diff(self.indptr)
         major = shape[isinstance(self, CscMatrix)]
@@ -328,9 +315,7 @@ class DenseMatrix(Matrix):
         chunks = getattr(array, "chunks", None)
         self._height = int(chunks[0]) if chunks else 1
         self.dtype = _working_type(array.dtype)
-        missing = _missing_chunks(array)
-        said = f"{missing:,} chunks of the matrix are not stored and count as zeros: is the store a whole copy?"
-        self.notes: Sequence[str] = [said] if missing else []
+        self.notes: Sequence[str] = chunk_notes(array, "the matrix", "zeros")
         self._step = self._rows_of_a_block()
 
     @property

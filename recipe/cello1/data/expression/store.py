@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from recipe.cello1.formats.memory import limited_memory
-from recipe.cello1.formats.stores import BadFileError, close_store, open_store, reading
+from recipe.cello1.formats.machine import limited_memory
+from recipe.cello1.formats.stores import BadFileError, close_store, column_notes, open_store, reading, spelt_out
 from recipe.cello1.task.gene_names import are_row_numbers
 from recipe.cello1.task.labels import Labels, make_labels
 from recipe.cello1.task.text import clean_value
@@ -154,14 +154,21 @@ class Store:
             element = group[column] if column in self.columns(table) else self._index(table)
             if isinstance(group, np.ndarray):
                 names = self.root.get(f"uns/{column}_categories") if element.dtype.kind in "iu" else None
-                return element if names is None else _categorical(element, np.atleast_1d(names[()]))
+                if names is None:
+                    return spelt_out(element, element.dtype)
+                return _categorical(element, np.atleast_1d(names[()]))
             if hasattr(element, "keys") and "codes" in element:  # without ``ordered``, which other writers leave out
-                return _categorical(_values(element["codes"]), _values(element["categories"]))
+                names = _values(element["categories"])
+                self.notes += column_notes(element, f"{table}/{column}", *_texts(names[:1]))
+                return _categorical(_values(element["codes"]), names)
             legacy = element.attrs.get("categories")
             if legacy is not None and not hasattr(element, "keys"):  # anndata 0.7: codes that point at their names
                 names = self.root[legacy] if isinstance(legacy, h5py.Reference) else group[str(legacy)]
                 return _categorical(element[:], _values(names))
+            self.notes += column_notes(element, f"{table}/{column}")
             values = _values(element, plain=False)
+            if hasattr(element, "dtype"):
+                values = spelt_out(values, element.dtype)
         return values.array if hasattr(values, "array") and not isinstance(values, np.ndarray) else values
 
     def _raw(self, name: str) -> Any:

@@ -8,14 +8,14 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.engines.constrained.tokens import token_bytes
-from recipe.cello1.task.answer import ANSWER_OPEN, TAGS, THINK_CLOSE, THINK_OPEN
+from recipe.cello1.task.answer import TAGS, THINK_CLOSE, THINK_OPEN, THINK_TO_ANSWER
 
 if TYPE_CHECKING:
     import torch
 
 OPEN = THINK_OPEN.encode()
 CLOSE_THINK = THINK_CLOSE.encode()
-JOINT = f"{THINK_CLOSE}\n{ANSWER_OPEN}".encode()
+JOINT = THINK_TO_ANSWER.encode()
 _TAGS = tuple(tag.encode() for tag in TAGS)
 # Where a tag may have begun: every beginning of a tag. Tags start with "<" and have no other.
 _BEGINNINGS = frozenset(tag[:end] for tag in _TAGS for end in range(1, len(tag)))

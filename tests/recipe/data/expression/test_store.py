@@ -11,7 +11,8 @@ import pytest
 
 from recipe.cello1.data.expression.reader import CellReader, GeneLists
 from recipe.cello1.data.expression.store import Store
-from recipe.cello1.formats.stores import BadFileError, reading
+from recipe.cello1.formats.stores import BadFileError, missing_chunks, reading
+from scverse_plugin._files import read_object
 from tests.helpers.toy_h5ad import toy_adata, write
 
 
@@ -267,18 +268,77 @@ def test_metadata_that_are_not_consolidated_or_old(tmp_path, version):
         assert store.labels("score").value(3) == "3"
 
 
-@pytest.mark.parametrize("name", ["data", "indices"])
+def remove_chunk(folder):
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr")))
+    max(files).unlink()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "X/data",
+        "X/indices",
+        "X/indptr",
+        "layers/counts/data",
+        "raw/X/indptr",
+        "obs/_index",
+        "var/_index",
+        "obs/cell_type/categories",
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
-def test_a_store_that_was_copied_in_part(tmp_path, name):
-    path = write(toy_adata(n_cells=40), tmp_path / "a.zarr")
+def test_a_store_that_was_copied_in_part(tmp_path, place, version):
+    adata = toy_adata(n_cells=40)
+    adata.layers["counts"], adata.raw = adata.X.copy(), adata
+    with ad.settings.override(zarr_write_format=version):
+        path = write(adata, tmp_path / "a.zarr")
     with Store(path) as store:
         assert CellReader(store, GeneLists()).notes == []
-    chunk = max(
-        file for file in (path / "X" / name).rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr"))
-    )
-    chunk.unlink()
-    with Store(path) as store, pytest.raises(BadFileError, match="1 chunks of its matrix are missing; copy the whole"):
-        CellReader(store, GeneLists())
+    read_object(path)
+    remove_chunk(path / place)
+    with pytest.raises(BadFileError, match=f"1 chunks of its {place} are missing; copy the whole"):
+        Store(path)
+    with pytest.raises(ValueError, match=f"1 chunks of its {place} are missing; copy the whole"):
+        read_object(path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.filterwarnings("ignore")
+def test_a_category_that_no_cell_has_is_no_sign_of_a_copy_in_part(tmp_path, version):
+    adata = toy_adata(n_cells=40)
+    adata.obs["lab"] = pd.Categorical(["north"] * 40, categories=["north", "south"])  # all codes 0: no chunk is written
+    with ad.settings.override(zarr_write_format=version):
+        path = write(adata, tmp_path / "a.zarr")
+    with Store(path) as store:
+        assert store.labels("lab").value(7) == "north"
+        assert "count as 'north'" in store.notes[0]
+    assert set(read_object(path).obs["lab"]) == {"north"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_chunks_of_the_first_category_may_be_left_out_but_not_in_silence(tmp_path):
+    import zarr
+
+    path = write(toy_adata(n_cells=40), tmp_path / "a.zarr")
+    donors = zarr.open_group(str(path), mode="a")["obs/donor_id"]
+    values = np.append(np.zeros(20, np.int8), donors["codes"][20:])
+    donors.create_array("codes", data=values, chunks=(20,), overwrite=True).attrs.update({"encoding-type": "array"})
+    with Store(path) as store:
+        assert store.labels("donor_id").value(3) == "donor0"
+        assert store.notes == [
+            "1 chunks of obs/donor_id are not stored and count as 'donor0': is the store a whole copy?"
+        ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_store_whose_values_are_pickled_is_not_called_damaged(tmp_path):
+    with ad.settings.override(zarr_write_format=2):
+        path = write(toy_adata(n_cells=40), tmp_path / "a.zarr")
+    meta = path / "obs" / "_index" / ".zarray"
+    meta.write_text(meta.read_text().replace("vlen-utf8", "pickle"))
+    with pytest.raises(BadFileError, match="object_codec_id.*; it holds what zarr does not read here: write it again"):
+        Store(path)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -288,9 +348,7 @@ def test_a_dense_store_that_was_copied_in_part(tmp_path):
     path = write(adata, tmp_path / "a.zarr")
     with Store(path) as store:
         assert CellReader(store, GeneLists()).notes == []
-    next(
-        file for file in (path / "X").rglob("*") if file.is_file() and not file.name.startswith((".z", "zarr"))
-    ).unlink()
+    remove_chunk(path / "X")
     with Store(path) as store:
         assert "1 chunks of the matrix are not stored" in CellReader(store, GeneLists()).notes[0]
 
@@ -370,3 +428,57 @@ def test_a_file_that_is_open_elsewhere(tmp_path):
 def test_each_cause_has_its_remedy(text, remedy):
     with pytest.raises(BadFileError, match=remedy), reading("it"):
         raise OSError(text)
+
+
+# ----------------------------------------------------------------------------------------- enumerations, missing chunks
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_enumeration_is_its_names_not_its_numbers(tmp_path):
+    path = write(toy_adata(n_cells=6), tmp_path / "a.h5ad")
+    kind = h5py.enum_dtype({"north": 1, "south": 2, "unknown": 7}, basetype="u1")
+    with h5py.File(path, "r+") as file:
+        file["obs"].create_dataset("site", data=np.array([2, 1, 7, 9, 1, 2]), dtype=kind)
+        file["obs"]["flag"] = np.array([True, False] * 3)  # HDF5 has truth values as an enumeration, too
+        file["obs"].attrs["column-order"] = [*file["obs"].attrs["column-order"], "site", "flag"]
+    with Store(path) as store:
+        site = store.labels("site")
+        assert [site.value(row) for row in range(6)] == ["south", "north", "", "", "north", "south"]
+        assert store.labels("flag").categories == ("False", "True")
+    obs = read_object(path).obs
+    assert obs["site"].astype(object).tolist()[:3] == ["south", "north", "unknown"] and obs["site"].isna()[3]
+    assert obs["flag"].tolist() == [True, False] * 3
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.filterwarnings("ignore")
+def test_data_and_plugin_say_which_chunks_are_missing(tmp_path, version, monkeypatch):
+    adata = toy_adata(n_cells=40)
+    adata.X = adata.X.toarray()
+    adata.obs["age"] = np.arange(1, 41)
+    with ad.settings.override(zarr_write_format=version):
+        path = write(adata, tmp_path / "a.zarr")
+    said = []
+    monkeypatch.setattr("scverse_plugin._files.logg.warning", said.append)
+    read_object(path)
+    assert said == []
+    for place in ("X", "obs/age"):
+        remove_chunk(path / place)
+    with Store(path) as store:
+        assert store.labels("age").value(0) == "0"
+        assert store.notes == ["1 chunks of obs/age are not stored and count as 0: is the store a whole copy?"]
+    read_object(path)
+    assert said == ["1 chunks of X are not stored and count as zeros: is the store a whole copy?"]
+
+
+def test_chunks_are_counted_by_their_names(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    root = zarr.open_group(str(tmp_path / "a.zarr"), mode="w")
+    made = root.create_array("a/b", shape=(5, 7), chunks=(2, 3), dtype="f4")
+    made[:] = 1
+    assert missing_chunks(root["a/b"]) == 0
+    folder = tmp_path / "a.zarr" / "a" / "b"
+    remove_chunk(folder)
+    for stray in ("c/0/9", "c/0/00", "c/0/0 (copy)", "notes.txt"):
+        (folder / stray).write_bytes(b"x")
+    assert missing_chunks(root["a/b"]) == 1
