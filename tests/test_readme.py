@@ -97,6 +97,10 @@ def inputs(tmp_path_factory) -> Path:
         adata = toy_adata(i, donor_prefix=f"{tissue}-donor")
         adata.obs["tissue"] = tissue
         write(adata, folder / "H5AD_FOLDER" / f"{tissue}.h5ad")
+    mouse = toy_adata(3, n_donors=2, donor_prefix="mouse")
+    mouse.obs = mouse.obs.rename(columns={"cell_type": "cell_ontology_class", "donor_id": "donor"})
+    mouse.var_names = [name.capitalize() for name in mouse.var["feature_name"]]
+    write(mouse, folder / "outputs" / "cells" / "mouse" / "mouse.h5ad")
     made = folder / "made"
     arguments = ["--out", str(made), "--per-size", "8", "--workers", "1", "--quiet"]
     assert cli.command("prepare")([folder / "H5AD_FOLDER", *arguments]) == 0
@@ -107,8 +111,9 @@ def inputs(tmp_path_factory) -> Path:
     for name in ("MODEL", "outputs/pancreas/model", "ncbi/Cell-o1"):
         (folder / name).mkdir(parents=True)
         (folder / name / "config.json").write_text("{}")
-    (folder / "outputs" / "pancreas" / "data" / "test").mkdir(parents=True)
-    shutil.copy(folder / "test.json", folder / "outputs" / "pancreas" / "data" / "test" / "test_data.json")
+    for side in ("train", "test"):
+        (folder / "outputs" / "pancreas" / "data" / side).mkdir(parents=True)
+        shutil.copy(folder / f"{side}.json", folder / "outputs" / "pancreas" / "data" / side / f"{side}_data.json")
     toy(types=["B cell", "NK cell", "monocyte"]).write_h5ad(folder / "in.h5ad")
     return folder
 

@@ -21,6 +21,7 @@ SMALL = [
     f"data.train_batch_size={N_PROMPTS}",
     f"actor_rollout_ref.actor.ppo_mini_batch_size={N_PROMPTS}",
     f"actor_rollout_ref.rollout.n={N_RESPONSES}",
+    "actor_rollout_ref.rollout.temperature=1",  # hotter, hardly any answer of these models is legal
     "data.max_prompt_length=400",
     "data.max_response_length=24",
     "actor_rollout_ref.rollout.max_model_len=424",
@@ -78,9 +79,20 @@ def train(start, tmp_path):
     return run
 
 
-def advantages(steps: list[dict]) -> set[float]:
-    """The extreme advantages of the steps, rounded; of two responses to a prompt they are of equal size."""
-    return {round(abs(step[f"critic/advantages/{end}"]), 3) for step in steps for end in ("min", "max")} - {0.0}
+def scores_of_groups(rollouts: Path, step: int) -> list[list[float]]:
+    """The scores of a step, a list for each prompt; one prompt's responses follow each other in verl's file."""
+    scores = [row["score"] for row in read_items(rollouts / f"{step}.jsonl")]
+    assert len(scores) == N_PROMPTS * N_RESPONSES
+    return [scores[i : i + N_RESPONSES] for i in range(0, len(scores), N_RESPONSES)]
+
+
+def check_advantages(steps: list[dict], rollouts: Path, share: float) -> None:
+    """Compare the largest advantage of each step with this share of the largest difference within a group."""
+    differences = [max(max(g) - min(g) for g in scores_of_groups(rollouts, step["step"])) for step in steps]
+    assert any(differences), "a group with different scores"
+    for step, difference in zip(steps, differences, strict=True):
+        assert step["critic/advantages/max"] == pytest.approx(share * difference, abs=1e-5)
+        assert step["critic/advantages/min"] == pytest.approx(-share * difference, abs=1e-5)
 
 
 def test_ppo_with_a_critic_on_two_ranks(inputs, tmp_path):
@@ -135,9 +147,10 @@ def test_dr_grpo_with_adapters(train, tmp_path, inputs):
     import torch
     from transformers import AutoModelForCausalLM
 
-    steps = train("+variant=[dr_grpo,lora]", "actor_rollout_ref.model.lora_rank=8", "trainer.save_freq=2")
-    # Half the difference of two scores of -1, 0, 1; divided by their deviation it would be 0.707.
-    assert advantages(steps) and advantages(steps) <= {0.5, 1.0}
+    rollouts = tmp_path / "rollouts"
+    settings = ["actor_rollout_ref.model.lora_rank=8", "trainer.save_freq=2", f"trainer.rollout_data_dir={rollouts}"]
+    steps = train("+variant=[dr_grpo,lora]", *settings)
+    check_advantages(steps, rollouts, 0.5)  # from the mean of two; divided by their deviation they would be 0.707
     assert not any("actor/kl_loss" in step for step in steps)
 
     model = AutoModelForCausalLM.from_pretrained(export(tmp_path / "ckpt", tmp_path / "model"))
@@ -157,21 +170,18 @@ def test_dapo_with_balanced_micro_batches(train, tmp_path):
     steps = train("+variant=[dapo,balanced]", f"trainer.rollout_data_dir={rollouts}")
     for step in steps:
         assert "actor/kl_loss" not in step
-        # One prompt's responses follow each other.
-        scores = [row["score"] for row in read_items(rollouts / f"{step['step']}.jsonl")]
-        assert len(scores) == N_PROMPTS * N_RESPONSES
-        groups = [scores[i : i + N_RESPONSES] for i in range(0, len(scores), N_RESPONSES)]
+        groups = scores_of_groups(rollouts, step["step"])
         assert all(len(set(group)) > 1 for group in groups), groups
     actor = OmegaConf.load(tmp_path / "hydra" / ".hydra" / "config.yaml").actor_rollout_ref.actor
     assert (actor.clip_ratio_high, actor.loss_agg_mode, actor.use_dynamic_bsz) == (0.28, "token-mean", True)
 
 
-def test_gspo_with_the_rest_of_the_group_as_baseline_in_the_asynchronous_mode(train):
+def test_gspo_with_the_rest_of_the_group_as_baseline_in_the_asynchronous_mode(train, tmp_path):
+    rollouts = tmp_path / "rollouts"
     # Each batch is gone over more than once, at a rate that moves every weight: what a group teaches leaves the range.
     updates = ["actor_rollout_ref.actor.ppo_epochs=3", "actor_rollout_ref.actor.optim.lr=1e-3"]
-    steps = train("+variant=[gspo,rloo,colocate_async]", *updates)
-    # RLOO: the difference of two scores of -1, 0, 1, neither halved nor divided by their deviation.
-    assert advantages(steps) and advantages(steps) <= {1.0, 2.0}
+    steps = train("+variant=[gspo,rloo,colocate_async]", *updates, f"trainer.rollout_data_dir={rollouts}")
+    check_advantages(steps, rollouts, 1)  # RLOO: the other's score is the baseline
     # GSPO: a clip range of 3e-4, which the later updates of a step leave.
     assert any(step["actor/pg_clipfrac"] > 0 for step in steps)
     assert not any("actor/kl_loss" in step for step in steps)
