@@ -27,7 +27,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipe.cello1.cold_start.sft_data import load_examples, split_evaluation, training_row
+from recipe.cello1.cold_start.sft_data import ByLength, load_examples, split_evaluation, training_row
 from recipe.cello1.formats.atomic import append_jsonl, held, read_items, sha256, write_items
 from recipe.cello1.formats.chat_template import end_of_turn
 from recipe.cello1.formats.model_folder import check_model_path, model_fingerprint, save_model
@@ -272,7 +272,7 @@ def _make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any
     from datasets.utils.logging import disable_progress_bar
     from transformers import AutoTokenizer, PrinterCallback, set_seed
     from transformers import logging as hf_logging
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig
 
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -289,7 +289,7 @@ def _make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any
     set_seed(settings["seed"])  # the trainer's own: adapters are initialised and dropout is drawn from it
     tokenizer = AutoTokenizer.from_pretrained(settings["model"], trust_remote_code=False)
     train_data, eval_data = (Dataset.from_list(rows) for rows in _rows(puzzles, tokenizer, settings))
-    trainer = SFTTrainer(
+    trainer = _trainer_of_completions()(
         model=_load(settings),
         args=config,
         processing_class=tokenizer,
@@ -301,6 +301,33 @@ def _make_trainer(settings: Mapping[str, Any], puzzles: Sequence[Puzzle]) -> Any
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _trainer_of_completions() -> Any:
+    """Return TRL's trainer, computing logits from the first token that is learnt on: prompts are most of a puzzle."""
+    from transformers import Trainer
+    from trl import SFTTrainer
+
+    class CompletionTrainer(SFTTrainer):
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            labels = inputs["labels"]
+            learnt = (labels != -100).any(dim=0).int()
+            kept = labels.shape[1] - int(learnt.argmax()) + 1  # its logits are those of the token before
+            inputs = inputs | {"labels": labels[:, -kept:], "logits_to_keep": kept, "use_cache": False}
+            # Not TRL's own: it takes the entropy of every logit, and needs all of them.
+            return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            if self.args.train_sampling_strategy != "group_by_length":
+                return super()._get_train_sampler(train_dataset)
+            # The trainer's own draws from the process's state, and a resumed run would take other batches.
+            lengths = [len(row) for row in self.train_dataset["input_ids"]]
+            size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            return ByLength(lengths, size, self.args.data_seed)
+
+    return CompletionTrainer
 
 
 def _optimizer(settings: Mapping[str, Any], config: Any) -> Any:

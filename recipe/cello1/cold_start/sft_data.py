@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,3 +53,26 @@ def split_evaluation(n: int, fraction: float, seed: int) -> tuple[list[int], lis
     chosen = np.zeros(n, dtype=bool)
     chosen[np.random.default_rng(seed).permutation(n)[:n_eval]] = True
     return np.flatnonzero(~chosen).tolist(), np.flatnonzero(chosen).tolist()
+
+
+class ByLength:
+    """Sampler whose batches hold rows of like lengths, in random order; each epoch has an order of its own."""
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Accelerate calls this, also where a run is resumed."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        order, pool = rng.permutation(len(self.lengths)), 50 * self.batch_size
+        pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+        order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        whole = len(order) // self.batch_size * self.batch_size
+        batches = rng.permutation(order[:whole].reshape(-1, self.batch_size))
+        return iter([*batches.ravel().tolist(), *order[whole:].tolist()])

@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import combinations, pairwise
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 pytest.importorskip("trl")
@@ -293,6 +296,58 @@ class TestCheckpoints:
         assert left == ["checkpoint-10", "checkpoint-2", "checkpoint-best"]
 
 
+class TestBatches:
+    @pytest.mark.parametrize("adapters", [[], ["lora={r: 2, lora_dropout: 0, target_modules: all-linear}"]])
+    def test_loss_and_gradient_are_those_of_all_logits(self, model, data, tmp_path, adapters):
+        import torch
+
+        trainer = sft._make_trainer(sft.load_settings(arguments(model, data, tmp_path, *adapters)), PUZZLES)
+        batch = next(iter(trainer.get_train_dataloader()))
+        learnt = [p for p in trainer.model.parameters() if p.requires_grad]
+        count = (batch["labels"] != -100).sum()
+        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True, num_items_in_batch=count)
+        prompt = min(row.tolist().index(True) for row in batch["labels"] != -100)
+        assert outputs.logits.shape[1] == batch["labels"].shape[1] - prompt + 1
+        whole = trainer.model(**batch)
+        assert whole.logits.shape[1] == batch["labels"].shape[1]
+        torch.testing.assert_close(loss, whole.loss)
+        for mine, full in zip(torch.autograd.grad(loss, learnt), torch.autograd.grad(whole.loss, learnt), strict=True):
+            torch.testing.assert_close(mine, full)
+
+    @given(
+        st.lists(st.integers(1, 999), min_size=1, max_size=400), st.integers(1, 9), st.integers(0, 9), st.integers(0, 3)
+    )
+    def test_rows_of_like_lengths_share_a_batch(self, lengths, size, seed, epoch):
+        sampler = sft_data.ByLength(lengths, size, seed)
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert sorted(order) == list(range(len(lengths))) and len(sampler) == len(lengths)
+        assert order == list(sampler), "the same epoch has the same order"
+        if len(lengths) <= 50 * size:  # one pool: batches do not overlap
+            whole = len(order) // size * size
+            spans = sorted(
+                (
+                    min(lengths[i] for i in order[start : start + size]),
+                    max(lengths[i] for i in order[start : start + size]),
+                )
+                for start in range(0, whole, size)
+            )
+            assert all(high <= low for (_, high), (low, _) in pairwise(spans))
+
+    def test_each_epoch_and_seed_has_its_own_order_of_batches(self):
+        lengths = list(range(100))
+
+        def batches(seed, epoch):
+            sampler = sft_data.ByLength(lengths, 4, seed)
+            sampler.set_epoch(epoch)
+            order = list(sampler)
+            return [order[i : i + 4] for i in range(0, 100, 4)]
+
+        orders = [batches(seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
+        assert all(a != b for a, b in combinations(orders, 2))
+        assert orders[0] != sorted(orders[0]), "short and long ones are mixed"
+
+
 class TestErrors:
     def run(self, capsys, *args):
         assert main(list(args)) == 1
@@ -351,6 +406,17 @@ class TestTraining:
         monkeypatch.setenv("WORLD_SIZE", "2")
         assert main(arguments(model, data, tmp_path / "a", "max_steps=2", "trainer.learning_rate=1e-3")) == 1
         assert "num_processes (1, now 2)" in capsys.readouterr().err
+
+    def test_batches_by_length_are_the_same_after_a_resume(self, model, data, tmp_path):
+        import torch
+
+        more = ["max_steps=9", "trainer.train_sampling_strategy=group_by_length", "trainer.save_total_limit=20"]
+        settings = [sft.load_settings(arguments(model, data, tmp_path / name, *more)) for name in ("whole", "cut")]
+        whole = sft.train(settings[0])
+        # Of 24 puzzles in batches of 4 the eighth is in the second epoch.
+        checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-8"
+        shutil.copytree(checkpoint, tmp_path / "cut" / "checkpoints" / checkpoint.name)
+        assert torch.equal(weights(sft.train(settings[1])), weights(whole))
 
     def test_a_start_that_came_to_nothing_binds_nobody(self, model, data, tmp_path, monkeypatch, capsys):
         def fails(trainer, **options):
