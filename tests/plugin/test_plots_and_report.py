@@ -15,7 +15,7 @@ from matplotlib.text import Text
 import scverse_plugin
 from recipe.cello1.task.answer import format_answer
 from scverse_plugin._report._genes import Finder
-from tests.helpers.browser import overflow
+from tests.helpers.browser import layouts, overflow
 from tests.helpers.project import project_files
 from tests.helpers.toy_adata import MARKERS, TYPES, FakeEngine, toy
 
@@ -177,7 +177,7 @@ def test_report_of_a_thousand_groups_stays_small(large, tmp_path):
     shown = len(re.findall(r'id="p\d+"', html))
     left = int(re.search(r"(\d+) further puzzles are in the object", html)[1])
     assert shown > 50 and shown + left == int(large.uns["cello1"]["checks"]["n_puzzles"])
-    assert "the first 50 of 1000 groups" in html
+    assert "The first 50 of 1000 groups" in html
 
 
 def test_report_is_a_page_for_everyone(done, tmp_path):
@@ -216,9 +216,13 @@ def test_both_reports_have_one_frame():
 @pytest.mark.parametrize("width", [400, 1280])
 def test_report_is_not_wider_than_the_window(done, large, width, tmp_path):
     long = done.copy()
-    long.uns["cello1"]["groups"].loc["0", "group"] = "a_name_without_any_blank_" * 8
+    groups = long.uns["cello1"]["groups"]
+    groups.loc["0", "group"] = "a_name_without_any_blank_" * 8
+    groups.loc["1", "label"] = groups.loc["2", "runner_up"] = "CD4-positive, CD8-negative, " * 4 + "thymocyte"
     for adata in (long, large):
-        assert overflow(scverse_plugin.report(adata, tmp_path / "a.html"), width, tmp_path) == 0
+        [found] = layouts([scverse_plugin.report(adata, tmp_path / "a.html")], width, tmp_path)
+        assert (found["over"], found["shrunk"]) == (0, 1)
+        assert found["tall"] < 400 and 0 < found["head"] < 0.4
     (tmp_path / "b.html").write_text(f"<p style='width:{width + 50}px'>wide")
     assert overflow(tmp_path / "b.html", width, tmp_path) > 0  # what the test can see
 
