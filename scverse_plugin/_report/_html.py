@@ -27,6 +27,7 @@ from scverse_plugin._report._genes import Finder, Mention
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
 from scverse_plugin.pl._shared import PAGE
+from scverse_plugin.pl._umap import undrawable
 
 _LARGEST = 2_700_000  # characters of a page; puzzles beyond are left to the object
 _LEAST = 300_000  # of which puzzles have so many in any case
@@ -245,7 +246,7 @@ def _plots(adata: AnnData, key: str) -> list[dict[str, str]]:
             f"A matrix of groups and types, stronger in colour where a type was chosen more often. {most}",
         ),
     ]
-    if "X_umap" in adata.obsm:
+    if not undrawable(adata, key):
         names = ", ".join(f"{name} {count}" for name, count in adata.obs[key].value_counts().head(5).items())
         seen = "The cells on the embedding, coloured by label on the left and by support on the right."
         shown.append(("umap", pl.umap, f"{seen} Most frequent: {names}."))

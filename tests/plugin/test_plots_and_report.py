@@ -383,8 +383,28 @@ def test_an_object_without_cells_is_refused_with_a_sentence(done, name):
 
 
 @pytest.mark.parametrize("column", ["cello1", "cello1_support"])
-def test_an_embedding_of_labels_that_are_gone_is_refused(done, column):
+def test_an_embedding_of_labels_that_are_gone_is_refused(done, column, tmp_path):
     adata = done.copy()
     del adata.obs[column]
     with pytest.raises(ValueError, match=f"key: adata.obs has no column '{column}' any more; run annotate again"):
         scverse_plugin.pl.umap(adata, show=False)
+    html = scverse_plugin.report(adata, tmp_path / "a.html").read_text()  # the rest of the evidence is there
+    assert 'id="umap"' not in html and 'id="votes"' in html
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_an_embedding_of_too_few_dimensions_is_refused(done, n, tmp_path):
+    adata = done.copy()
+    adata.obsm["X_umap"] = adata.obsm["X_umap"][:, :n]
+    with pytest.raises(ValueError, match=rf"basis: adata.obsm\['X_umap'\] has the shape \(80, {n}\)"):
+        scverse_plugin.pl.umap(adata, show=False)
+    assert 'id="umap"' not in scverse_plugin.report(adata, tmp_path / "a.html").read_text()
+
+
+def test_the_report_has_matplotlibs_own_colours_in_any_style(done, tmp_path):
+    """The page inverts pictures where it is dark, so that they must be light."""
+    pages = []
+    for style in ("default", "dark_background"):
+        with matplotlib.pyplot.style.context(style):
+            pages.append(scverse_plugin.report(done, tmp_path / "a.html").read_text())
+    assert pages[0] == pages[1]
