@@ -135,8 +135,24 @@ def test_every_plot_and_a_report_have_a_small_picture_that_says_what_is_seen():
     shown = {name: alt for alt, name in re.findall(r"!\[([^\]]+)\]\(images/(\w+)\.png\)", page("plots.md"))}
     assert set(shown) == {*scverse_plugin.pl.__all__, "report"}
     for name, alt in shown.items():
-        assert len(alt) > 60 and (DOCS / "images" / f"{name}.png").stat().st_size < 100_000, name
+        assert len(alt) > 60 and (DOCS / "images" / f"{name}.png").stat().st_size < 100_000, name  # together below 1 MB
         assert f"scverse_plugin.{'' if name == 'report' else 'pl.'}{name}(adata" in page("plots.md")
+
+
+def test_the_words_beside_the_pictures_are_those_of_the_demo_as_it_is():
+    from scverse_plugin._commands.demo import ANSWERS, Recorded, annotate_demo
+    from scverse_plugin.get import cello1_df
+
+    with Recorded(ANSWERS) as engine:
+        found = cello1_df(annotate_demo(engine))
+    ok, text = found["status"] == "ok", page("plots.md")
+    first = found[ok].nlargest(3, "support")
+    one, two, three = (f"{name} ({row.support:.2f})" for name, row in first.iterrows())
+    assert f"those of {one}, {two} and {three}; those of {' and '.join(found.index[~ok])} are grey" in text
+    headline = (
+        f"{ok.sum()} of {len(found)} groups have a label, median support {found['support'].median():.2f}, 48 puzzles"
+    )
+    assert headline in text and (found.loc[~ok, "status"] == "tie").all()
 
 
 @pytest.mark.slow

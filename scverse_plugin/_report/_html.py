@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from html import escape as escape_text
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 from anndata import AnnData
 from markupsafe import Markup, escape
 from matplotlib import pyplot as plt
+from matplotlib import rc_context, rcParamsDefault
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from recipe.cello1.formats.atomic import atomic_write, check_place
@@ -25,9 +27,12 @@ from scverse_plugin._report._genes import Finder, Mention
 from scverse_plugin.adata import _store
 from scverse_plugin.get import cello1_df
 from scverse_plugin.pl._shared import PAGE
+from scverse_plugin.pl._umap import undrawable
 
 _LARGEST = 2_700_000  # characters of a page; puzzles beyond are left to the object
 _LEAST = 300_000  # of which puzzles have so many in any case
+# Matplotlib's own colours, whatever style is in use; the page inverts them where it is dark.
+_LIGHT = {name: rcParamsDefault[name] for name in plt.style.library["dark_background"]}
 FRAME = 250  # of a puzzle besides its texts
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -114,7 +119,14 @@ def check_path(path: str | Path) -> Path:
 
 
 def _values(params: Any) -> dict[str, Any]:
-    return {str(name): value.item() if hasattr(value, "item") else value for name, value in params.items()}
+    """Return parameters as they were given; a list is stored as JSON."""
+    found = {}
+    for name, value in params.items():
+        found[str(name)] = value = value.item() if hasattr(value, "item") else value
+        if isinstance(value, str) and value[:1] in ("[", "{"):
+            with suppress(ValueError):
+                found[str(name)] = json.loads(value)
+    return found
 
 
 def _headlines(run: Any) -> list[dict[str, str]]:
@@ -140,7 +152,7 @@ def _labelled(groups: pd.DataFrame) -> int:
 
 def _notes(run: Any) -> list[str]:
     params, checks = run["params"], run["checks"]
-    facts = [f"model {params['model']}", f"engine {params['engine']}"]
+    facts = [f"model: {params['model']}", f"engine: {params['engine']}"]
     if checks["n_repeated"]:
         facts.append(
             f"{int(checks['n_repeated'])} answers name a type twice: they count only for the groups "
@@ -157,24 +169,13 @@ def _overview(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     rows = []
     several = "agreement" in groups[0]
     for i, row in enumerate(groups):
-        numbers = (f"{row['margin']:.2f}", str(row["votes"]), str(row["failures"]))
+        first = (_link(i, row), row["label"], f"{row['support']:.2f}", _flags(row), _runner_up(row))
         shared = (f"{row['agreement']:.0%}",) if several else ()
-        rows.append(
-            (_link(i, row), row["label"], f"{row['support']:.2f}", _runner_up(row), *numbers, *shared, _flags(row))
-        )
-    columns = (
-        "group",
-        "label",
-        "support",
-        "runner-up",
-        "margin",
-        "votes",
-        "failures",
-        *["agreement"] * several,
-        "status",
-    )
+        rows.append((*first, f"{row['margin']:.2f}", str(row["votes"]), str(row["failures"]), *shared))
+    # What matters most first: a narrow window shows no more without being scrolled.
+    columns = ("group", "label", "support", "status", "runner-up", "margin", "votes", "failures")
     title = "label and support of each group"
-    return {"title": title, "columns": columns, "rows": rows, "left": (0, 1, 3, len(columns) - 1)}
+    return {"title": title, "columns": (*columns, *["agreement"] * several), "rows": rows, "left": (0, 1, 3, 4)}
 
 
 def _link(i: int, row: Mapping[str, Any]) -> Markup:
@@ -230,7 +231,7 @@ def _flags(row: Mapping[str, Any]) -> Markup:
 def _plots(adata: AnnData, key: str) -> list[dict[str, str]]:
     groups = adata.uns[key]["groups"]
     n, ok = len(groups), _labelled(groups)
-    part = "" if n <= PAGE else f" (the first {PAGE} of {n} groups; pl.support and pl.votes draw the others)"
+    part = "" if n <= PAGE else f" The first {PAGE} of {n} groups; pl.support and pl.votes draw the others."
     first = groups.sort_values("support", ascending=False).iloc[0]
     most = f"The highest support, {first['support']:.2f}, is that of {first['group']} for {first['best'] or 'no type'}."
     shown: list[tuple[str, Callable[..., Any], str]] = [
@@ -239,21 +240,26 @@ def _plots(adata: AnnData, key: str) -> list[dict[str, str]]:
             pl.support,
             f"A bar for each group, as long as its support; {ok} of {n} groups have a label. {most}",
         ),
-        ("votes", pl.votes, f"A matrix of groups and types, darker where a type was chosen more often. {most}"),
+        (
+            "votes",
+            pl.votes,
+            f"A matrix of groups and types, stronger in colour where a type was chosen more often. {most}",
+        ),
     ]
-    if "X_umap" in adata.obsm:
+    if not undrawable(adata, key):
         names = ", ".join(f"{name} {count}" for name, count in adata.obs[key].value_counts().head(5).items())
         seen = "The cells on the embedding, coloured by label on the left and by support on the right."
         shown.append(("umap", pl.umap, f"{seen} Most frequent: {names}."))
     parts = []
     for anchor, draw, seen in shown:
-        figure = draw(adata, key, return_fig=True)
-        buffer = io.BytesIO()
-        figure.set_dpi(80)
-        FigureCanvasAgg(figure).print_png(buffer)  # figure.savefig draws twice
-        plt.close(figure)
-        caption = seen.split(". ")[0].removesuffix(".") + "." + ("" if anchor == "umap" else part)
+        with rc_context(_LIGHT):
+            figure = draw(adata, key, return_fig=True)
+            buffer = io.BytesIO()
+            figure.set_dpi(80)
+            FigureCanvasAgg(figure).print_png(buffer)  # figure.savefig draws twice
+            plt.close(figure)
         png = base64.b64encode(buffer.getvalue()).decode()
+        caption = seen.split(". ")[0].removesuffix(".") + "." + ("" if anchor == "umap" else part)
         title = "labels and support" if anchor == "umap" else anchor
         parts.append({"anchor": anchor, "title": title, "seen": seen, "caption": caption, "png": png})
     return parts

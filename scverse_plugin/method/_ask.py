@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def readable(text: str) -> str:
     if not (opened and closed) or any(tag in answer + after for tag in TAGS) or parse_answer(text).ok:
         return text
     reasoning = head.replace(THINK_OPEN, "").replace(THINK_CLOSE, "").strip()
-    found = f"{THINK_OPEN}{reasoning}{THINK_CLOSE}\n{ANSWER_OPEN}{answer.strip()}{ANSWER_CLOSE}"
+    answer = re.sub(r"\s*\|\s*", " | ", answer.strip())  # a line for each type
+    found = f"{THINK_OPEN}{reasoning}{THINK_CLOSE}\n{ANSWER_OPEN}{answer}{ANSWER_CLOSE}"
     return found if parse_answer(found).ok else text
 
 

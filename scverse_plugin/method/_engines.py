@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from recipe.cello1.engines.openai import public_address as public_address
 from recipe.cello1.engines.protocol import Engine
-from recipe.cello1.engines.start import ENGINES, start_engine
-from recipe.cello1.formats.model_folder import is_hub_name
+from recipe.cello1.engines.start import ENGINES, engine_class, start_engine
+from recipe.cello1.formats.model_folder import check_model_path, is_hub_name
 from recipe.cello1.formats.provenance import package_versions
 
 _LIMIT = {"vllm": "max_num_seqs", "openai": "concurrency", "transformers": "batch_size"}
@@ -46,6 +47,21 @@ def opened(
         yield started
     finally:
         started.close()
+
+
+def check_start(
+    engine: str | Engine, model: str | Path | None, *, base_url: str | None, options: Mapping[str, Any] | None
+) -> Any:
+    """Find out whether an engine can be started, as far as that goes without loading a model; returns its class."""
+    if not isinstance(engine, str):
+        return engine
+    cls = engine_class(engine, options or {})
+    if engine != "openai" and find_spec(engine) is not None:
+        check_model_path(local_model(str(model)))
+    else:  # starts at once, or says that its package is missing
+        with opened(engine, model, base_url=base_url, options=options):
+            pass
+    return cls
 
 
 def check_engine(

@@ -23,7 +23,7 @@ SUPPORTS = ("auto", "votes", "readout")
 _PROBE = Sampling(max_tokens=128, stop=SECOND_LINE)  # room for the first line of a trace
 
 
-def check_readout(engine: Engine) -> None:
+def check_readout(engine: Engine | type[Engine]) -> None:
     """Check that an engine gives probabilities."""
     if not getattr(engine, "can_score", False):
         raise ValueError(

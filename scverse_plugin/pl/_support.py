@@ -1,4 +1,4 @@
-"""``pl.support``: a bar for each group, its runner-up behind it."""
+"""``pl.support``: a bar for each group, its runner-up in front of it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def support(
     ax.barh(rows, table["runner_up_support"], color="tab:orange", height=0.25, label="runner-up")
     beside = ax.get_yaxis_transform()  # to the right of the axes
     for row, text in enumerate(literal(texts)):
-        ax.text(1.02, row, text, va="center", fontsize=8, transform=beside, parse_math=False)
+        ax.text(1.02, row, text, va="center", transform=beside, parse_math=False)
     ax.axvline(float(adata.uns[key]["params"]["min_support"]), color="0.4", linestyle=":", linewidth=1)
     ax.set_yticks(rows, literal(names), parse_math=False)
     ax.set_ylim(len(table) - 0.4, -0.6)

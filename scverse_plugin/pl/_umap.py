@@ -53,13 +53,8 @@ def umap(
         If there is no such run, column or embedding, no cell, or ``ax`` is not two axes.
     """
     _store.stored(adata, key)
-    if not adata.n_obs:
-        raise ValueError("adata has no cells, so that there is nothing to draw; take a part that has some")
-    if lacking := [name for name in (key, key + _store.SUPPORT) if name not in adata.obs.columns]:
-        raise ValueError(f"key: adata.obs has no column {lacking[0]!r} any more; run annotate again")
-    if basis not in adata.obsm and f"X_{basis}" not in adata.obsm:
-        msg = f"basis: adata.obsm has no {basis!r} or 'X_{basis}'; compute it first (sc.tl.umap), or name another"
-        raise ValueError(msg)
+    if why := undrawable(adata, key, basis):
+        raise ValueError(why)
     given = ax
     labels = adata.obs[key].astype("category")
     shown = AnnData(obs=adata.obs[[key + _store.SUPPORT]].copy())  # scanpy writes colours into what it draws
@@ -83,6 +78,21 @@ def umap(
     for each in axes:
         each.title.set_parse_math(False)
     return finish("cello1_umap", axes, given=given, show=show, save=save, return_fig=return_fig)
+
+
+def undrawable(adata: AnnData, key: str, basis: str = "umap") -> str:
+    """Say why labels and support cannot be drawn on an embedding; nothing if they can."""
+    if not adata.n_obs:
+        return "adata has no cells, so that there is nothing to draw; take a part that has some"
+    if lacking := [name for name in (key, key + _store.SUPPORT) if name not in adata.obs.columns]:
+        return f"key: adata.obs has no column {lacking[0]!r} any more; run annotate again"
+    name = basis if basis in adata.obsm else f"X_{basis}"
+    if name not in adata.obsm:
+        return f"basis: adata.obsm has no {basis!r} or 'X_{basis}'; compute it first (sc.tl.umap), or name another"
+    shape = np.shape(adata.obsm[name])
+    if len(shape) != 2 or shape[1] < 2:
+        return f"basis: adata.obsm[{name!r}] has the shape {shape}, and a plot needs two columns; name another"
+    return ""
 
 
 def _colours(names: Sequence[str], uns: Mapping[str, Any], key: str) -> list[str]:

@@ -207,7 +207,7 @@ def annotate(
         variable ``OPENAI_API_KEY``), ``"transformers"``, or a :class:`recipe.cello1.engines.protocol.Engine`. A
         list of these goes with a list of models, or asks engine objects one after the other.
     base_url
-        Address of the server, ``http://127.0.0.1:8000/v1`` for example.
+        Address of the server, ``http://127.0.0.1:8000/v1`` for example; of several engines, of the servers among them.
     engine_options
         Further options of the engine, ``{"max_model_len": 8192}`` for example.
     prompt_layout

@@ -40,16 +40,18 @@ def ask_each(prepared: Prepared, each: Sequence[Options], kept: Sequence[Cache |
     found: list[Answers] = []
     files: list[str] = []
     names: list[str] = []
-    for options, cache in zip(each, kept, strict=True):
-        name = options.name
+    for name in (options.name for options in each):
         names.append(name if name not in names else f"{name} ({len(names) + 1})")
+    if len(each) > 1 and each[0].on_error == "raise":
+        _check_all(each, names)
+    for options, cache, name in zip(each, kept, names, strict=True):
         own = replace(prepared, rng=copies.deepcopy(prepared.rng))
         if len(each) == 1:
             return [_ask(own, options, cache, name)]
         try:
-            found.append(_ask(own, options, cache, names[-1]))
+            found.append(_ask(own, options, cache, name))
         except Exception as error:
-            msg = f"model {names[-1]}: {one_line(error)}"
+            msg = f"model {name}: {one_line(error)}"
             if options.on_error == "raise":
                 raise EngineError(msg + _left(found, files)) from error
             logg.warning(f"{msg}; the labels are those of the other models")
@@ -58,6 +60,15 @@ def ask_each(prepared: Prepared, each: Sequence[Options], kept: Sequence[Cache |
     if not found:
         raise EngineError(f"none of the models {', '.join(names)} has answered; the warnings say why")
     return found
+
+
+def _check_all(each: Sequence[Options], names: Sequence[str]) -> None:
+    """Check every model before the first is asked and paid."""
+    for options, name in zip(each, names, strict=True):
+        try:
+            _support(options.check_start(), options)
+        except Exception as error:
+            raise EngineError(f"model {name}: {one_line(error)} (no model has been asked yet)") from error
 
 
 def _left(found: Sequence[Answers], files: Sequence[str]) -> str:
@@ -75,6 +86,8 @@ def _ask(prepared: Prepared, options: Options, kept: Cache | None, name: str) ->
     with options.opened() as running:
         constrain = options.constrained and bool(running.constraint)
         support = _support(running, options)
+        if options.calibration is not None and (known := options.calibration.get("model")) not in (None, running.model):
+            logg.warning(f"calibration: it is of the model {known}, here {running.model} answers")
         way: ReadOut | None = None
         common: dict[str, Any] = {"layout": options.prompt_layout, "sampling": options.sampling(), "cache": kept}
         common |= {"on_error": options.on_error, "progress": options.progress}
@@ -103,7 +116,7 @@ def _ask(prepared: Prepared, options: Options, kept: Cache | None, name: str) ->
         return Answers(name, solved, about)
 
 
-def _support(engine: Engine, options: Options) -> str:
+def _support(engine: Engine | type[Engine], options: Options) -> str:
     """Choose what support is made of, before anything is asked that costs."""
     support = options.support
     if support == "readout":
@@ -116,8 +129,6 @@ def _support(engine: Engine, options: Options) -> str:
             f"calibration: it is made for the support of {fitted}, and here it is that of {support}; calibrate anew, "
             f"or ask with support={fitted!r}"
         )
-    if options.calibration is not None and (known := options.calibration.get("model")) not in (None, engine.model):
-        logg.warning(f"calibration: it is of the model {known}, here {engine.model} answers")
     return support
 
 

@@ -20,7 +20,7 @@ from scverse_plugin.adata._groups import CELL_CHOICES
 from scverse_plugin.adata._types import CellTypes
 from scverse_plugin.method._ask import ON_ERROR
 from scverse_plugin.method._calibrate import check_calibration
-from scverse_plugin.method._engines import check_engine, opened
+from scverse_plugin.method._engines import check_engine, check_start, opened
 from scverse_plugin.method._readout import SUPPORTS
 
 Price = float | tuple[float, float]
@@ -166,6 +166,10 @@ class Options:
             options=self.engine_options,
         )
 
+    def check_start(self) -> Any:
+        """Find out whether the engine, of one of :meth:`each`, can be started; returns it or its class."""
+        return check_start(self.one_engine, self.one_model, base_url=self.base_url, options=self.engine_options)
+
     @property
     def name(self) -> str:
         """What the model is called, of one of :meth:`each`."""
@@ -190,8 +194,15 @@ class Options:
         pairs = list(zip(models * (n // len(models)), engines * (n // len(engines)), strict=True))
         if repeated := next((pair for i, pair in enumerate(pairs) if pair in pairs[:i]), None):
             raise ValueError(f"model: {name_of(*repeated)!r} is listed twice; list each model once")
+        server = "openai" in engines  # the address is that of these
         return [
-            replace(self, model=model, engine=engine, cache=_own(self.cache, name_of(model, engine), i))
+            replace(
+                self,
+                model=model,
+                engine=engine,
+                base_url=None if server and engine != "openai" else self.base_url,
+                cache=_own(self.cache, name_of(model, engine), i),
+            )
             for i, (model, engine) in enumerate(pairs)
         ]
 

@@ -19,7 +19,13 @@ const measure = page => {
   }
   const fields = [...page.querySelectorAll("dl.field-list > dd")].map(each => each.clientWidth);
   const window = root.clientWidth;
-  return {over: root.scrollWidth - window, window, cut: wide, field: Math.min(...fields, 9999)};
+  // A name that takes too much room leaves none for the other columns, one that takes too little makes rows tall.
+  const all = (kind, value) => [...page.querySelectorAll(kind)].map(value);
+  const tall = Math.max(0, ...all("tbody tr", each => each.clientHeight));
+  const head = Math.max(0, ...all("tbody th", each => each.clientWidth / window));
+  // A picture that is shrunk much cannot be read.
+  const shrunk = Math.min(1, ...all("img", each => each.clientWidth / Math.min(each.naturalWidth, 576)));
+  return {over: root.scrollWidth - window, window, cut: wide, field: Math.min(...fields, 9999), tall, head, shrunk};
 };
 onload = () => {
   const frames = [...document.querySelectorAll("iframe")];
@@ -29,7 +35,7 @@ onload = () => {
 
 
 def layouts(pages: Sequence[Path], width: int, folder: Path) -> list[dict]:
-    """Measure pages: pixels over the width, the window's width, code that is cut, the narrowest field of an API."""
+    """Measure pages: pixels over the width, code that is cut, the narrowest field of an API, tables, pictures."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("Chromium is not installed: apt-get install chromium")

@@ -255,6 +255,8 @@ def test_addresses_are_kept_without_secrets(url, public):
         ("<answer>x | y</answer>", "<think></think>\n<answer>x | y</answer>"),
         ("So it is.\n\n<answer>\nx | y\n</answer>\n", "<think>So it is.</think>\n<answer>x | y</answer>"),
         ("<think>a</think> <answer>x | y</answer> Done.", "<think>a</think>\n<answer>x | y</answer>"),
+        ("<answer>\nx |\ny\n  | z</answer>", "<think></think>\n<answer>x | y | z</answer>"),
+        ("<answer>x\ny | z</answer>", None),
         ("a</think><answer>x</answer>", "<think>a</think>\n<answer>x</answer>"),
         ("<answer>x | y</answer> or <answer>y | x</answer>", None),
         ("<answer>x | y", None),

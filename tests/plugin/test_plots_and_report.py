@@ -15,7 +15,7 @@ from matplotlib.text import Text
 import scverse_plugin
 from recipe.cello1.task.answer import format_answer
 from scverse_plugin._report._genes import Finder
-from tests.helpers.browser import overflow
+from tests.helpers.browser import layouts, overflow
 from tests.helpers.project import project_files
 from tests.helpers.toy_adata import MARKERS, TYPES, FakeEngine, toy
 
@@ -177,7 +177,7 @@ def test_report_of_a_thousand_groups_stays_small(large, tmp_path):
     shown = len(re.findall(r'id="p\d+"', html))
     left = int(re.search(r"(\d+) further puzzles are in the object", html)[1])
     assert shown > 50 and shown + left == int(large.uns["cello1"]["checks"]["n_puzzles"])
-    assert "the first 50 of 1000 groups" in html
+    assert "The first 50 of 1000 groups" in html
 
 
 def test_report_is_a_page_for_everyone(done, tmp_path):
@@ -216,9 +216,13 @@ def test_both_reports_have_one_frame():
 @pytest.mark.parametrize("width", [400, 1280])
 def test_report_is_not_wider_than_the_window(done, large, width, tmp_path):
     long = done.copy()
-    long.uns["cello1"]["groups"].loc["0", "group"] = "a_name_without_any_blank_" * 8
+    groups = long.uns["cello1"]["groups"]
+    groups.loc["0", "group"] = "a_name_without_any_blank_" * 8
+    groups.loc["1", "label"] = groups.loc["2", "runner_up"] = "CD4-positive, CD8-negative, " * 4 + "thymocyte"
     for adata in (long, large):
-        assert overflow(scverse_plugin.report(adata, tmp_path / "a.html"), width, tmp_path) == 0
+        [found] = layouts([scverse_plugin.report(adata, tmp_path / "a.html")], width, tmp_path)
+        assert (found["over"], found["shrunk"]) == (0, 1)
+        assert found["tall"] < 400 and 0 < found["head"] < 0.4
     (tmp_path / "b.html").write_text(f"<p style='width:{width + 50}px'>wide")
     assert overflow(tmp_path / "b.html", width, tmp_path) > 0  # what the test can see
 
@@ -379,8 +383,28 @@ def test_an_object_without_cells_is_refused_with_a_sentence(done, name):
 
 
 @pytest.mark.parametrize("column", ["cello1", "cello1_support"])
-def test_an_embedding_of_labels_that_are_gone_is_refused(done, column):
+def test_an_embedding_of_labels_that_are_gone_is_refused(done, column, tmp_path):
     adata = done.copy()
     del adata.obs[column]
     with pytest.raises(ValueError, match=f"key: adata.obs has no column '{column}' any more; run annotate again"):
         scverse_plugin.pl.umap(adata, show=False)
+    html = scverse_plugin.report(adata, tmp_path / "a.html").read_text()  # the rest of the evidence is there
+    assert 'id="umap"' not in html and 'id="votes"' in html
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_an_embedding_of_too_few_dimensions_is_refused(done, n, tmp_path):
+    adata = done.copy()
+    adata.obsm["X_umap"] = adata.obsm["X_umap"][:, :n]
+    with pytest.raises(ValueError, match=rf"basis: adata.obsm\['X_umap'\] has the shape \(80, {n}\)"):
+        scverse_plugin.pl.umap(adata, show=False)
+    assert 'id="umap"' not in scverse_plugin.report(adata, tmp_path / "a.html").read_text()
+
+
+def test_the_report_has_matplotlibs_own_colours_in_any_style(done, tmp_path):
+    """The page inverts pictures where it is dark, so that they must be light."""
+    pages = []
+    for style in ("default", "dark_background"):
+        with matplotlib.pyplot.style.context(style):
+            pages.append(scverse_plugin.report(done, tmp_path / "a.html").read_text())
+    assert pages[0] == pages[1]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import numpy as np
 import pandas as pd
@@ -427,7 +428,7 @@ def test_one_model_in_memory_at_a_time_and_a_journal_for_each(monkeypatch, tmp_p
     monkeypatch.setattr("scverse_plugin.method._engines.start_engine", start)
     options = {"engine": "openai", "model": ["a", "b/c"], "base_url": "http://127.0.0.1:1/v1"}
     annotate(**options, cache=tmp_path / "x.jsonl")
-    assert events == ["start a", "close a", "start b/c", "close b/c"]
+    assert events == ["start a", "close a", "start b/c", "close b/c"] * 2  # seen to start, then asked
     assert sorted(path.name for path in tmp_path.iterdir()) == ["x-1-a.jsonl", "x-2-c.jsonl"]
     assert all(len(path.read_text().splitlines()) == 10 for path in tmp_path.iterdir())
 
@@ -452,6 +453,46 @@ def test_a_model_that_fails_is_named_and_the_others_are_kept(tmp_path):
     assert set(cello1_df(adata, table="models")["model"]) == {"good"}
     with pytest.raises(EngineError, match="none of the models dead, dead .2. has answered"):
         annotate(engine=[Dead(model="dead"), Dead(model="dead")], on_error="skip")
+
+
+OF_VOTES = {"method": "temperature", "temperature": 1.0, "support": "votes"}
+
+
+def folder(path):
+    path.mkdir()
+    (path / "config.json").write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ({"model": "mm", "engine": "openai"}, r"model mm: model: http\S+ has no 'mm'; it has m, other"),
+        ({"model": "nowhere", "engine": "transformers"}, "model nowhere: model: there is no folder nowhere"),
+        ({"model": "owner/name", "engine": "vllm"}, "model owner/name: model: there is no folder owner/name"),
+        ({"model": "empty", "engine": "transformers"}, "model empty: model: empty holds no config.json"),
+        ({"model": "sound", "engine": "transformers", "engine_options": {"timeout": 9}}, "has no timeout; it has"),
+        ({"model": "sound", "engine": "transformers", "calibration": OF_VOTES}, "model sound: calibration: it is made"),
+    ],
+)
+def test_no_model_is_asked_before_all_are_seen_to_start(last, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "empty").mkdir()
+    folder(tmp_path / "sound")
+    with Server(models=("m", "other")) as server:
+        options = last | {"model": ["m", last["model"]], "engine": ["openai", last["engine"]], "base_url": server.url}
+        with pytest.raises(EngineError, match=f"{message}.*no model has been asked yet"):
+            annotate(**options)
+    assert not server.bodies
+
+
+def test_a_missing_package_of_the_second_model_is_said_before_the_first_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    models, engines = ["m", str(folder(tmp_path / "sound"))], ["openai", "vllm"]
+    with Server() as server, pytest.raises(EngineError, match="model .*sound: vLLM cannot be imported .*asked yet"):
+        annotate(model=models, engine=engines, base_url=server.url)
+    assert not server.bodies
 
 
 @pytest.mark.parametrize(
@@ -483,17 +524,27 @@ def test_the_report_shows_what_the_models_agree_on(tmp_path):
     html = path.read_text()
     assert "<dt>agreement of models</dt><dd>83%</dd>" in html and "all 3 on 2 of 4 groups" in html
     rows = re.findall(r'<th scope="row">([^<]*)</th><td>([^<]*)</td>', html)
+    assert '<th scope="col">agreement</th>' in html
     assert [row for row in rows if "of 4" in row[1]] == [("a&lt;", "4 of 4"), ("b", "4 of 4"), ("c", "2 of 4")]
     assert "67% of the models agree (a&lt;: B cell (1.00); b: B cell (1.00); c: monocyte (1.00))" in html
     assert html.count("<td>67%</td>") == html.count("<td>100%</td>") == 2
     assert overflow(path, 400, tmp_path) == 0
     plain = scverse_plugin.report(annotate(), tmp_path / "b.html").read_text()
-    assert "agree" not in plain and 'id="models"' not in plain and 'id="backed_off"' not in plain
+    assert (
+        not re.search("agreement|models agree", plain) and 'id="models"' not in plain and 'id="backed_off"' not in plain
+    )
 
 
 def test_models_without_any_vote_do_not_agree():
     mute = [FakeEngine(lambda puzzle: "no", model=name) for name in "ab"]
     assert (cello1_df(annotate(engine=mute))["agreement"] == 0).all()
+
+
+def test_an_address_is_that_of_the_servers_among_the_engines():
+    with Server(lambda body, n: by_marker(parse_user(body["messages"][-1]["content"]))) as server:
+        adata = annotate(model=[None, "m"], engine=[FakeEngine(model="own"), "openai"], base_url=server.url)
+    assert set(cello1_df(adata, table="models")["model"]) == {"own", "m"} and len(server.bodies) == 10
+    assert json.loads(adata.uns["cello1"]["params"]["base_url"]) == ["", server.url]
 
 
 def test_one_model_has_no_table_of_models():

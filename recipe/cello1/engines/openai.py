@@ -39,7 +39,7 @@ from recipe.cello1.engines.protocol import (
     Sampling,
     constraint_args,
 )
-from recipe.cello1.task.answer import TAGS, THINK_CLOSE, THINK_OPEN, format_answer, parse_answer
+from recipe.cello1.task.answer import ANSWER_CLOSE, TAGS, THINK_CLOSE, THINK_OPEN, format_answer, parse_answer
 
 logger = logging.getLogger(__name__)
 _KEY_VARIABLE = "OPENAI_API_KEY"
@@ -281,6 +281,8 @@ class OpenAIEngine(EngineBase):
         reasoning = next(filter(None, own), "")
         nothing = "" if reasoning or "content" in message else None
         text = _part(message, "content", str, nothing)
+        if reason == "stop" and not text.strip() and reasoning.rstrip().endswith((ANSWER_CLOSE, "}", "```")):
+            text, reasoning = reasoning, ""  # its parser has found no end of the reasoning, and taken all for that
         for tag in TAGS:
             reasoning = reasoning.replace(tag, "")
         if request.n_answers and not self._on_vllm:

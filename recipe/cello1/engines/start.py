@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import partial
 from importlib import import_module
 from inspect import signature
@@ -45,6 +46,28 @@ def start_engine(name: str, model: str | Path, **options: Any) -> EngineBase:
     EngineError
         If the engine cannot be started, its packages are missing for example.
     """
+    return engine_class(name, options)(str(model), **options)
+
+
+def engine_class(name: str, options: Iterable[str]) -> Any:
+    """Find the class of an engine, and check that it has these options.
+
+    Parameters
+    ----------
+    name
+        A key of ``ENGINES``.
+    options
+        Names of options.
+
+    Returns
+    -------
+    The class; nothing is loaded or started.
+
+    Raises
+    ------
+    ValueError
+        If there is no such engine, or it has no such option.
+    """
     if name not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}, got {name!r}")
     module, cls = ENGINES[name]
@@ -56,7 +79,7 @@ def start_engine(name: str, model: str | Path, **options: Any) -> EngineBase:
             raise ValueError(
                 f"engine_options: the engine {name!r} has no {', '.join(unknown)}; it has {', '.join(names)}"
             )
-    return engine(str(model), **options)
+    return engine
 
 
 def start_engines(name: str, model: str | Path, number: int = 1, **options: Any) -> EngineBase:

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from email.utils import formatdate
 from queue import SimpleQueue
 
@@ -93,6 +94,29 @@ def test_reasoning_taken_out_by_the_server_is_put_back(name):
     with Server(lambda body, n: completion("a</think>\n<answer>b | c</answer>")) as server:
         assert parse_answer(answers(server, requests(1), think_opened=True)[0].text).ok
         assert not parse_answer(answers(server, requests(1))[0].text).ok
+
+
+@pytest.mark.parametrize("content", [None, "", "\n"])
+@pytest.mark.parametrize(
+    ("said", "reason", "read"),
+    [
+        ("<think>a</think>\n<answer>B cell | T cell</answer>", "stop", "a"),
+        ("<think>a</think>\n<answer>B cell | T cell</answer>\n", "stop", "a"),
+        ('{"reasoning": "j", "cell_1": "B cell", "cell_2": "T cell"}', "stop", "j"),
+        ('```json\n{"cell_1": "B cell", "cell_2": "T cell"}\n```', "stop", ""),
+        ("<think>a</think>\n<answer>B cell | T cell</answer>", "length", None),  # may be what it thought of first
+        ("It may be <answer>B cell | T cell</answer>, but no", "stop", None),
+    ],
+)
+def test_an_answer_that_a_server_takes_for_reasoning_is_read(content, said, reason, read):
+    reply = completion(content, reason, reasoning_content=said)
+    asked = [replace(requests(1)[0], candidates=("B cell", "T cell"), n_answers=2)]
+    with Server(lambda body, n: reply) as server:
+        [found] = answers(server, asked, constrained=True)
+    parsed = parse_answer(found.text)
+    assert parsed.ok == (read is not None)
+    if parsed.ok:
+        assert (parsed.items, parsed.reasoning) == (("B cell", "T cell"), read)
 
 
 def test_what_the_template_has_opened_is_put_before_answers_that_lack_it():
