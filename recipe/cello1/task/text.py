@@ -14,7 +14,7 @@ _NOTHING = re.compile(
     r"[-\u2012-\u2015\u2212?.*_/\\#~!'\"()\[\]<> ]*|<?#?n[/.]?a\.?>?|-?nan|none|null|missing|"
     r"unknown([ _-]cells?)?([ _-]types?)?|un(available|specified|defined|determined|identified)|"
     r"un(assigned|annotated|classified|labell?ed)([ _-]cells?)?|"
-    r"not[ _-](available|applicable|reported|recorded|provided|collected|specified|determined|known|assigned|annotated)",
+    r"not[ _-](available|applicable|reported|recorded|provided|collected|specified|determined|known|assigned)",
     re.IGNORECASE,
 )
 # What a terminal obeys or cannot show: control characters, line separators, marks of direction, halves of characters.
@@ -43,7 +43,7 @@ def normal_form(text: str) -> str:
 
 
 def is_usable(value: object) -> bool:
-    """Say whether a value of a table says anything: not None, NaN, or text like unknown, N/A, null, not available, -."""
+    """Say whether a value of a table says anything: not None, NaN, or text like unknown, N/A, null, -."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     text = " ".join(normal_form(str(value)).split())
