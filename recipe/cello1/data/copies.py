@@ -114,6 +114,7 @@ def without_repeated_puzzles(found: Sequence[Imported]) -> tuple[list[Imported],
         others = (other.name for other, theirs in kept if keys and other.split == part.split and keys <= theirs)
         if twin := next(others, ""):
             notes.append(f"{part.name}: {twin} has its {len(part.puzzles):,} puzzles, so they are used once")
-        else:
+            part, keys = replace(part, puzzles=()), frozenset()
+        if part.puzzles or part.failures:
             kept.append((part, keys))
     return [part for part, _ in kept], notes

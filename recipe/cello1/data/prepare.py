@@ -50,7 +50,7 @@ from recipe.cello1.data.published import OWN_FILES, Imported, read_hub, read_puz
 from recipe.cello1.data.resume import drop_part, load_part, part_puzzles, save_part
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.data.workers import cpu_count, default_workers, run_jobs
-from recipe.cello1.formats.atomic import held
+from recipe.cello1.formats.atomic import check_place, held
 from recipe.cello1.formats.puzzle_files import PUZZLE_SUFFIXES
 from recipe.cello1.task.prompt import Variant
 from recipe.cello1.task.text import in_options
@@ -62,7 +62,10 @@ _UNREAD = {
     **{f".zarr.{packed}": "unpack it" for packed in ("zip", "tar", "tar.gz", "tgz")},
     ".h5mu": "write one of its modalities as h5ad: mudata['NAME'].write('NAME.h5ad')",
     **{kind: "convert it to h5ad" for kind in (".loom", ".h5seurat", ".h5", ".hdf5", ".rds", ".rdata")},
-    **{f".h5ad.{part}": "fetch it again, it is half there" for part in ("part", "crdownload", "download", "aria2")},
+    **{
+        f".h5ad.{part}": "fetch it again, it is half there"
+        for part in ("part", "crdownload", "download", "aria2", "tmp")
+    },
     ".ndjson": "rename it to .jsonl",
 }
 _LONGEST_NAME = 200  # bytes: what is written has up to 255, with a side and, while it is written, more
@@ -84,7 +87,8 @@ def run(args: argparse.Namespace) -> str | None:
     """Run the command."""
     check(args)
     settings = settings_of(args)
-    with held(args.out / MANIFEST, "out"):
+    check_place(args.out / MANIFEST)
+    with held(args.out / MANIFEST):
         return _run(args, settings)
 
 
@@ -303,6 +307,9 @@ def _usable_files(found: _Found) -> list[tuple[Path, str]]:
                 name, f"its name has more than {_LONGEST_NAME} bytes, which leaves no room for a suffix", "rename it"
             )
         elif (other := first.setdefault(name, path)) is not path:
+            if same_content(path, other):
+                found.bad.append(FileResult(name + path.suffix, copy_of=name))
+                continue
             reason = f"{other} and {path} would both be called {name!r}, and the first is used"
             found.add_bad(name + path.suffix, reason, "rename one of them, or leave it out")
         else:

@@ -142,3 +142,21 @@ def test_copies_of_puzzle_files_are_used_once(made, tmp_path, capsys):
     assert f"note  a.json: a (1).json has its {len(items)} puzzles, so they are used once" in said
     assert "note  b.jsonl: a (1).json has its 5 puzzles, so they are used once" in said
     assert manifest(tmp_path / "out")["splits"]["train"]["puzzles"] == len(items) + 3
+
+
+def test_a_copy_that_is_damaged_besides_is_listed_as_bad(made, tmp_path, capsys):
+    items = json.loads((made / "train" / "train_data.json").read_bytes())
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.json").write_text(json.dumps(items))
+    (tmp_path / "in" / "b.jsonl").write_text(f"{json.dumps(items[0])}\n{{bad\n")
+    assert run(tmp_path / "in", "--out", tmp_path / "out", "--quiet", "--split", "none") == 1
+    said = capsys.readouterr().out
+    assert "note  b.jsonl: a.json has its 1 puzzles, so they are used once" in said
+    assert "bad   b.jsonl: line 2" in said
+
+
+def test_a_file_that_is_given_twice_is_used_once(tmp_path):
+    path = write(small(), tmp_path / "in" / "a.h5ad")
+    shutil.copy(path, tmp_path / "a.h5ad")
+    assert run(path, path.parent, tmp_path / "a.h5ad", "--out", tmp_path / "out", *FEW) == 0
+    assert [entry["status"] for entry in manifest(tmp_path / "out")["inputs"]] == ["used", "copy", "copy"]
