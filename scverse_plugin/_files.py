@@ -20,7 +20,6 @@ from recipe.cello1.formats.atomic import check_place, replacing
 from recipe.cello1.formats.machine import limited_memory
 from recipe.cello1.formats.stores import (
     BadFileError,
-    check_store,
     chunk_notes,
     close_store,
     column_notes,
@@ -101,50 +100,48 @@ def one_line(error: BaseException) -> str:
 
 
 def check_input(path: Path) -> None:
-    """Check that there is an h5ad file or a zarr store, and nothing else by that name."""
+    """Check that there is something to read."""
     if not path.exists():
         raise FileNotFoundError(f"input: {path} does not exist; correct the path")
-    try:
-        check_store(path)
-    except BadFileError as error:
-        raise ValueError(f"input: {path}: {error}") from None
 
 
 def read_object(path: Path) -> AnnData:
-    """Read an h5ad file or a zarr store."""
+    """Read an h5ad file or a zarr store: opened once to be checked, and to be looked into where anndata does not."""
     check_input(path)
+    try:
+        root = open_store(path)
+    except BadFileError as error:
+        raise ValueError(f"input: {path}: {error}") from None
     try:
         with limited_memory():
             adata = ad.read_zarr(path) if path.is_dir() else ad.read_h5ad(path)
-            _look_into(adata, path)
+            _look_into(adata, root, zarr=path.is_dir())
             return adata
     except Exception as error:
         remedy = remedy_of(error) or "if it is whole, write it again with anndata"
         msg = f"input: {path} cannot be read as an AnnData object ({type(error).__name__}: {one_line(error)}); {remedy}"
         raise ValueError(msg) from error
-
-
-def _look_into(adata: AnnData, path: Path) -> None:
-    """Name what anndata leaves as numbers of an enumeration, and say which chunks of a zarr store are missing."""
-    root = open_store(path)
-    try:
-        for table, frame in (("obs", adata.obs), ("var", adata.var)):
-            for name in frame.columns:
-                _spell_out(frame, name, root[table])
-        notes = []
-        for place in ("X", "raw/X", *(f"layers/{name}" for name in adata.layers)):
-            if place in root and not hasattr(root[place], "keys"):
-                notes += chunk_notes(root[place], place, "zeros")
-        texts = adata.obs.select_dtypes(["category", "object", "string"]) if path.is_dir() else pd.DataFrame()
-        for name, column in texts.items():  # numbers are no groups, and often all 0
-            if f"obs/{name}" not in root:
-                continue
-            first = column.cat.categories[:1] if isinstance(column.dtype, pd.CategoricalDtype) else ()
-            notes += column_notes(root[f"obs/{name}"], f"obs/{name}", *first)
-        for note in notes:
-            logg.warning(note)
     finally:
         close_store(root)
+
+
+def _look_into(adata: AnnData, root: Any, *, zarr: bool) -> None:
+    """Name what anndata leaves as numbers of an enumeration, and say which chunks of a zarr store are missing."""
+    for table, frame in (("obs", adata.obs), ("var", adata.var)):
+        for name in frame.columns:
+            _spell_out(frame, name, root[table])
+    notes = []
+    for place in ("X", "raw/X", *(f"layers/{name}" for name in adata.layers)):
+        if place in root and not hasattr(root[place], "keys"):
+            notes += chunk_notes(root[place], place, "zeros")
+    texts = adata.obs.select_dtypes(["category", "object", "string"]) if zarr else pd.DataFrame()
+    for name, column in texts.items():  # numbers are no groups, and often all 0
+        if f"obs/{name}" not in root:
+            continue
+        first = column.cat.categories[:1] if isinstance(column.dtype, pd.CategoricalDtype) else ()
+        notes += column_notes(root[f"obs/{name}"], f"obs/{name}", *first)
+    for note in notes:
+        logg.warning(note)
 
 
 def _spell_out(frame: pd.DataFrame, name: str, table: Any) -> None:

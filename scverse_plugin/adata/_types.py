@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import pandas as pd
 from anndata import AnnData
 from scanpy import logging as logg
 
@@ -33,8 +32,9 @@ def read_types(
     elif reference is not None:
         msg = "reference is given, but cell_types is no column name; name the column of reference.obs with the types"
         raise ValueError(msg)
-    if isinstance(cell_types, pd.Series):
-        cell_types = list(dict.fromkeys(map(str, cell_types.tolist())))
+    if getattr(cell_types, "ndim", 0) == 1:  # a column, or its values: of pandas, or numpy
+        columns: Any = cell_types
+        cell_types = list(dict.fromkeys(map(str, columns.tolist())))
     types = checked_types(cell_types, "cell_types")
     return dict.fromkeys(samples if samples is not None else ("",), types), False
 

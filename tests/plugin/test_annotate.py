@@ -726,6 +726,11 @@ def test_the_remedy_for_numbers_makes_no_group_of_missing_ones():
         lambda adata: pd.Index(TYPES),
         lambda adata: np.array(TYPES),
         lambda adata: [*TYPES[:-1], "mono\u200bcyte", np.nan, "unknown", "", None],
+        lambda adata: [*TYPES, "N/A", "n.a.", "-", "?", "NULL", "Not available", "Unassigned", pd.NA, pd.NaT],
+        lambda adata: adata.obs["truth"],
+        lambda adata: adata.obs["truth"].values,
+        lambda adata: adata.obs["truth"].astype(str).to_numpy(),
+        lambda adata: adata.obs["truth"].astype("string").array,
         lambda adata: "truth",
     ],
 )
@@ -737,6 +742,23 @@ def test_any_iterable_is_a_list_of_types_and_unknown_is_none(make):
     adata.obs.loc["cell2", "truth"] = "nan"
     _, engine = run(adata, make(adata), n_votes=2)
     assert {puzzle.candidates for puzzle, _ in engine.asked} == {tuple(sorted(TYPES))}
+
+
+@pytest.mark.parametrize("said", ["N/A", "-", "?", "Missing", "not_reported", "Unassigned", "NaT", "unknown cells"])
+def test_a_group_that_says_nothing_gets_no_label(said, monkeypatch):
+    log, adata = logged(monkeypatch), toy()
+    adata.obs["leiden"] = adata.obs["leiden"].cat.rename_categories({"1": said})
+    run(adata, n_votes=1)
+    assert cello1_df(adata).index.tolist() == ["0", "2", "3"] and adata.obs["cello1"].isna().sum() == 20
+    assert "20 cells have no group in adata.obs['leiden']" in log.getvalue()
+
+
+@pytest.mark.parametrize("name", ["NK", "NA cell", "+", "CD4-", "NAT", "other", "-1"])
+def test_a_group_that_only_looks_like_nothing_is_one(name):
+    adata = toy()
+    adata.obs["leiden"] = adata.obs["leiden"].cat.rename_categories({"1": name})
+    run(adata, n_votes=1)
+    assert name in cello1_df(adata).index and adata.obs["cello1"].notna().all()
 
 
 def test_features_that_are_no_genes_are_left_out():

@@ -11,6 +11,8 @@ import pytest
 
 from recipe.cello1.__main__ import main
 from recipe.cello1.formats.atomic import held
+from recipe.cello1.formats.stores import open_store
+from scverse_plugin import _files
 from scverse_plugin._commands import demo, serve
 from tests.helpers.readme import ROOT
 from tests.helpers.stub_server import Server
@@ -41,6 +43,17 @@ def test_annotate_through_a_server(file, tmp_path, capsys):
     assert html.is_file() and "T/NK cell" in capsys.readouterr().out
     assert main(["report", str(out), "-o", str(tmp_path / "again.html"), "--key", "mine"]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.html", "in.h5ad", "out.h5ad", "out.html"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["in.h5ad", "in.zarr"])
+def test_the_input_is_opened_once(tmp_path, capsys, monkeypatch, name):
+    adata, opened = toy(), []
+    getattr(adata, f"write_{name.split('.')[1]}")(tmp_path / name)
+    monkeypatch.setattr(_files, "open_store", lambda path: (opened.append(path), open_store(path))[1])
+    argv = ["annotate", str(tmp_path / name), "-o", str(tmp_path / "out.h5ad"), "--groupby", "leiden"]
+    assert main([*argv, "--cell-types", "truth", "--dry-run"]) == 0
+    assert opened == [tmp_path / name]
 
 
 def test_of_two_runs_with_one_output_the_second_says_why_it_does_nothing(file, tmp_path, capsys):

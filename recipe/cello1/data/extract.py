@@ -15,7 +15,7 @@ import numpy as np
 
 from recipe.cello1.data.expression.reader import CellReader, OnCells
 from recipe.cello1.data.expression.store import Store
-from recipe.cello1.data.fingerprints import VALUE_SEPARATOR
+from recipe.cello1.data.fingerprints import VALUE_SEPARATOR, hash64
 from recipe.cello1.data.pool import (
     CellTable,
     Peers,
@@ -54,6 +54,8 @@ class Job:
     threads: int = 1
     # Where to write the cell records, if wanted
     records: str | None = None
+    # Rows of cells that are not used, since they are used from another file, or from an earlier row, by its name
+    repeated: Mapping[str, np.ndarray] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,13 @@ class FileResult:
     copy_of: str = ""
     # Size and content hash of the file, see :func:`file_fingerprint`
     fingerprint: dict[str, Any] = field(default_factory=dict)
+    # Of the cells that can be used, in the order of their rows: a hash of name and donor, uint64, and the row
+    cells: tuple[np.ndarray, np.ndarray] | None = field(default=None, compare=False)
+
+
+def what_has(other: str, job: Job) -> str:
+    """Say which file has a cell, too."""
+    return "the file has them twice" if other == job.name else f"{other} has them, too"
 
 
 def file_fingerprint(path: str | Path) -> dict[str, Any]:
@@ -121,7 +130,7 @@ def process_file(job: Job, progress: OnCells | None = None) -> FileResult:
 def _process(store: Store, job: Job, progress: OnCells, known: dict[str, Any]) -> FileResult:
     settings = job.settings
     rng = settings.rng("file", job.name)
-    table = read_table(store, settings, rng)
+    table = read_table(store, settings, rng, {what_has(other, job): rows for other, rows in job.repeated.items()})
     reader = CellReader(store, settings, job.threads, progress)
     table, few = _without_poor_cells(table, reader, settings)
     notes = [*table.notes, *few]
@@ -137,7 +146,19 @@ def _process(store: Store, job: Job, progress: OnCells, known: dict[str, Any]) -
     ids = dict(zip(rows.tolist(), names, strict=True))
     puzzles = _puzzles(store, job, table, chosen, genes, ids)
     n_records = _write_records(store, job, table, reader) if job.records else 0
-    return FileResult(job.name, puzzles, tuple(notes), table.n_cells, len(table.pool), n_records, fingerprint=known)
+    donors = np.array([hash64(name) for name in table.donors.categories], dtype=np.uint64)
+    # Times an odd number, so that name and donor are no longer of one weight.
+    keys = store.name_hashes[table.usable] * np.uint64(31) + donors[table.donors.codes[table.usable]]
+    return FileResult(
+        job.name,
+        puzzles,
+        tuple(notes),
+        table.n_cells,
+        len(table.pool),
+        n_records,
+        fingerprint=known,
+        cells=(keys, table.usable),
+    )
 
 
 def _without_poor_cells(table: CellTable, reader: CellReader, settings: PuzzleSettings) -> tuple[CellTable, list[str]]:

@@ -32,10 +32,11 @@ _LETTER = re.compile(r"[^\W\d_]")
 _NO_DONOR = re.compile(
     r"(pool(ed|s)?|mix(ed|ture)?|multiplex(ed)?|multiple|various|several|unassigned|doublets?|ambiguous|negative)"
     r"([ _-]*(donor|sample|patient|subject|individual|human|mouse|mice|animal)s?)?([ _-]*\d+|[ _-]+[a-z]\d*)?|"
-    r"(pool(ed)?|mix(ture)?)[\W_]+(of|from)[\W_].*|pool(ed)?[ _-]*\(.*\)|multi[ _-]?(donor|sample|patient)s?|"
-    r"n[./]?a\.?|null|nat|missing|not[ _-](available|applicable|reported|known)|unknown[ _-](donor|patient|sample)|"
+    r"(pool(ed)?|mix(ture)?)[\W_]+(of|from)[\W_].*|pool(ed)?[ _-]*\(.*\)|multi([ _-]?(donor|sample|patient)s?)?|"
+    r"nat|unknown[ _-](donor|patient|sample)|pooled[\W_].*|.*[\W_]pool(ed|s)?([ _-]*\d+)?|"
+    r"(\d+|two|three|four|many)[ _-]*(donors|samples|patients|subjects|individuals|mice|animals)|"
     r"pool(ed)?\W.*[,;].*|.*\|\|.*|"  # a list of people
-    r"(?P<who>[^\W\d_]+[ _-]*)\d+(\s*([,;&+/]|and)\s*(?P=who)\d+)+|"  # D1+D2
+    r"(?P<who>[^\W\d_]+[ _-]*)\d+(\s*([,;&+/|]|and)\s*(?P=who)\d+)+|"  # D1+D2
     r"(donor|sample|patient|subject|individual)s[ _-]*\d+\W+(and\W+|to\W+)?\d+.*",
     re.IGNORECASE,
 )

@@ -68,7 +68,7 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--keep-duplicates",
         action="store_true",
-        help="take cells whose is_primary_data is False, too: CELLxGENE has them in another data set",
+        help="take cells that are there again, too: that an input before has, or, by is_primary_data, another data set",
     )
     for name, what in (("type", "cell type"), ("donor", "donor"), ("batch", "batch, used where a file has it")):
         group.add_argument(f"--{name}-column", help=f"column of obs: {what} (%(default)s)")

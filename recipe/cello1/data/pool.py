@@ -22,6 +22,7 @@ from recipe.cello1.task.text import canonical_id, clean_value
 SUSPENSION = "suspension_type"
 PRIMARY = "is_primary_data"
 ANY_SUSPENSION = "any"
+KEEP_THEM = "keep them with keep_duplicates=True"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,8 @@ class CellTable:
     donors: Labels
     # The same; ``None`` where the file has none
     batches: Labels | None
-    # int64, sorted: rows that may be drawn from
+    # int64, sorted: rows of cells that can be used, and those of them that may be drawn from
+    usable: np.ndarray
     pool: np.ndarray
     # What was left out and why
     notes: tuple[str, ...]
@@ -45,8 +47,10 @@ class CellTable:
         return self.types.take(rows), self.donors.take(rows), None if self.batches is None else self.batches.take(rows)
 
 
-def read_table(store: Store, settings: PuzzleSettings, rng: np.random.Generator) -> CellTable:
-    """Read the metadata and draw the pool."""
+def read_table(
+    store: Store, settings: PuzzleSettings, rng: np.random.Generator, repeated: Mapping[str, np.ndarray] | None = None
+) -> CellTable:
+    """Read the metadata and draw the pool, without the cells that are there again, by what is to be said of them."""
     columns = store.columns("obs")
     notes = []
     usable = np.ones(store.n_obs, dtype=bool)
@@ -62,7 +66,7 @@ def read_table(store: Store, settings: PuzzleSettings, rng: np.random.Generator)
         leave_out(~_is(kinds, settings.suspension.lower()), f"their {SUSPENSION} is not {settings.suspension!r}")
     if PRIMARY in columns and not settings.keep_duplicates:
         copies = _is(store.labels(PRIMARY, canonical_id), "false", "0", "no")
-        leave_out(copies, f"{PRIMARY} is False: other data sets have them (keep them with keep_duplicates=True)")
+        leave_out(copies, f"{PRIMARY} is False: other data sets have them ({KEEP_THEM})")
     types = _column(store, columns, settings.type_column, "name the column of the cell types with type_column=")
     leave_out(types.codes < 0, f"{settings.type_column} names no type")
     dropped = settings.excluded_types(types.categories)
@@ -78,12 +82,14 @@ def read_table(store: Store, settings: PuzzleSettings, rng: np.random.Generator)
     if pools := [name for name in donors.categories if not donor_id(name)]:
         codes = [donors.categories.index(name) for name in pools]
         leave_out(np.isin(donors.codes, codes), f"{settings.donor_column} is {', '.join(pools)}, which is no donor")
+    for why, rows in (repeated or {}).items():
+        leave_out(np.isin(np.arange(store.n_obs), rows), f"{why} ({KEEP_THEM})")
     batches = store.labels(settings.batch_column, canonical_id) if settings.batch_column in columns else None
 
-    pool = np.flatnonzero(usable)
+    rows = pool = np.flatnonzero(usable)
     if settings.max_cells and len(pool) > settings.max_cells:
         pool = np.sort(rng.choice(pool, settings.max_cells, replace=False))
-    return CellTable(types, donors, batches, pool, tuple(notes), store.n_obs)
+    return CellTable(types, donors, batches, rows, pool, tuple(notes), store.n_obs)
 
 
 def _column(

@@ -13,8 +13,9 @@ it was stopped. Exit code 1: something could not be used (it is listed, with a r
 train and test share something and --fail-on-leak is given.
 
 Values are taken for counts or log-normalised expression; scaled or CLR values without a sign cannot be told from these.
-A file with the content of another, cells that another data set has (is_primary_data), pooled donors and names that are
-no gene symbols are left out, with a note; the tissue of a cell culture, which names its type, stays out of the context.
+A file with the content of another, cells that another data set (is_primary_data) or an input before has, pooled donors
+and names that are no gene symbols are left out, with a note; the tissue of a cell culture, which names its type, stays
+out of the context.
 
 ``python -m recipe.cello1 prepare --from-hub ncbi/CellPuzzles --out DIR`` does it for a published data set, and
 ``prepare train.json test.json --out DIR`` for local files in that form (JSON, JSONL, parquet).
@@ -25,7 +26,6 @@ no gene symbols are left out, with a note; the tissue of a cell culture, which n
 from __future__ import annotations
 
 import argparse
-import filecmp
 import os
 import sys
 from collections.abc import Sequence
@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.cello1.data.build import MANIFEST, DataSet, Source, build
+from recipe.cello1.data.copies import repeated_cells, same_content, without_repeated_puzzles
 from recipe.cello1.data.expression.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.data.extract import FileResult, Job
 from recipe.cello1.data.options import (
@@ -49,7 +50,7 @@ from recipe.cello1.data.published import OWN_FILES, Imported, read_hub, read_puz
 from recipe.cello1.data.resume import drop_part, load_part, part_puzzles, save_part
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.data.workers import cpu_count, default_workers, run_jobs
-from recipe.cello1.formats.atomic import held
+from recipe.cello1.formats.atomic import check_place, held
 from recipe.cello1.formats.puzzle_files import PUZZLE_SUFFIXES
 from recipe.cello1.task.prompt import Variant
 from recipe.cello1.task.text import in_options
@@ -61,7 +62,10 @@ _UNREAD = {
     **{f".zarr.{packed}": "unpack it" for packed in ("zip", "tar", "tar.gz", "tgz")},
     ".h5mu": "write one of its modalities as h5ad: mudata['NAME'].write('NAME.h5ad')",
     **{kind: "convert it to h5ad" for kind in (".loom", ".h5seurat", ".h5", ".hdf5", ".rds", ".rdata")},
-    **{f".h5ad.{part}": "fetch it again, it is half there" for part in ("part", "crdownload", "download", "aria2")},
+    **{
+        f".h5ad.{part}": "fetch it again, it is half there"
+        for part in ("part", "crdownload", "download", "aria2", "tmp")
+    },
     ".ndjson": "rename it to .jsonl",
 }
 _LONGEST_NAME = 200  # bytes: what is written has up to 255, with a side and, while it is written, more
@@ -83,7 +87,8 @@ def run(args: argparse.Namespace) -> str | None:
     """Run the command."""
     check(args)
     settings = settings_of(args)
-    with held(args.out / MANIFEST, "out"):
+    check_place(args.out / MANIFEST)
+    with held(args.out / MANIFEST):
         return _run(args, settings)
 
 
@@ -97,7 +102,10 @@ def _run(args: argparse.Namespace, settings: PuzzleSettings) -> str | None:
         if inputs.expression:
             return _prepare_expression(args, settings, inputs)
         check_for_puzzles(args, build_parser())
-        sources, failures = _imported([_read_if_possible(path, settings.variant) for path in inputs.puzzles])
+        read, notes = without_repeated_puzzles([_read_if_possible(path, settings.variant) for path in inputs.puzzles])
+        for note in notes:
+            _say(f"note  {note}")
+        sources, failures = _imported(read)
         failures += [f"{result.name}: {result.reason}; {result.remedy}" for result in inputs.bad]
         named = {source.split for source in sources}
         default_split, about = "given" if {"train", "test"} <= named else "donor", {}
@@ -140,15 +148,21 @@ def _prepare_expression(args: argparse.Namespace, settings: PuzzleSettings, inpu
     # The machines of a cluster may have fewer processors than this one, and then a task would wait for ever.
     threads = args.threads or (1 if args.ray_address else max(1, cpu_count() // workers))
     jobs = [_job(path, name, settings, threads, args) for path, name in files]
-    results = [*_process(jobs, args, workers), *inputs.bad]
-    bad = [result for result in results if result.reason]
+    results = _process(jobs, args, workers)
+    if not settings.keep_duplicates:
+        jobs, results = _without_repeats(jobs, results, args, workers)
     good = [result for result in results if not result.reason and not result.copy_of]
+    sources = [
+        Source(job.name, partial(part_puzzles, args.out, job))
+        for job, result in zip(jobs, results, strict=True)
+        if not result.reason and not result.copy_of
+    ]
+    results = [*results, *inputs.bad]
     _report_files(results)
-    sources = [Source(result.name, partial(part_puzzles, args.out, result.name)) for result in good]
     about = {"inputs": [_about(result) for result in results]}
     records = [f"{RECORDS}/{result.name}.json" for result in good if args.raw and result.n_records]
     found = build(sources, args.out, settings, plan_of(args, args.split or "donor"), about, records)
-    return _finish(args, found, bool(bad))
+    return _finish(args, found, any(result.reason for result in results))
 
 
 def _job(path: Path, name: str, settings: PuzzleSettings, threads: int, args: argparse.Namespace) -> Job:
@@ -166,7 +180,7 @@ def _process(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> lis
         results = {job.name: found for job in jobs if (found := load_part(args.out, job)) is not None}
     left = [job for job in jobs if job.name not in results]
     for job in left:
-        drop_part(args.out, job.name)
+        drop_part(args.out, job)
     if results:
         print(f"{len(results)} of {len(jobs)} files were done before", file=sys.stderr)
     for job, result in run_jobs(
@@ -180,9 +194,24 @@ def _process(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> lis
     return [results[job.name] for job in jobs]
 
 
+def _without_repeats(
+    jobs: Sequence[Job], results: Sequence[FileResult], args: argparse.Namespace, workers: int
+) -> tuple[list[Job], list[FileResult]]:
+    """Do files again that have cells of another one, without these, and take those without others for copies."""
+    good = [job for job, result in zip(jobs, results, strict=True) if not result.reason]
+    again, copies = repeated_cells(args.out, good)
+    of = {job.name: job for job in jobs} | {job.name: job for job in again}
+    found = {result.name: result for result in (*results, *_process(again, args, workers), *copies)}
+    for copy in copies:
+        if (records := of[copy.name].records) is not None:
+            Path(records).unlink(missing_ok=True)
+    return [of[job.name] for job in jobs], [found[job.name] for job in jobs]
+
+
 def _about(result: FileResult) -> dict[str, Any]:
     if result.copy_of:
-        return {"name": result.name, "status": "copy", "copy_of": result.copy_of}
+        notes = {"notes": list(result.notes)} if result.notes else {}
+        return {"name": result.name, "status": "copy", "copy_of": result.copy_of, **notes}
     about: dict[str, Any] = {"name": result.name, "status": "bad" if result.reason else "used", **result.fingerprint}
     if result.reason:
         return {**about, "reason": result.reason, "remedy": result.remedy}
@@ -278,28 +307,20 @@ def _usable_files(found: _Found) -> list[tuple[Path, str]]:
                 name, f"its name has more than {_LONGEST_NAME} bytes, which leaves no room for a suffix", "rename it"
             )
         elif (other := first.setdefault(name, path)) is not path:
+            if same_content(path, other):
+                found.bad.append(FileResult(name + path.suffix, copy_of=name))
+                continue
             reason = f"{other} and {path} would both be called {name!r}, and the first is used"
             found.add_bad(name + path.suffix, reason, "rename one of them, or leave it out")
         else:
             size = path.stat().st_size if path.is_file() else -1
             others = of_size.setdefault(size, [])
-            if same := next((known for known, kept in others if _same_content(path, kept)), ""):
+            if same := next((known for known, kept in others if same_content(path, kept)), ""):
                 found.bad.append(FileResult(name, copy_of=same))
                 del first[name]
             else:
                 others.append((name, path))
     return [(path, name) for name, path in first.items()]
-
-
-def _same_content(one: Path, other: Path) -> bool:
-    """Compare two files of one size, or two stores."""
-    try:
-        if not one.is_dir() or not other.is_dir():
-            return one.is_file() and other.is_file() and (one.samefile(other) or filecmp.cmp(one, other, shallow=False))
-        parts = [sorted(path.relative_to(top) for path in top.rglob("*") if path.is_file()) for top in (one, other)]
-        return parts[0] == parts[1] and all(_same_content(one / part, other / part) for part in parts[0])
-    except OSError:  # reading it will say why
-        return False
 
 
 def _is_expression(path: Path) -> bool:
@@ -317,7 +338,7 @@ def _report_files(results: Sequence[FileResult]) -> None:
     for result in results:
         for note in result.notes:
             _say(f"note  {result.name}: {note}")
-        if result.copy_of:
+        if result.copy_of and not result.notes:
             _say(f"note  {result.name}: same content as {result.copy_of}, so it is used once")
     for result in results:
         if result.reason:

@@ -34,7 +34,8 @@ class PuzzleSettings(GeneLists):
     min_genes: int = 1
     # Value of ``suspension_type`` of the cells to use, or ``"any"``
     suspension: str = "cell"
-    # Whether to use cells that other data sets have, too: those whose ``is_primary_data`` is False
+    # Whether to use cells that other data sets have, too: those whose ``is_primary_data`` is False, and those that an
+    # input before has
     keep_duplicates: bool = False
     # Columns of ``obs``. The batch column is used where a file has it
     type_column: str = "cell_type"

@@ -9,12 +9,12 @@ CELLxGENE's ``obs`` and of the data sets named in ``DATASET_FIELDS``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from recipe.cello1.task.text import clean_value, join_list, on_one_line
+from recipe.cello1.task.text import clean_value, join_list, list_entries, on_one_line
 
 _INTRO = "The cell is from"
 INTRO_FIELDS: tuple[tuple[str, str], ...] = (
@@ -24,6 +24,7 @@ INTRO_FIELDS: tuple[tuple[str, str], ...] = (
     ("tissue", ", originating from the {value}"),
 )
 DISEASE_FIELD = "disease"
+_HEALTHY = "normal"
 CONTEXT_FIELDS: tuple[str, ...] = (*[name for name, _ in INTRO_FIELDS], DISEASE_FIELD)
 
 
@@ -237,7 +238,7 @@ TISSUE_KIND = "tissue_type"
 _CULTURE = "cell culture"  # in brackets after the tissue where there is no such column yet
 
 
-def names_type(tissue: object, kind: object, types: Collection[str]) -> bool:
+def names_type(tissue: object, kind: object, types: Set[str]) -> bool:
     """Say whether a tissue would give a cell's type away: it is one of the types, or that of a cell culture.
 
     Parameters
@@ -251,9 +252,10 @@ def names_type(tissue: object, kind: object, types: Collection[str]) -> bool:
     -------
     Whether to leave it out of the context.
     """
-    text = clean_value(tissue).lower()
-    culture = clean_value(kind).lower().endswith(_CULTURE) or text.endswith(f"{_CULTURE})")
-    return culture or text in types or text.removesuffix("s") in types
+    if clean_value(kind).lower().endswith(_CULTURE):
+        return True
+    texts = list_entries(clean_value(tissue).lower())
+    return any(text.endswith(f"{_CULTURE})") or not types.isdisjoint((text, text.removesuffix("s"))) for text in texts)
 
 
 def build_context(
@@ -262,6 +264,10 @@ def build_context(
     rules: Mapping[str, FieldRule] = FIELD_RULES,
 ) -> str:
     """Write the context sentences of a donor.
+
+    A list (``"diabetes || asthma"``, as CELLxGENE writes it) is written as "diabetes and asthma", where the published
+    code would have its bars; ``normal`` counts only where it stands alone. Of an extra column whose rule knows values,
+    each entry has its own sentence.
 
     Parameters
     ----------
@@ -283,10 +289,13 @@ def build_context(
     ValueError
         If an extra column has no rule.
     """
-    known = {name: value for name in CONTEXT_FIELDS if (value := join_list(on_one_line(obs.get(name))))}
+    listed = {name: list_entries(on_one_line(obs.get(name))) for name in CONTEXT_FIELDS}
+    if len(findings := listed[DISEASE_FIELD]) > 1:  # who has a disease is not healthy beside it
+        listed[DISEASE_FIELD] = [finding for finding in findings if finding.lower() != _HEALTHY]
+    known = {name: value for name, entries in listed.items() if (value := join_list(entries))}
     intro = _INTRO + "".join(text.replace("{value}", known[name]) for name, text in INTRO_FIELDS if name in known)
     if disease := known.get(DISEASE_FIELD):
-        healthy = disease.lower() == "normal"
+        healthy = disease.lower() == _HEALTHY
         finding = "is healthy with no diagnosed disease" if healthy else f"has been diagnosed with {disease}"
         intro += f". The patient {finding}."
     sentences = [intro]
@@ -294,9 +303,10 @@ def build_context(
         if name not in rules:
             msg = f"extra: no rule says how to write the column {name!r}; known are {', '.join(sorted(rules))}"
             raise ValueError(msg)
-        value = join_list(on_one_line(obs.get(name)))
-        if value and (sentence := rules[name].sentence(value, sentences)):
-            sentences.append(sentence)
+        entries = list_entries(on_one_line(obs.get(name)))
+        if not (rules[name].values or rules[name].endings):
+            entries = [join_list(entries)] if entries else []
+        sentences += dict.fromkeys(filter(None, (rules[name].sentence(entry, sentences) for entry in entries)))
     return " ".join(sentences)
 
 

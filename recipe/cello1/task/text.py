@@ -6,9 +6,17 @@ import math
 import re
 import unicodedata
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from decimal import Decimal
 
-UNUSABLE = frozenset({"", "nan", "unknown", "none", "na", "<na>"})  # "<NA>" is how pandas prints its missing value
+# How tables write that there is nothing; "<NA>" and "NaT" are how pandas prints it ("NAT" is normal adjacent tissue).
+_NOTHING = re.compile(
+    r"[-\u2012-\u2015\u2212?.*_/\\#~!'\"()\[\]<> ]*|<?#?n[/.]?a\.?>?|-?nan|none|null|missing|"
+    r"unknown([ _-]cells?)?([ _-]types?)?|un(available|specified|defined|determined|identified)|"
+    r"un(assigned|annotated|classified|labell?ed)([ _-]cells?)?|"
+    r"not[ _-](available|applicable|reported|recorded|provided|collected|specified|determined|known|assigned)",
+    re.IGNORECASE,
+)
 # What a terminal obeys or cannot show: control characters, line separators, marks of direction, halves of characters.
 _OBEYED = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -35,10 +43,11 @@ def normal_form(text: str) -> str:
 
 
 def is_usable(value: object) -> bool:
-    """Say whether a value of a table says anything: not None, NaN, or text that is empty, nan, unknown, none or na."""
+    """Say whether a value of a table says anything: not None, NaN, or text like unknown, N/A, null, -."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
-    return normal_form(str(value)).strip().lower() not in UNUSABLE
+    text = " ".join(normal_form(str(value)).split())
+    return text != "NaT" and _NOTHING.fullmatch(text) is None
 
 
 def clean_value(value: object) -> str:
@@ -87,7 +96,14 @@ def shown(value: object, limit: int = 80) -> str:
     return text if len(text) <= limit else f"{text[:limit]}... ({len(text):,} characters)"
 
 
-def join_list(text: str) -> str:
-    """Write a list with CELLxGENE's separator ``||`` as a sentence has it; entries that say nothing are left out."""
-    entries = [entry for entry in re.split(r"\s*\|\|\s*", text) if is_usable(entry)]
+def list_entries(text: str) -> list[str]:
+    """Split a list with CELLxGENE's separator ``||``, each entry once; those that say nothing are left out."""
+    entries = re.split(r"\s*\|\|\s*", text)
+    if len(entries) > 1:
+        entries = list(dict.fromkeys(entry.strip() for entry in entries))
+    return [entry for entry in entries if is_usable(entry)]
+
+
+def join_list(entries: Sequence[str]) -> str:
+    """Write a list as a sentence has it."""
     return " and ".join([", ".join(entries[:-1]), entries[-1]] if len(entries) > 1 else entries)

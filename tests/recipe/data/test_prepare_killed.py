@@ -21,7 +21,7 @@ prepare("warm")()  # compiles what all of them need
 seconds = finish(prepare("whole"))
 found = kill_often(prepare("killed"), 0.2 * seconds, look)
 finish(prepare("killed"))
-(folder / "found.json").write_text(json.dumps([*found, look()]))
+(folder / "found.json").write_text(json.dumps([[*found, look()], at_once(prepare("both"))]))
 """
 
 
@@ -29,10 +29,11 @@ finish(prepare("killed"))
 def test_twenty_kills_lose_and_repeat_nothing(tmp_path):
     for i in range(12):
         write(toy_adata(i, n_cells=60, n_donors=2, donor_prefix=f"d{i}_"), tmp_path / "in" / f"file{i}.h5ad")
-    parts = kill_scenario(SCENARIO, tmp_path)
+    parts, codes = kill_scenario(SCENARIO, tmp_path)
+    assert codes == [0, 1]  # of two at once one works, and one does not
     assert len(parts) >= KILLS and len({len(done) for done in parts}) > 3  # they died in the middle of it
     for before, after in zip(parts, parts[1:], strict=False):
         assert before.items() <= after.items()  # no file is read again
     assert len(parts[-1]) == 12
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
+    assert content(tmp_path / "killed") == content(tmp_path / "whole") == content(tmp_path / "both")
     assert not list((tmp_path / "killed").rglob("*.tmp"))

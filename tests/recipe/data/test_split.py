@@ -438,6 +438,15 @@ def test_the_form_of_an_id(value, canonical):
         "NaT",
         "Not available",
         "unknown donor",
+        "donors pooled",
+        "mouse pool",
+        "D1_D2_pool",
+        "healthy-pool 2",
+        "Pooled_healthy",
+        "D1|D2",
+        "multi",
+        "2 donors",
+        "three mice",
     ],
 )
 def test_names_of_several_people_are_no_donor(name):
@@ -456,6 +465,11 @@ def test_names_of_several_people_are_no_donor(name):
         "Pool1_donor3",
         "Nat 2",
         "NA12878",
+        "Liverpool",
+        "whirlpool 2",
+        "2 donor",
+        "multi3",
+        "D1|left",
     ],
 )
 def test_names_of_donors(name):

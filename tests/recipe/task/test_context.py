@@ -59,6 +59,13 @@ def test_wording_of_the_published_items():
         ({"self_reported_ethnicity": "European || Han"}, " with European and Han background"),
         ({"disease": "A || unknown||B || C"}, ". The patient has been diagnosed with A, B and C."),
         ({"tissue": "unknown || nan", "sex": "||"}, ""),
+        ({"disease": "normal || asthma"}, ". The patient has been diagnosed with asthma."),
+        ({"disease": "gout||Normal || asthma "}, ". The patient has been diagnosed with gout and asthma."),
+        ({"disease": "normal || unknown"}, ". The patient is healthy with no diagnosed disease."),
+        ({"disease": "normal || normal"}, ". The patient is healthy with no diagnosed disease."),
+        ({"disease": "gout || gout", "sex": "N/A"}, ". The patient has been diagnosed with gout."),
+        ({"tissue": "lung || blood || -", "sex": "male"}, " a male, originating from the lung and blood"),
+        ({"sex": "male||female", "development_stage": "not available"}, " a male and female"),
     ],
 )
 def test_what_is_unknown_is_left_out_as_published(obs, sentences):
@@ -156,6 +163,35 @@ def test_every_shipped_rule_is_tested_and_used():
             assert text == "" or text.endswith("."), name
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "sentences"),
+    [
+        ("BMI", "20 || 22", "The patient's BMI is 20 and 22."),
+        (
+            "smoking_status",
+            "Former || hist of marijuana use",
+            ("The patient is a former smoker. The patient has a history of marijuana use."),
+        ),
+        ("ever_smoker", "yes || current smoker", "The patient is a smoker."),
+        ("medical_conditions", "epilepsy || N/A", "The patient has a history of epilepsy."),
+        (
+            "harm_tumor.type",
+            "PBMC||Lung",
+            ("The sample is from peripheral blood mononuclear cells. The patient has been diagnosed with lung cancer."),
+        ),
+        (
+            "harm_condition",
+            "colon_T || liver_M",
+            ("The sample is from tumor tissue in the colon. The sample is from metastatic liver tumor."),
+        ),
+        ("author_tumor_subsite", "Left Ovary || Omentum", "The tissue was collected from the left ovary and omentum."),
+        ("Genotype", "APL || ?", "The patient is diagnosed with acute promyelocytic leukemia (APL)."),
+    ],
+)
+def test_lists_in_extra_fields(name, value, sentences):
+    assert build_context({name: value}, extra=[name]) == f"The cell is from {sentences}"
+
+
 def test_extra_fields_follow_in_the_order_asked_for():
     obs = {"disease": "normal", "eGFR": "60-69", "BMI": 22, "hypertension": "unknown"}
     assert build_context(obs, extra=DATASET_FIELDS["kidney"]) == (
@@ -233,6 +269,9 @@ def test_context_fits_on_one_line(obs):
         ("brain", "organoid", False),
         ("blood", float("nan"), False),
         (None, None, False),
+        ("blood || T cell", "tissue", True),
+        ("blood || HeLa (cell culture)", None, True),
+        ("blood || lung", "tissue", False),
     ],
 )
 def test_a_tissue_that_names_the_type(tissue, kind, expected):

@@ -16,6 +16,7 @@ from recipe.cello1.task.text import (
     in_options,
     is_usable,
     join_list,
+    list_entries,
     normal_form,
     shown,
     visible,
@@ -92,6 +93,29 @@ UNUSABLE = [
     " \n",
     "<NA>",
     "\ufeff",
+    "N/A",
+    "n/a ",
+    "n.a.",
+    "#N/A",
+    "-nan",
+    "NaT",
+    "NULL",
+    "-",
+    "--",
+    "\u2014",
+    "?",
+    "...",
+    "_",
+    "Missing",
+    "not available",
+    "Not_Applicable",
+    "not\u00a0reported",
+    "unknown cell",
+    "Unknown cell type",
+    "Unassigned",
+    "unclassified cells",
+    "unlabelled",
+    "undetermined",
 ]
 
 
@@ -102,7 +126,24 @@ def test_unusable_values(value):
     assert [puzzle.labels for puzzle in drawn_from([value, "x"], size=1)] == [("x",)]
 
 
-@pytest.mark.parametrize("value", [0, 0.0, False, "no", "n/a tissue", "nana", math.inf])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(0, 0.0, False, "no", "n/a tissue", "nana", math.inf, "-1", "+", "CD4-", "\u2640", "NAT", "other", "Nan Li"),
+        *(
+            "NK",
+            "NA cell",
+            "NA12878",
+            "null cell",
+            "N",
+            "none of these",
+            "not B cell",
+            "unknown 3",
+            "unassigned T cell",
+        ),
+        *("MISSING1", "Unclassified lymphocyte", "nonneuronal cell", "unspecific progenitor", "T?", "A-"),
+    ],
+)
 def test_usable_values(value):
     assert is_usable(value)
     assert clean_value(value)
@@ -118,10 +159,17 @@ def test_type_of_nothing_but_what_nobody_sees_is_empty():
 
 
 def test_lists_become_sentences():
-    assert join_list("a") == "a"
-    assert join_list("a || b") == "a and b"
-    assert join_list("a||b || NA || c") == "a, b and c"
-    assert join_list(" || unknown") == ""
+    for text, sentence in {
+        "a": "a",
+        " a ": " a ",  # as the published contexts have it
+        "a || b": "a and b",
+        "a||b || NA || c": "a, b and c",
+        " a || a\t||\u00a0b ": "a and b",
+        " || unknown": "",
+        "n/a||-|| a": "a",
+        "a | b": "a | b",
+    }.items():
+        assert join_list(list_entries(text)) == sentence
 
 
 def test_long_texts_are_cut_in_messages():

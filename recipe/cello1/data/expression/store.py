@@ -34,6 +34,7 @@ class Store:
         self.path = Path(path)
         self.file: BinaryIO | None = None  # the same file for raw chunks
         self.notes: list[str] = []  # what is to be said of what was read
+        self.name_hashes = np.empty(0, np.uint64)  # of all cells, once cell ids were read
         self._structured: dict[str, Any] = {}  # tables of anndata before 0.7
         self._limit = ExitStack()
         self.root = open_store(self.path)
@@ -107,7 +108,8 @@ class Store:
                 hashes.append(pd.util.hash_array(names, categorize=False))
                 inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + _NAME_BLOCK)] - start
                 found += _texts(names[inside])
-        known = pd.Index(np.concatenate(hashes))
+        self.name_hashes = np.concatenate(hashes)
+        known = pd.Index(self.name_hashes)
         if known.is_unique:
             return found, 0
         n_repeated = known[known.duplicated()].nunique()
