@@ -20,7 +20,7 @@ gpu_set() {
   settings=$("$ours" -I recipe/cello1/launch/environment.py uv-settings)
   eval "$settings"
   printf 'flash-attn\n' >"$folder/without"
-  "$ours" -I -m uv pip compile --quiet setup.py --extra gpu --python-version 3.12 --python-platform x86_64-unknown-linux-gnu \
+  "$ours" -I -m uv pip compile --quiet setup.py --extra gpu --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
     --constraints requirements/gpu.txt --excludes "$folder/without" --no-annotate --no-header --output-file "$folder/resolved"
   grep -E '^(torch|vllm|transformers|trl|verl)==' "$folder/resolved"
   vllm=$(sed -n 's/^vllm==//p' "$folder/resolved")
