@@ -3,6 +3,7 @@
 
 # A module of the working directory is not taken for an installed one.
 export PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export CELLO1_LIMIT_TEMPLATES=1 # vLLM renders a prompt of its own when it starts
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}" VLLM_NO_USAGE_STATS="${VLLM_NO_USAGE_STATS:-1}"
 
 for _name in OUTPUT H5AD MODEL TRAIN_DATA VAL_DATA TENSORBOARD_DIR; do # relative paths start here, wherever a process runs
