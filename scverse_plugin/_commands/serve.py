@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if not entry_points(group="vllm.general_plugins", name="cello1_templates"):
         raise RuntimeError(
-            "the installation lacks the vLLM plugin cello1_templates, without which chat templates run unbounded; install "
-            "it again: python -m pip install --no-deps --editable ."
+            "the installation lacks the vLLM plugin cello1_templates, without which chat templates run unbounded; "
+            "install it again: python -m pip install --no-deps --editable ."
         )
     # The same Python, whatever is on PATH.
     run = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]

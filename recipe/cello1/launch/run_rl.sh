@@ -78,6 +78,9 @@ settings+=("hardware=$HARDWARE")
 
 # shellcheck source=run_env.sh
 source "$here/run_env.sh"
+for module in "$OUTPUT"/*.{py,pyc,so} "$OUTPUT"/*/__init__.*; do
+  [ ! -e "$module" ] || fail "OUTPUT=$OUTPUT holds Python modules ($module), which Ray would load; choose another OUTPUT"
+done
 cd "$OUTPUT" # Ray puts the working directory first on the path of its workers
 
 if [ -z "${MODEL:-}" ]; then

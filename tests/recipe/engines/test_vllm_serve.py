@@ -10,7 +10,6 @@ from recipe.cello1.task.scoring import score_answer
 from tests.helpers.processes import free_port, served
 from tests.helpers.toy_model import build_toy_model, toy_puzzles
 
-
 HOSTILE = "{% if 'boom' in messages[0].content %}{{ 7 ** (10**9) }}{% endif %}{{ 'a'|center(LENGTH) if nothing }}"
 
 
@@ -30,8 +29,8 @@ def test_a_server_renders_within_bounds(tmp_path, monkeypatch):
         start_engine("openai", "toy", base_url=url, timeout=60, retries=0) as engine,
     ):
         found = [dict(engine.generate([request], Sampling(max_tokens=3)))[0] for request in asked]
-    assert [bool(getattr(reply, "error", "")) for reply in found] == [False, True, False], found
-    assert "it makes or moves more than" in found[1].error
+    assert found[0].tokens == 3
+    assert all("it makes or moves more than" in reply.error for reply in found[1:]), "it is stopped once and for all"
 
 
 @pytest.mark.integration
