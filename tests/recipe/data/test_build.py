@@ -12,7 +12,7 @@ from recipe.cello1.data.extract import FileResult, Job, process_file
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.items import item_to_puzzle
 from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
-from recipe.cello1.formats.rl_parquet import read_rl_parquet
+from recipe.cello1.formats.rl_parquet import iter_parquet
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.prompt import messages, render_user
 from recipe.cello1.task.scoring import score_answer
@@ -62,7 +62,7 @@ def test_every_puzzle_is_solved_by_its_answer(made):
 
 
 def test_parquet_is_what_verl_reads(made):
-    rows = read_rl_parquet(made / "rl" / "train.parquet")
+    rows = list(iter_parquet(made / "rl" / "train.parquet"))
     puzzles = load_puzzles(made / "train" / "train_data.json").puzzles
     assert [row["prompt"] for row in rows] == [messages(puzzle) for puzzle in puzzles]
     assert [row["extra_info"]["index"] for row in rows] == list(range(52))

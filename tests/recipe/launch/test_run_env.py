@@ -337,7 +337,7 @@ def test_without_a_network_the_blood_cells_are_taken_with_a_note(start, tmp_path
     assert run(start(CELLS="pancreas", OUTPUT=str(tmp_path / "b"))).returncode == 1
 
 
-# ------------------------------------------------------------------------------------ an OUTPUT that a stranger has made
+# ----------------------------------------------------------------------------------- an OUTPUT that a stranger has made
 
 INPUTS = {"MODEL": "m", "TRAIN_DATA": "t", "VAL_DATA": "v"}
 
@@ -382,7 +382,9 @@ def test_modules_in_the_output_are_not_loaded(start, tmp_path, script, name):
     (tmp_path / "out" / name).touch()
     found = run(start(script, **INPUTS))
     assert found.returncode == 2 and not calls(tmp_path, "verl.trainer.main_ppo")
-    assert found.stderr.startswith(f"error: OUTPUT={tmp_path}/out holds Python modules ({tmp_path}/out/{name}), which Ray ")
+    assert found.stderr.startswith(
+        f"error: OUTPUT={tmp_path}/out holds Python modules ({tmp_path}/out/{name}), which Ray "
+    )
     assert found.stderr.count("\n") == 1
 
 
