@@ -165,6 +165,21 @@ def test_a_manifest_cannot_have_other_files_removed(folder, tmp_path, key):
     build(folder, out)
 
 
+@pytest.mark.parametrize("name", [".parts", "train", "test", "rl", "train/kidney", ".parts/lung"])
+def test_links_do_not_have_files_elsewhere_replaced(folder, tmp_path, capsys, name):
+    """An output folder may be a stranger's, too."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for file in ("train_data.json", "train.parquet", "file2.h5ad.json", "file2.json", "file2_train.json"):
+        (mine / file).write_text("mine")
+    link = tmp_path / "out" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine)
+    assert run(folder, "--out", tmp_path / "out", *FEW) == 1
+    assert f"{link} is a link to {mine}, where nothing is overwritten; remove it" in capsys.readouterr().err
+    assert {path.read_text() for path in mine.iterdir()} == {"mine"} and len([*mine.iterdir()]) == 5
+
+
 def test_an_interrupted_rebuild_leaves_nothing_behind(folder, tmp_path, monkeypatch):
     assert run(folder, "--out", tmp_path, "--raw", *FEW) == 0
 
