@@ -49,7 +49,7 @@ def limit_templates() -> None:
     """Let transformers, and what takes jinja2's sandbox by its name, render templates within bounds, from now on."""
     from transformers.utils import chat_template_utils
 
-    sandbox.ImmutableSandboxedEnvironment = BoundedSandbox  # type: ignore[misc]
+    sandbox.ImmutableSandboxedEnvironment = BoundedSandbox
     if chat_template_utils.ImmutableSandboxedEnvironment is not BoundedSandbox:
         chat_template_utils.ImmutableSandboxedEnvironment = BoundedSandbox
         chat_template_utils._compile_jinja_template.cache_clear()
@@ -224,10 +224,11 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         super().__init__(*args, **{**kwargs, "finalize": _counted})
         self.globals["namespace"] = _Namespace
         del self.globals["lipsum"]  # makes any amount of text
-        filters, tests, self.filters, self.tests = self.filters, self.tests, _Paid(), _Paid()
-        for table, functions in ((self.filters, filters), (self.tests, tests)):
-            for name, function in functions.items():
-                table[name] = function
+        for table in ("filters", "tests"):
+            paid = _Paid()
+            for name, function in getattr(self, table).items():
+                paid[name] = function
+            setattr(self, table, paid)
         dict.update(self.filters, _counted=_counted, _steps=_steps)
 
     def from_string(self, source: Any, *args: Any, **kwargs: Any) -> Template:

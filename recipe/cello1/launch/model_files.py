@@ -18,7 +18,7 @@ from recipe.cello1.formats.model_folder import read_json_object, refuse_pointer
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 _LONGEST_HEADER = 100_000_000  # bytes, as the format says
 _SAMPLE = 1 << 16  # bytes at the begin, in the middle and at the end of each tensor that are looked at
-_EXPONENTS = {  # of NaN and infinity
+_EXPONENTS: dict[str, tuple[np.dtype[Any], int]] = {  # of NaN and infinity
     "BF16": (np.dtype("<u2"), 0x7F80),
     "F16": (np.dtype("<u2"), 0x7C00),
     "F32": (np.dtype("<u4"), 0x7F800000),
