@@ -110,9 +110,9 @@ def open_store(path: str | Path) -> Any:
     else:
         root = _open_hdf5(path)
     try:
-        _check_kind(root)
-        if path.is_dir():
-            with reading("the zarr store"):
+        with reading("the zarr store" if path.is_dir() else "the HDF5 file"):
+            _check_kind(root)
+            if path.is_dir():
                 _check_chunks(root)
     except BaseException:
         close_store(root)
