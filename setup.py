@@ -124,7 +124,11 @@ setup(
         ],
         # verl imports what it finds here in every process; the module registers itself.
         "verl.plugins": ["cello1_cpu = cello1_verl.plugin.platform.platform_cpu"],
-        # vLLM calls it in every process; it acts only in those of a CPU training run.
-        "vllm.general_plugins": ["cello1_cpu = cello1_verl.workers.rollout.vllm_rollout.cpu_weight_sync:register"],
+        # vLLM calls them in every process. The first acts only in those of a CPU training run, the second in those of
+        # any training and of `cello1 serve`.
+        "vllm.general_plugins": [
+            "cello1_cpu = cello1_verl.workers.rollout.vllm_rollout.cpu_weight_sync:register",
+            "cello1_templates = recipe.cello1.formats.template_limits:limit_in_vllm",
+        ],
     },
 )

@@ -9,12 +9,19 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from recipe.cello1.engines.protocol import LOGITS_PROCESSOR
+from recipe.cello1.formats.chat_template import render_chat
+from recipe.cello1.formats.model_folder import check_names
 from recipe.cello1.formats.provenance import NOT_INSTALLED, package_versions
+from recipe.cello1.formats.template_limits import LIMIT_TEMPLATES, TemplateLimitError
+from recipe.cello1.task.prompt import LAYOUTS, messages
+from recipe.cello1.task.puzzle import Puzzle
 
 LOOPBACK = "127.0.0.1"
+_PROBE = Puzzle((("CD3D", "CD3E"), ("MS4A1", "CD79A")), ("B cell", "T cell"), context="The cells are from blood.")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,12 +41,33 @@ def serve_command(model: Path, *, port: int = 8000, name: str | None = None, mor
     if not (model / "config.json").is_file():
         msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
         raise FileNotFoundError(msg)
+    check_names(model)
+    if not any(word.startswith("--chat-template") for word in more):
+        _check_template(model)
     command = ["vllm", "serve", str(model), "--host", LOOPBACK, "--port", str(port)]
     command += ["--served-model-name", name or str(model), "--logits-processors", LOGITS_PROCESSOR]
     if _vllm_on_cpu():
         # A prompt cut in two makes vLLM turn a seeded request's random generator back, which CPU generators refuse.
         command.append("--no-enable-chunked-prefill")
     return [*command, *more]
+
+
+def _check_template(model: Path) -> None:
+    """Refuse a chat template that takes too much, or leaves out what is asked."""
+    if importlib.util.find_spec("transformers") is None:
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):  # which vLLM tells, or reads in a way of its own
+        return
+    for layout in LAYOUTS:
+        try:
+            render_chat(tokenizer, messages(_PROBE, layout))
+        except ValueError as error:  # many templates know no system message
+            if layout != "system" or isinstance(error.__cause__, TemplateLimitError):
+                raise ValueError(f"model: {model}: {error}") from None
 
 
 def _vllm_on_cpu() -> bool:
@@ -51,7 +79,7 @@ def _vllm_on_cpu() -> bool:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     command = serve_command(args.model, port=args.port, name=args.name, more=args.rest)
-    environment = {"VLLM_NO_USAGE_STATS": "1"}
+    environment = {"VLLM_NO_USAGE_STATS": "1", LIMIT_TEMPLATES: "1"}
     print(*(f"{key}={value}" for key, value in environment.items()), shlex.join(command), flush=True)
     if args.print_only:
         return 0
@@ -59,6 +87,11 @@ def run(args: argparse.Namespace) -> int:
         raise RuntimeError(
             "vLLM is not installed; use an environment made by recipe/cello1/launch/setup_env.sh, or another server "
             "(Ollama, llama.cpp, a cloud provider): cello1 annotate --engine openai --base-url URL --model NAME"
+        )
+    if not entry_points(group="vllm.general_plugins", name="cello1_templates"):
+        raise RuntimeError(
+            "the installation lacks the vLLM plugin cello1_templates, without which chat templates run unbounded; "
+            "install it again: python -m pip install --no-deps --editable ."
         )
     # The same Python, whatever is on PATH.
     run = [sys.executable, "-m", "vllm.entrypoints.cli.main", *command[1:]]

@@ -124,7 +124,17 @@ def test_serve_line_is_on_loopback_and_constrains(version, flags, tmp_path, caps
     monkeypatch.setattr(serve, "package_versions", lambda names: dict.fromkeys(names, version))
     assert main(["serve", str(tmp_path), "--port", "8123", "--print-only", "--", "--max-model-len", "512"]) == 0
     assert capsys.readouterr().out.split() == [
-        *("VLLM_NO_USAGE_STATS=1", "vllm", "serve", str(tmp_path), "--host", "127.0.0.1", "--port", "8123"),
+        *(
+            "VLLM_NO_USAGE_STATS=1",
+            "CELLO1_LIMIT_TEMPLATES=1",
+            "vllm",
+            "serve",
+            str(tmp_path),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "8123",
+        ),
         *("--served-model-name", str(tmp_path)),
         *("--logits-processors", "recipe.cello1.engines.constrained.vllm_processor:MatchingLogitsProcessor"),
         *flags,
@@ -136,19 +146,64 @@ def test_serve_runs_vllm_and_names_the_extra_without_it(tmp_path, monkeypatch, c
     (tmp_path / "config.json").write_text("{}")
     stub = tmp_path / "path" / "vllm" / "entrypoints" / "cli"
     stub.mkdir(parents=True)
-    told = "import os, sys\nprint('stub', sys.argv[1:], os.environ['VLLM_NO_USAGE_STATS'])\nsys.exit(7)\n"
+    told = "import os, sys\nprint('stub', sys.argv[1:], os.environ['CELLO1_LIMIT_TEMPLATES'])\nsys.exit(7)\n"
     (stub / "main.py").write_text(told)
     for folder in (stub, stub.parent, stub.parents[1]):
         (folder / "__init__.py").touch()
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(serve, "entry_points", lambda **wanted: [wanted])
     assert main(["serve", str(tmp_path)]) == 7
     assert f"stub ['serve', '{tmp_path}', '--host', '127.0.0.1'" in capfd.readouterr().out
+    monkeypatch.setattr(serve, "entry_points", lambda **wanted: [])
+    assert main(["serve", str(tmp_path)]) == 1
+    assert "the installation lacks the vLLM plugin cello1_templates" in capfd.readouterr().err
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None)
     assert main(["serve", str(tmp_path)]) == 1
     assert (
         "vLLM is not installed; use an environment made by recipe/cello1/launch/setup_env.sh" in capfd.readouterr().err
     )
+
+
+NO_SYSTEM = "{% for m in messages %}{{ raise_exception('no') if m.role == 'system' }}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ 'ab' * 10**9 }}", "it makes or moves more than"),
+        (
+            "{% if messages[0].role == 'system' %}{{ 7 ** (10**8) }}{% endif %}{{ messages[-1].content }}",
+            "moves more than",
+        ),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "moves more than"),
+        ("{{ messages[0].content|urlize }}", "it uses urlize, which may take any time"),
+        ("a" * 300_000, "it has 300,000 characters"),
+        ("{{ messages[0].role }}", "it leaves out what the user says"),
+        ("{{ messages[0].content.x.y }}", "cannot be applied to user"),
+        (NO_SYSTEM, ""),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", ""),
+    ],
+)
+def test_a_template_is_tried_before_it_is_served(tmp_path, template, said, capsys):
+    pytest.importorskip("transformers")
+    from tests.helpers.toy_model import build_toy_tokenizer
+
+    tokenizer = build_toy_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    assert main(["serve", str(tmp_path), "--print-only"]) == bool(said)
+    out, err = capsys.readouterr()
+    assert said in err and err.count("\n") == bool(said) and bool(out) != bool(said)
+    assert main(["serve", str(tmp_path), "--print-only", "--", "--chat-template", "mine.jinja"]) == 0
+
+
+def test_a_model_that_names_files_elsewhere_is_not_served(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../../secret"}}')
+    assert main(["serve", str(tmp_path), "--print-only"]) == 1
+    assert "names '../../secret', outside of its folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

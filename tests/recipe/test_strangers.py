@@ -5,11 +5,13 @@ import json
 import os
 import pickle
 import pty
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from recipe.cello1.formats.puzzle_files import write_puzzles
@@ -65,7 +67,7 @@ def test_pickle_is_read_in_one_place_and_yaml_in_another():
         assert not (name == "np.load" and not says(keywords.get("allow_pickle", ast.Constant(False)), False)), where
         if name in ("yaml.load", "yaml.safe_load", "yaml.full_load", "yaml.unsafe_load", "OmegaConf.load"):
             seen.add(where.split(":")[0])
-    assert seen == {"recipe/cello1/rl/sharded.py", "recipe/cello1/formats/yaml_file.py"}
+    assert seen == {"recipe/cello1/formats/model_folder.py", "recipe/cello1/formats/yaml_file.py"}
 
 
 def test_verl_is_told_to_trust_no_model():
@@ -141,6 +143,131 @@ def test_verls_merger_reads_tensors_only(model, tmp_path):
     with pytest.raises(RuntimeError, match="verl.model_merger failed"):
         _merge(_complete(actor, str(model), tmp_path / "whole"), tmp_path / "out", actor, trusted=False)
     assert not mark.exists()
+
+
+def saved(kind: str, file: Path, mark: Path) -> None:
+    """Write what runs code where it is unpickled, or what cannot be read, as a file of a checkpoint."""
+    import torch
+
+    value = {"state": {}, "x": [Trap(mark)] if kind != "object" else torch.nn.Linear(1, 1)}
+    if kind in ("zip", "object", "cut off", "linked"):
+        torch.save(value, file)
+    elif kind == "legacy":
+        torch.save(value, file, _use_new_zipfile_serialization=False)
+    elif kind == "array":
+        torch.save({"x": np.array([Trap(mark)], dtype=object)}, file)
+    elif kind == "script":
+        torch.jit.script(torch.nn.Linear(1, 1)).save(file)
+    else:
+        file.write_bytes({"pickle": pickle.dumps(Trap(mark)), "empty": b"", "text": b"c__builtin__\n"}[kind])
+    if kind == "cut off":
+        file.write_bytes(file.read_bytes()[:-99])
+    if kind == "linked":
+        (file.parent.rename(file.parent.with_name("elsewhere")))
+        file.parent.symlink_to("elsewhere")
+
+
+SAVED = ("zip", "legacy", "array", "pickle", "object", "script", "cut off", "empty", "text", "linked")
+RANK = "world_size_1_rank_0.pt"
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("place", [f"actor/{part}_{RANK}" for part in ("model", "optim", "extra_state")] + ["data.pt"])
+def test_a_checkpoint_that_a_training_would_go_on_from(tmp_path, kind, place):
+    """verl unpickles all of these files, whatever they hold."""
+    pytest.importorskip("torch")
+    from recipe.cello1.rl.sharded import check_shards
+
+    file = tmp_path / "step" / place
+    file.parent.mkdir(parents=True)
+    saved(kind, file, tmp_path / "ran")
+    with pytest.raises(ValueError, match="holds more than tensors, and could run code|cannot be read") as found:
+        check_shards(tmp_path / "step")
+    assert str(file) in str(found.value) and "\n" not in str(found.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def random_states() -> dict:
+    """As trainers keep them."""
+    import torch
+
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+
+
+def test_an_own_checkpoint_is_gone_on_from(tmp_path):
+    torch = pytest.importorskip("torch")
+    from recipe.cello1.rl.sharded import check_shards
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+    (tmp_path / "critic").mkdir()
+    kept = {"model": model, "optim": optimizer, "extra_state": scheduler}
+    for name, part in kept.items():
+        state = part.state_dict() | ({"rng": random_states()} if name == "extra_state" else {})
+        torch.save(state, tmp_path / "critic" / f"{name}_{RANK}")
+    torch.save({"_num_yielded": 3, "_snapshot": {"a": [1, None, (2.5, "x")]}}, tmp_path / "data.pt")
+    check_shards(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [(), ("--trust-checkpoint",), ("trainer.resume_mode=disable",), ("elsewhere",)])
+def test_training_goes_on_from_tensors_only(model, tmp_path, capsys, given):
+    pytest.importorskip("verl")
+    from recipe.cello1.formats.rl_parquet import write_rl_parquet
+
+    write_rl_parquet(tmp_path / "d.parquet", toy_puzzles(64), "train")
+    words = ["--model", str(model), "--train", str(tmp_path / "d.parquet"), "--val", str(tmp_path / "d.parquet")]
+    words += ["--run", str(tmp_path / "run"), "--config", "cello1_grpo", *(w for w in given if w[0] == "-")]
+    words += ["--", "hardware=cpu", "data.max_prompt_length=700", "data.max_response_length=16"]
+    words += ["actor_rollout_ref.rollout.max_model_len=720", *(w for w in given if w.startswith("trainer"))]
+    assert command("preflight")(words) == 0, capsys.readouterr().err
+    run, step = tmp_path / "run", tmp_path / ("run/grpo" if "elsewhere" not in given else "other") / "global_step_2"
+    step.mkdir(parents=True)
+    saved("zip", step / "data.pt", tmp_path / "ran")
+    if "elsewhere" in given:
+        words += ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={step}"]
+        assert command("preflight")(words) == 1
+        assert f"{step}/data.pt holds more than tensors" in capsys.readouterr().err
+        return
+    (run / "grpo" / "latest_checkpointed_iteration.txt").write_text("2")
+    capsys.readouterr()
+    assert command("preflight")(words) == (not given)
+    error = capsys.readouterr().err
+    assert ("data.pt holds more than tensors, and could run code; set trust_checkpoint" in error) == (not given)
+    assert error.count("\n") == (not given) and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", SAVED[:-1])
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "scheduler.pt", "optimizer.bin"])
+def test_sft_goes_on_from_tensors_only(tmp_path, kind, name):
+    pytest.importorskip("torch")
+    from recipe.cello1.cold_start.sft import _latest_checkpoint
+
+    checkpoint = tmp_path / "checkpoints" / "checkpoint-3"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 3}')
+    saved("zip", checkpoint / "training_args.bin", tmp_path / "ran")
+    assert _latest_checkpoint(checkpoint.parent) == checkpoint
+    saved(kind, checkpoint / name, tmp_path / "ran")
+    with pytest.raises(ValueError, match=f"{name} (holds more than tensors|cannot be read)"):
+        _latest_checkpoint(checkpoint.parent)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_sft_removes_no_folder_elsewhere(tmp_path):
+    from recipe.cello1.cold_start.sft import _latest_checkpoint
+
+    (tmp_path / "mine" / "checkpoint-7").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match="checkpoint-7 is incomplete, and lies elsewhere .*; remove it yourself"):
+        _latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert (tmp_path / "mine" / "checkpoint-7").is_dir()
 
 
 def start(engine: str, folder: Path, **options) -> None:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from recipe.cello1.cold_start.sft_data import ByLength, load_examples, split_evaluation, training_row
 from recipe.cello1.formats.atomic import append_jsonl, held, read_items, sha256, write_items
 from recipe.cello1.formats.chat_template import end_of_turn
-from recipe.cello1.formats.model_folder import check_model_path, model_fingerprint, save_model
+from recipe.cello1.formats.model_folder import check_model_path, load_pickled, model_fingerprint, save_model
 from recipe.cello1.formats.provenance import check_same_run, write_run
 from recipe.cello1.formats.yaml_file import read_config
 from recipe.cello1.task.prompt import check_layout
@@ -147,7 +147,14 @@ def _latest_checkpoint(folder: str | Path) -> Path | None:
             found.append((int(number), path))
     for step, path in sorted(found, reverse=True):
         if _is_whole(path, step):
+            for file in path.iterdir():
+                if file.suffix in (".bin", ".pt", ".pth") and file.name != "training_args.bin":  # which nobody reads
+                    load_pickled(
+                        file, "no training wrote that; remove the checkpoint, or take another output", mmap=True
+                    )
             return path
+        if not path.resolve().is_relative_to(Path(folder).parent.resolve()):
+            raise ValueError(f"output: {path} is incomplete, and lies elsewhere ({path.resolve()}); remove it yourself")
         shutil.rmtree(path)
     return None
 

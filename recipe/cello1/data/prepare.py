@@ -47,7 +47,7 @@ from recipe.cello1.data.options import (
     settings_of,
 )
 from recipe.cello1.data.published import OWN_FILES, Imported, read_hub, read_puzzle_file, split_in_name
-from recipe.cello1.data.resume import drop_part, load_part, part_puzzles, save_part
+from recipe.cello1.data.resume import FOLDER, drop_part, load_part, part_puzzles, save_part
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.data.workers import cpu_count, default_workers, run_jobs
 from recipe.cello1.formats.atomic import check_place, held
@@ -88,8 +88,20 @@ def run(args: argparse.Namespace) -> str | None:
     check(args)
     settings = settings_of(args)
     check_place(args.out / MANIFEST)
-    with held(args.out / MANIFEST):
+    with held(args.out / MANIFEST, "out"):
+        _check_links(args.out, (FOLDER, "cells", "rl", "test", "train", *(["val"] if args.val_size else [])))
         return _run(args, settings)
+
+
+def _check_links(out: Path, names: Sequence[str]) -> None:
+    """Refuse links that lead out of what is written to: files of the same names there are not ours to replace."""
+    todo = [out / name for name in names]
+    while todo:
+        place = todo.pop()
+        if place.is_symlink() and not place.resolve().is_relative_to(out.resolve()) and place.is_dir():
+            raise ValueError(f"out: {place} is a link to {place.resolve()}, where nothing is overwritten; remove it")
+        if place.is_dir() and not place.is_symlink():
+            todo += [Path(entry.path) for entry in os.scandir(place) if entry.is_dir()]
 
 
 def _run(args: argparse.Namespace, settings: PuzzleSettings) -> str | None:

@@ -22,6 +22,7 @@ from recipe.cello1.engines.protocol import (
 )
 from recipe.cello1.engines.token_tree import Context
 from recipe.cello1.formats.machine import ON_THIS_MACHINE
+from recipe.cello1.formats.template_limits import limit_templates
 
 # For the start only, and only where the user has not set them.
 _QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", **ON_THIS_MACHINE}
@@ -81,6 +82,7 @@ class VllmEngine(LocalEngine):
                     f"vLLM cannot be imported ({error}); use an environment made by recipe/cello1/launch/setup_env.sh, "
                     "or a server (Ollama, llama.cpp, a cloud provider): engine 'openai' with its base_url"
                 ) from error
+            limit_templates()  # vLLM renders a prompt of its own when it starts
             on_cpu = current_platform.is_cpu()
             if on_cpu:
                 # A prompt cut in two makes vLLM turn the request's random generator back, which CPU generators refuse.

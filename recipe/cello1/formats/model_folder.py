@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
 import uuid
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from recipe.cello1.formats.atomic import read_json, sha256
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedTokenizerBase
 
 _POINTER = b"version https://git-lfs"
@@ -80,6 +85,29 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{error}; copy it again") from None
     raise ValueError(f"{file} must hold a JSON object, got {type(found).__name__}; copy it again")
+
+
+def load_pickled(file: Path, remedy: str, *, trusted: bool = False, mmap: bool = False) -> dict[str, torch.Tensor]:
+    """Read a file of torch: tensors, plain values and states of random generators, and nothing that runs."""
+    import numpy as np
+    import torch
+    import torch.distributed.tensor  # (DTensor, as verl writes weights, is a tensor only then)
+
+    rebuild = np.empty(0).__reduce__()[0]
+    harmless = [rebuild, (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype]
+    harmless.append(type(np.dtype(np.uint32)))
+    logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)  # on groups that nobody needs here
+    mmap = mmap and zipfile.is_zipfile(file)
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
+            warnings.simplefilter("ignore")  # of protocols that torch does not write
+            return torch.load(file, map_location="cpu", weights_only=not trusted, mmap=mmap)
+    except UnpicklingError:
+        raise ValueError(f"{file} holds more than tensors, and could run code; {remedy}") from None
+    except Exception as error:  # a stranger's file makes the unpickler raise anything
+        raise ValueError(
+            f"{file} cannot be read ({type(error).__name__}); it is damaged, or was not written by torch"
+        ) from None
 
 
 def model_fingerprint(model: str | Path) -> str:

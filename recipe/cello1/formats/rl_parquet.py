@@ -63,11 +63,6 @@ def n_rows(path: str | Path) -> int:
     return pq.read_metadata(path).num_rows
 
 
-def read_rl_parquet(path: str | Path) -> list[dict[str, Any]]:
-    """Read RL data and check every row of it."""
-    return list(_checked(Path(path)))
-
-
 def check_rl_parquet(path: str | Path) -> None:
     """Check every row of RL data, once: a file that passed is not checked again by this process or one it starts."""
     if Path(path).is_file() and sha256(path) in os.environ.get(CHECKED, "").split():

@@ -10,8 +10,9 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,11 @@ _BEGINNINGS = {
     rb"\s*<": ("is a web page or XML", "download it again: the address may want you to log in"),
 }
 _TOO_MANY_BYTES = 1 << 16  # beyond twice what an array has, which no compression makes of it
+# The least bytes that a chunk has, by the 16 at its beginning: the length that Blosc notes, four for each text.
+_SAID: dict[str, Callable[[bytes], int]] = {
+    "Blosc": lambda head: int.from_bytes(head[12:], "little"),
+    **dict.fromkeys(("VLenUTF8", "VLenBytes", "VLenArray"), lambda head: 4 + 4 * int.from_bytes(head[:4], "little")),
+}
 _ZARR_MARKS = ("zarr.json", ".zgroup", ".zattrs", ".zmetadata")
 
 
@@ -104,9 +110,9 @@ def open_store(path: str | Path) -> Any:
     else:
         root = _open_hdf5(path)
     try:
-        _check_kind(root)
-        if path.is_dir():
-            with reading("the zarr store"):
+        with reading("the zarr store" if path.is_dir() else "the HDF5 file"):
+            _check_kind(root)
+            if path.is_dir():
                 _check_chunks(root)
     except BaseException:
         close_store(root)
@@ -141,11 +147,29 @@ def _open_zarr(path: Path) -> Any:
     import numcodecs
 
     numcodecs.registry.codec_registry.pop("pickle", None)  # runs what it reads; only its recent versions refuse
+    for codec, said in _SAID.items():
+        _guard(getattr(numcodecs, codec), said)
     try:
         # Not by the consolidated metadata, which may tell of an earlier state.
         return zarr.open_group(str(path), mode="r", use_consolidated=False)
     except FileNotFoundError:
         return zarr.open_group(str(path), mode="r")
+
+
+def _guard(codec: Any, said: Callable[[bytes], int]) -> None:
+    """Refuse chunks that say to be longer than they are: numcodecs (0.16.6) lets C read on behind them, and crashes."""
+    decode = codec.decode
+    if hasattr(decode, "__wrapped__"):
+        return
+
+    @wraps(decode)
+    def checked(self: Any, buf: Any, *others: Any, **named: Any) -> Any:
+        chunk = memoryview(buf).cast("B")
+        if len(chunk) < (least := said(bytes(chunk[:16]).ljust(16, b"\xff"))):
+            raise ValueError(f"a chunk says that it has {least:,} bytes, and has {len(chunk):,}")
+        return decode(self, buf, *others, **named)
+
+    codec.decode = checked
 
 
 def _open_hdf5(path: Path) -> Any:

@@ -6,11 +6,14 @@
 
 That sandbox bounds the length of a range, and nothing else. The one below is put in its place, in the whole process,
 also for what others render in it, in any thread. Every step of a loop, call, filter and operation pays in advance for
-what it takes in and may make, so that none of them runs long by itself. Other processes (a server's) are not bounded.
+what it takes in and may make, so that none of them runs long by itself. vLLM's processes are bounded likewise, under
+the variable ``LIMIT_TEMPLATES``: its servers render each prompt, and compile templates in a sandbox of their own
+(``vllm/renderers/hf.py``, ``_resolve_chat_template_kwargs``, vLLM 0.27.1), which reckons what is constant in them.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
@@ -19,12 +22,13 @@ from contextlib import contextmanager
 from functools import partial, wraps
 from typing import Any
 
-from jinja2 import Template, nodes
+from jinja2 import Template, nodes, sandbox
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace, _PassArg
 from jinja2.visitor import NodeTransformer
 
+LIMIT_TEMPLATES = "CELLO1_LIMIT_TEMPLATES"  # environment variable
 MOST_ADDED = 1 << 20  # characters, beside what the messages have
 _TIME_LIMIT_S = 20  # of a thread's own time, for one prompt
 _WORK = 16  # times what may be made in the end: characters that are moved on the way
@@ -42,12 +46,19 @@ class TemplateLimitError(RuntimeError):
 
 
 def limit_templates() -> None:
-    """Let transformers render chat templates within bounds, from now on."""
+    """Let transformers, and what takes jinja2's sandbox by its name, render templates within bounds, from now on."""
     from transformers.utils import chat_template_utils
 
+    sandbox.ImmutableSandboxedEnvironment = BoundedSandbox
     if chat_template_utils.ImmutableSandboxedEnvironment is not BoundedSandbox:
         chat_template_utils.ImmutableSandboxedEnvironment = BoundedSandbox
         chat_template_utils._compile_jinja_template.cache_clear()
+
+
+def limit_in_vllm() -> None:
+    """Do so in a process of vLLM, which calls this as a plugin in all of them, where the variable asks for it."""
+    if os.environ.get(LIMIT_TEMPLATES):
+        limit_templates()
 
 
 @contextmanager
@@ -136,6 +147,13 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return paid
 
 
+class _Paid(dict[str, Callable[..., Any]]):
+    """Filters or tests, of which each is paid for, also one that is added later."""
+
+    def __setitem__(self, name: str, function: Callable[..., Any]) -> None:
+        super().__setitem__(name, _filter(name, function))
+
+
 class _Namespace(Namespace):
     """Namespaces may hold each other: none is written out."""
 
@@ -206,18 +224,21 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         super().__init__(*args, **{**kwargs, "finalize": _counted})
         self.globals["namespace"] = _Namespace
         del self.globals["lipsum"]  # makes any amount of text
+        for table in ("filters", "tests"):
+            paid = _Paid()
+            for name, function in getattr(self, table).items():
+                paid[name] = function
+            setattr(self, table, paid)
+        dict.update(self.filters, _counted=_counted, _steps=_steps)
 
     def from_string(self, source: Any, *args: Any, **kwargs: Any) -> Template:
         """Compile a template, once."""
-        if len(source) > _LONGEST:
-            raise TemplateLimitError(f"it has {len(source):,} characters, and {_LONGEST:,} may be")
-        for table in (self.filters, self.tests):
-            table.update({name: _filter(name, function) for name, function in table.items()})
-        self.filters |= {"_counted": _counted, "_steps": _steps}
         with _bounded(source):
             return super().from_string(source, *args, **kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        if len(source) > _LONGEST:
+            raise TemplateLimitError(f"it has {len(source):,} characters, and {_LONGEST:,} may be")
         return _Counting().visit(super()._parse(source, name, filename)).set_environment(self)
 
     @staticmethod

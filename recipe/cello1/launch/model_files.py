@@ -18,8 +18,11 @@ from recipe.cello1.formats.model_folder import read_json_object, refuse_pointer
 _WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 _LONGEST_HEADER = 100_000_000  # bytes, as the format says
 _SAMPLE = 1 << 16  # bytes at the begin, in the middle and at the end of each tensor that are looked at
-_EXPONENTS = {  # of NaN and infinity
-    **{"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)},
+_EXPONENTS: dict[str, tuple[np.dtype[Any], int]] = {  # of NaN and infinity
+    "BF16": (np.dtype("<u2"), 0x7F80),
+    "F16": (np.dtype("<u2"), 0x7C00),
+    "F32": (np.dtype("<u4"), 0x7F800000),
+    "F64": (np.dtype("<u8"), 0x7FF << 52),
 }
 
 
@@ -121,26 +124,32 @@ def _tensors(file: Path) -> dict[str, Any]:
             if length > min(size, _LONGEST_HEADER):
                 raise ValueError
             tensors = {name: entry for name, entry in json.loads(opened.read(length)).items() if name != "__metadata__"}
-            places = [(entry["dtype"].upper(), *map(index, entry["data_offsets"])) for entry in tensors.values()]
-            end = 8 + length + max(last for _, _, last in places)
-            if any(not 0 <= first <= last for _, first, last in places):
+            places = sorted((*map(index, entry["data_offsets"]),) for entry in tensors.values())
+            end = 8 + length + places[-1][1]
+            # One after another, as the format says: of tensors that all lie on one place, each would be read.
+            if [first for first, _ in places] != [0, *(last for _, last in places[:-1])] or places[-1][0] > places[-1][
+                1
+            ]:
+                raise ValueError
+            if not all(isinstance(entry["dtype"], str) for entry in tensors.values()):
                 raise ValueError
             if any(min(map(index, entry["shape"]), default=0) < 0 for entry in tensors.values()):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{file} is not a safetensors file, or it is cut off; copy it again") from None
         if end != size:
             raise ValueError(f"{file} has {size:,} of {end:,} bytes; copy it again")
         for name, entry in tensors.items():
-            if str(entry.get("dtype")).startswith("F8_"):
+            if entry["dtype"].startswith("F8_"):
                 raise ValueError(f"{file}: {name} is quantised, which cannot be trained; take the model it was made of")
-            kind, exponent = _EXPONENTS.get(entry.get("dtype"), ("", 0))
+            if entry["dtype"] not in _EXPONENTS:
+                continue
+            kind, exponent = _EXPONENTS[entry["dtype"]]
             first, last = entry["data_offsets"]
-            size_of = np.dtype(kind).itemsize if kind else 1
-            for begin in {first, first + (last - first) // 16 * 8, max(first, last - _SAMPLE)} if kind else ():
+            for begin in {first, first + (last - first) // 16 * 8, max(first, last - _SAMPLE)}:
                 opened.seek(8 + length + begin)
-                n = min(last - begin, _SAMPLE) // size_of
-                bits = np.frombuffer(opened.read(n * size_of), dtype=kind)
+                n = min(last - begin, _SAMPLE) // kind.itemsize
+                bits = np.frombuffer(opened.read(n * kind.itemsize), dtype=kind)
                 if ((bits & exponent) == exponent).any():
                     raise ValueError(f"{file}: {name} holds NaN or infinity; take an earlier checkpoint")
     return tensors

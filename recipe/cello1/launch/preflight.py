@@ -44,7 +44,7 @@ from recipe.cello1.formats.rl_rows import row_question
 from recipe.cello1.launch.batch_sizes import check_batches, check_lengths, check_rows, get
 from recipe.cello1.launch.model_files import ModelFacts, read_model, refuse_own_code
 from recipe.cello1.launch.resources import ask_cluster, check_cpus, check_disk, check_host_memory, check_memory
-from recipe.cello1.rl.export import TRACKER
+from recipe.cello1.rl.export import STEP_PREFIX, TRACKER, latest_step
 from recipe.cello1.task.prompt import chat, check_layout
 
 if TYPE_CHECKING:
@@ -277,6 +277,20 @@ def check_run(output: str | Path, identity: dict[str, Any]) -> None:
     write_run(output / RUN, identity)
 
 
+def check_resumed(output: Path, config: DictConfig) -> None:
+    """Check that a training will go on from tensors alone: verl unpickles whatever its checkpoint holds."""
+    if (mode := config.trainer.resume_mode) == "disable":
+        return
+    found = [file.parent / f"{STEP_PREFIX}{latest_step(file.parent)}" for file in output.glob(f"*/{TRACKER}")]
+    if mode == "resume_path" and (chosen := get(config, "trainer.resume_from_path")):
+        found = [output / str(chosen)]
+    if found:
+        from recipe.cello1.rl.sharded import check_shards
+
+        for checkpoint in found:
+            check_shards(checkpoint)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Describe the options."""
     parser = argparse.ArgumentParser()
@@ -285,6 +299,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--val", required=True, help="validation data, likewise")
     parser.add_argument("--run", required=True, type=Path, help="folder of the run; converted data go to RUN/data")
     parser.add_argument("--config", required=True, help="name of the training's configuration, cello1_grpo for example")
+    parser.add_argument(
+        "--trust-checkpoint",
+        action="store_true",
+        help="go on from a checkpoint of RUN even if it holds more than tensors, and could run code",
+    )
     parser.set_defaults(rest=[])
     parser.epilog = "After -- come Hydra overrides of the training."
     return parser
@@ -311,5 +330,7 @@ def run(args: argparse.Namespace) -> None:
     check_wandb(config)
     check_machine(config, facts, args.run)
     check_run(args.run, identity)
+    if not args.trust_checkpoint:
+        check_resumed(args.run, config)
     found = (str(train), str(val), os.environ.get(CHECKED, ""), "")
     sys.stdout.buffer.write(os.fsencode("\0".join(found)))  # names as they are, unlike what a terminal is shown

@@ -3,6 +3,7 @@
 
 # A module of the working directory is not taken for an installed one.
 export PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export CELLO1_LIMIT_TEMPLATES=1 # vLLM renders a prompt of its own when it starts
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}" VLLM_NO_USAGE_STATS="${VLLM_NO_USAGE_STATS:-1}"
 
 for _name in OUTPUT H5AD MODEL TRAIN_DATA VAL_DATA TENSORBOARD_DIR; do # relative paths start here, wherever a process runs
@@ -12,12 +13,20 @@ for _name in OUTPUT H5AD MODEL TRAIN_DATA VAL_DATA TENSORBOARD_DIR; do # relativ
 done
 { mkdir -p "$OUTPUT" && [ -w "$OUTPUT" ]; } 2>/dev/null || fail "OUTPUT=$OUTPUT cannot be written; choose another folder"
 if command -v flock >/dev/null; then
-  exec 9>"$OUTPUT/.lock"
+  exec 9>>"$OUTPUT/.lock" # which may be a link: nothing is cut off
   flock -w 60 9 || fail "another run is using OUTPUT=$OUTPUT; wait for it, stop it, or choose another OUTPUT"
 fi
+own_folder() { # what lies in a home, or was compiled, is run as it is: empty, unless it was made here, and not brought along
+  local seal=$1/.made-here
+  if ! [[ -s $seal && $(<"$seal") == "$(TZ=UTC stat -c "%i %w" "$1")" ]]; then
+    rm -rf "$1"
+    mkdir -p "$1"
+    TZ=UTC stat -c "%i %w" "$1" >"$seal"
+  fi
+}
 if ! [ -w "${HOME:-/nonexistent}" ]; then # as with `docker run --user`
   export HOME=$OUTPUT/home
-  mkdir -p "$HOME"
+  own_folder "$HOME"
 fi
 
 # The path of a socket ends at 107 characters, and Ray's lie 68 below its temporary folder, whose own name takes 14.
@@ -29,6 +38,7 @@ export TMPDIR HF_DATASETS_CACHE=$TMPDIR/datasets
 # taken apart at blanks and quotes.
 _caches=$OUTPUT/.cache
 [[ $OUTPUT =~ ^[A-Za-z0-9_./-]+$ ]] || _caches=$TMPDIR/cache
+own_folder "$_caches"
 for _cache in TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR VLLM_CACHE_ROOT MPLCONFIGDIR; do
   [ -n "${!_cache:-}" ] || declare -x "$_cache=$_caches/${_cache%%_*}"
 done

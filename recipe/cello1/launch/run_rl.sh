@@ -9,8 +9,9 @@
 # Variables: H5AD (file or folder of h5ad and zarr), PREPARE_ARGS (options of `cello1 prepare`, such as the columns), CELLS
 # (pancreas or pbmc: which cells are taken without H5AD), MODEL (folder or Hub id), TRAIN_DATA, VAL_DATA (RL parquet, or puzzle
 # JSON), OUTPUT (folder), HARDWARE (a file of config/hardware), NNODES, RAY_ADDRESS (a running Ray cluster, for several nodes),
-# SEED, TRAIN_ONLY (1: neither export nor evaluation). Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance. verl runs in OUTPUT,
-# where relative paths in overrides start.
+# SEED, TRAIN_ONLY (1: neither export nor evaluation), TRUST_CHECKPOINT (1: go on from a checkpoint that could run code).
+# Arguments are Hydra overrides, passed to verl as they are: +variant=dapo, for instance. verl runs in OUTPUT, where relative
+# paths in overrides start.
 # Killed and started again with the same OUTPUT it goes on where it was; with another model, data or settings it is refused.
 set -euo pipefail
 
@@ -77,6 +78,9 @@ settings+=("hardware=$HARDWARE")
 
 # shellcheck source=run_env.sh
 source "$here/run_env.sh"
+for module in "$OUTPUT"/*.{py,pyc,so} "$OUTPUT"/*/__init__.*; do
+  [ ! -e "$module" ] || fail "OUTPUT=$OUTPUT holds Python modules ($module), which Ray would load; choose another OUTPUT"
+done
 cd "$OUTPUT" # Ray puts the working directory first on the path of its workers
 
 if [ -z "${MODEL:-}" ]; then
@@ -105,14 +109,16 @@ export TENSORBOARD_DIR="${TENSORBOARD_DIR:-$OUTPUT/tensorboard}"
 if [ -n "${RAY_ADDRESS:-}" ]; then
   # The workers of a cluster that is there already have its environment, not this one, and it says itself what its nodes have.
   worker=+ray_kwargs.ray_init.runtime_env.env_vars
-  settings+=("$(set_text "$worker.VERL_FILE_LOGGER_PATH" @METRICS@)" "$(set_text "$worker.TENSORBOARD_DIR" "$TENSORBOARD_DIR")")
+  settings+=("$(set_text "$worker.VERL_FILE_LOGGER_PATH" @METRICS@)" "$(set_text "$worker.TENSORBOARD_DIR" "$TENSORBOARD_DIR")" "$(set_text "$worker.CELLO1_LIMIT_TEMPLATES" 1)")
   settings+=(ray_kwargs.ray_init.num_cpus=null)
   [ "$HARDWARE" != cpu ] || settings+=(ray_kwargs.ray_init.{num_gpus,object_store_memory}"=null")
 else
   settings+=(+ray_kwargs.ray_init.address=local) # never a Ray that somebody left running
 fi
 
-"$PYTHON" -m recipe.cello1 preflight --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
+trust=()
+[ "${TRUST_CHECKPOINT:-0}" = 0 ] || trust=(--trust-checkpoint)
+"$PYTHON" -m recipe.cello1 preflight "${trust[@]}" --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
   --config "cello1_$algorithm" -- "${settings[@]}" "$@" >"$TMPDIR/files"
 mapfile -d "" -t files <"$TMPDIR/files"
 export CELLO1_CHECKED="${files[2]}" # hashes of these files: the training need not check their rows again
@@ -127,7 +133,7 @@ if [ ! -e "$OUTPUT/model" ]; then
     "$(set_text trainer.default_local_dir "$OUTPUT/$algorithm")" "$(set_text hydra.run.dir "$OUTPUT/hydra")" "$@"
   [ "${TRAIN_ONLY:-0}" = 0 ] || exit 0
   stage "checkpoint to Hugging Face format"
-  "$PYTHON" -m recipe.cello1 export "$OUTPUT/$algorithm" --out "$OUTPUT/model" \
+  "$PYTHON" -m recipe.cello1 export "${trust[@]}" "$OUTPUT/$algorithm" --out "$OUTPUT/model" \
     --config "$composed" --metrics "$OUTPUT/metrics"
 fi
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
+
+from recipe.cello1.formats.model_folder import load_pickled
 
 _SHARDS = "model_world_size_*_rank_*.pt"
 N_TOKENS = 64  # of the text that models are compared on
@@ -25,13 +26,14 @@ def find_world_size(actor: str | Path) -> int:
 
 def load_shard(file: Path, *, trusted: bool = False, mmap: bool = False) -> dict[str, torch.Tensor]:
     """Read the file of one rank: tensors, and nothing that runs, unless it is trusted."""
-    import torch.distributed.tensor  # noqa: F401  (DTensor, as verl writes weights, is a tensor only then)
+    remedy = "set trust_checkpoint (launchers: TRUST_CHECKPOINT=1) if you trust its maker"
+    return load_pickled(file, remedy, trusted=trusted, mmap=mmap)
 
-    try:
-        return torch.load(file, map_location="cpu", weights_only=not trusted, mmap=mmap)
-    except UnpicklingError:
-        msg = f"{file} holds more than tensors, and could run code; set trust_checkpoint if you trust its maker"
-        raise ValueError(msg) from None
+
+def check_shards(checkpoint: Path) -> None:
+    """Refuse a checkpoint with a file that could run code when verl goes on from it: verl trusts them all."""
+    for file in sorted([*checkpoint.glob("*.pt"), *checkpoint.glob("*/*.pt")]):
+        load_shard(file, mmap=True)
 
 
 def load_shards(actor: str | Path, *, trusted: bool = False) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from recipe.cello1.data.extract import FileResult, Job, process_file
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.formats.items import item_to_puzzle
 from recipe.cello1.formats.puzzle_files import load_puzzles, write_puzzles
-from recipe.cello1.formats.rl_parquet import read_rl_parquet
+from recipe.cello1.formats.rl_parquet import iter_parquet
 from recipe.cello1.task.answer import format_answer
 from recipe.cello1.task.prompt import messages, render_user
 from recipe.cello1.task.scoring import score_answer
@@ -62,7 +62,7 @@ def test_every_puzzle_is_solved_by_its_answer(made):
 
 
 def test_parquet_is_what_verl_reads(made):
-    rows = read_rl_parquet(made / "rl" / "train.parquet")
+    rows = list(iter_parquet(made / "rl" / "train.parquet"))
     puzzles = load_puzzles(made / "train" / "train_data.json").puzzles
     assert [row["prompt"] for row in rows] == [messages(puzzle) for puzzle in puzzles]
     assert [row["extra_info"]["index"] for row in rows] == list(range(52))
@@ -163,6 +163,21 @@ def test_a_manifest_cannot_have_other_files_removed(folder, tmp_path, key):
     assert not stale.exists()
     (out / "manifest.json").write_text("[" * 100_000)
     build(folder, out)
+
+
+@pytest.mark.parametrize("name", [".parts", "train", "test", "rl", "train/kidney", ".parts/lung"])
+def test_links_do_not_have_files_elsewhere_replaced(folder, tmp_path, capsys, name):
+    """An output folder may be a stranger's, too."""
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for file in ("train_data.json", "train.parquet", "file2.h5ad.json", "file2.json", "file2_train.json"):
+        (mine / file).write_text("mine")
+    link = tmp_path / "out" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(mine)
+    assert run(folder, "--out", tmp_path / "out", *FEW) == 1
+    assert f"{link} is a link to {mine}, where nothing is overwritten; remove it" in capsys.readouterr().err
+    assert {path.read_text() for path in mine.iterdir()} == {"mine"} and len([*mine.iterdir()]) == 5
 
 
 def test_an_interrupted_rebuild_leaves_nothing_behind(folder, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 
 from recipe.cello1.data import leaks, options
 from recipe.cello1.formats.puzzle_files import load_puzzles
-from recipe.cello1.formats.rl_parquet import read_rl_parquet
+from recipe.cello1.formats.rl_parquet import iter_parquet
 from recipe.cello1.task.genes import top_genes
 from recipe.cello1.task.prompt import VARIANTS, messages
 from tests.helpers.prepare_runs import FEW, ROOT, build, manifest, run
@@ -27,7 +27,7 @@ def test_task_and_candidates(folder, tmp_path, task, candidates):
     puzzles = load_puzzles(tmp_path / "train" / "train_data.json", variant).puzzles
     assert {puzzle.n_cells for puzzle in puzzles} == {1 if task == "single" else 3}
     assert all(bool(puzzle.candidates) == (candidates == "given") for puzzle in puzzles)
-    rows = read_rl_parquet(tmp_path / "rl" / "train.parquet")
+    rows = list(iter_parquet(tmp_path / "rl" / "train.parquet"))
     assert rows[0]["prompt"] == messages(puzzles[0], variant=variant)
     assert variant in VARIANTS
 
@@ -123,7 +123,7 @@ def test_context_table(tmp_path):
 
 def test_layout(folder, tmp_path):
     puzzles = build(folder, tmp_path, "--layout", "user")
-    rows = read_rl_parquet(tmp_path / "rl" / "train.parquet")
+    rows = list(iter_parquet(tmp_path / "rl" / "train.parquet"))
     assert rows[0]["prompt"] == messages(puzzles[0], "user")
     assert rows[0]["extra_info"]["prompt_layout"] == "user"
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recipe.cello1.data.fingerprints import donor_id
 from recipe.cello1.data.split import group_puzzles, quotas_of, split_puzzles
 from recipe.cello1.formats.puzzle_files import load_puzzles
-from recipe.cello1.formats.rl_parquet import read_rl_parquet
+from recipe.cello1.formats.rl_parquet import iter_parquet
 from recipe.cello1.task.text import canonical_id
 from tests.helpers.prepare_runs import FEW, build, manifest, run
 from tests.helpers.toy_h5ad import toy_adata, write
@@ -269,7 +269,7 @@ def test_test_size_and_validation(folder, tmp_path):
     assert 1 <= counts["val"] <= 10
     assert set(manifest(tmp_path)["leaks"]) == {"train/test", "train/val", "val/test"}
     assert not any(found["leaks"] for found in manifest(tmp_path)["leaks"].values())
-    assert len(read_rl_parquet(tmp_path / "rl" / "val.parquet")) == counts["val"]
+    assert len(list(iter_parquet(tmp_path / "rl" / "val.parquet"))) == counts["val"]
     assert sum(counts.values()) == 60
     held_out = [note for note in manifest(tmp_path)["notes"] if "left_out.json" in note]
     assert sum(int(note.split()[0]) for note in held_out) == counts.get("left_out", 0)

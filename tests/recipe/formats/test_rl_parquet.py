@@ -5,19 +5,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipe.cello1.formats.rl_parquet import read_rl_parquet, write_rl_parquet
+from recipe.cello1.formats.rl_parquet import CHECKED, check_rl_parquet, iter_parquet, write_rl_parquet
 from recipe.cello1.formats.rl_rows import puzzle_from_rl_row
 from tests.helpers.toy_model import toy_puzzles
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path, monkeypatch):
+    monkeypatch.setenv(CHECKED, "")
     return tmp_path / "folder" / "train.parquet"
 
 
 def test_round_trip(path):
     assert write_rl_parquet(path, toy_puzzles(3), "train", layout="user") == 3
-    rows = read_rl_parquet(path)
+    check_rl_parquet(path)
+    rows = list(iter_parquet(path))
     assert [puzzle_from_rl_row(row) for row in rows] == toy_puzzles(3)
     assert rows[2]["extra_info"]["prompt_layout"] == "user"
     assert rows[2]["extra_info"]["split"] == "train"
@@ -37,14 +39,14 @@ def test_no_puzzles(path):
 
 def test_missing_file(path):
     with pytest.raises(FileNotFoundError, match="does not exist; make it with"):
-        read_rl_parquet(path)
+        check_rl_parquet(path)
 
 
 def test_not_parquet(tmp_path):
     path = tmp_path / "train.parquet"
     path.write_text("col\n1\n")
     with pytest.raises(ValueError, match="is not a readable parquet file"):
-        read_rl_parquet(path)
+        check_rl_parquet(path)
 
 
 @pytest.mark.parametrize("column", ["prompt", "reward_model", "data_source"])
@@ -52,14 +54,14 @@ def test_missing_column(path, column):
     write_rl_parquet(path, toy_puzzles(1), "train")
     pq.write_table(pq.read_table(path).drop_columns([column]), path)
     with pytest.raises(ValueError, match=f"has no column '{column}'"):
-        read_rl_parquet(path)
+        check_rl_parquet(path)
 
 
 def test_no_rows(path):
     write_rl_parquet(path, toy_puzzles(1), "train")
     pq.write_table(pq.read_table(path).slice(0, 0), path)
     with pytest.raises(ValueError, match="has no rows"):
-        read_rl_parquet(path)
+        check_rl_parquet(path)
 
 
 def test_answer_that_is_not_a_candidate_names_the_row(path):
@@ -68,7 +70,7 @@ def test_answer_that_is_not_a_candidate_names_the_row(path):
     rows[1]["reward_model"]["ground_truth"] = "B cell | unicorn | T cell"
     pq.write_table(pa.Table.from_pylist(rows), path)
     with pytest.raises(ValueError, match=r"row 1.*'unicorn'.*not among the candidates"):
-        read_rl_parquet(path)
+        check_rl_parquet(path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory can be limited on Linux only")
@@ -79,7 +81,7 @@ def test_a_small_file_that_would_fill_the_memory(path, monkeypatch):
     assert path.stat().st_size < 1 << 20
     monkeypatch.setattr("recipe.cello1.formats.machine.free_memory", lambda: 1 << 28)
     with pytest.raises(ValueError, match=r"not a readable parquet file: .*(memory|malloc|alloc)"):
-        read_rl_parquet(path)
+        check_rl_parquet(path)
 
 
 @pytest.mark.parametrize("kind", ["Image", "Audio", "Video", "Pdf", "SomethingNew"])
@@ -96,7 +98,7 @@ def test_columns_that_datasets_would_fill_from_files(path, kind, nested):
     ):
         pq.write_table(table.replace_schema_metadata({"huggingface": said}), path)
         with pytest.raises(ValueError, match=match):
-            read_rl_parquet(path)
+            check_rl_parquet(path)
     plain = {"a": {"_type": "Value"}, "_type": {"_type": "List", "feature": {"_type": "Value"}}}
     pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": plain}})}), path)
-    assert len(read_rl_parquet(path)) == 2
+    check_rl_parquet(path)

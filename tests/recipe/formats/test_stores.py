@@ -3,11 +3,13 @@
 import gzip
 import json
 import os
+import random
 import re
 import resource
 import subprocess
 import sys
 import zlib
+from contextlib import suppress
 
 import h5py
 import numcodecs
@@ -247,6 +249,67 @@ def test_a_chunk_of_zarr_that_unpacks_to_more_than_it_says(tmp_path, codec, plac
         read_object(path)
 
 
+def encoded(kind):
+    """A chunk of numbers or of texts, in one piece."""
+    if kind == "texts":
+        return numcodecs.VLenUTF8(), numcodecs.VLenUTF8().encode(np.array(["abc", "dé", ""] * 40, dtype=object))
+    name, shuffle = kind
+    return numcodecs.Blosc(name, shuffle=shuffle), numcodecs.Blosc(name, shuffle=shuffle).encode(np.arange(20000.0))
+
+
+BLOSC = [("lz4", 1), ("zstd", 1), ("zlib", 2), ("blosclz", 0)]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory):
+    """A store was opened in this process."""
+    check_store(write(toy_adata(n_cells=4), tmp_path_factory.mktemp("opened") / "a.zarr"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", [*BLOSC, "texts"], ids=str)
+def test_chunks_changed_anywhere_do_not_crash(opened, kind):
+    """A crash would take this process along: numcodecs reads on behind a chunk that says to be longer."""
+    codec, good = encoded(kind)
+    assert len(codec.decode(good)) in (120, 160_000)
+    rng, read = random.Random(0), 0
+    for _ in range(3000):
+        bad = bytearray(good)
+        for _ in range(rng.choice([1, 2, 5])):
+            bad[rng.randrange(rng.choice([8, 16, 32, len(bad)]))] = rng.choice([0, 1, 127, 255, rng.randrange(256)])
+        if kind != "texts" and int.from_bytes(bad[4:8], "little") > 1 << 26:
+            continue  # which memory allows or not
+        with suppress(RuntimeError, ValueError, MemoryError):
+            codec.decode(bytes(bad[: rng.choice([len(bad), rng.randrange(len(bad))])]))
+            read += 1
+    assert read < 3000
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("codec", ["Blosc", "VLenUTF8", "VLenBytes", "VLenArray"])
+@pytest.mark.parametrize("chunk", [b"", b"abc", b"\x02\x01\x91\x01" + b"\xff" * 12, b"\xff" * 99])
+def test_a_chunk_that_says_to_be_longer_than_it_is(opened, codec, chunk):
+    options = {"dtype": "i4"} if codec == "VLenArray" else {}
+    with pytest.raises(ValueError, match="a chunk says that it has [0-9,]+ bytes, and has"):
+        getattr(numcodecs, codec)(**options).decode(chunk)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_store_with_such_a_chunk_is_refused(tmp_path):
+    path = write(toy_adata(n_cells=300), tmp_path / "a.zarr")
+    metadata = path / "X" / "data" / ".zarray"
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"compressor": numcodecs.Blosc().get_config()}))
+    (path / ".zmetadata").unlink()
+    chunk = bytearray(numcodecs.Blosc().encode(np.arange(1000.0)))
+    chunk[12:16] = b"\xff\xff\xff\x7f"
+    (path / "X" / "data" / "0").write_bytes(chunk)
+    reason, remedy = _outcome(path)
+    assert "the matrix cannot be read (a chunk says that it has 2,147,483,647 bytes, and has" in reason
+    assert remedy == stores.DAMAGED
+    with pytest.raises(ValueError, match=r"a.zarr cannot be read .*a chunk says"):
+        read_object(path)
+
+
 @pytest.mark.parametrize("place", ["obs/tissue/codes", "obs/_index", "var/feature_name"])
 def test_an_array_that_says_to_be_endless(tmp_path, place, little_memory):
     path = write(toy_adata(n_cells=300), tmp_path / "a.h5ad")
@@ -267,3 +330,13 @@ def test_zarr_is_never_unpickled(tmp_path):
     check_store(path)
     with pytest.raises(ValueError, match="codec not available"):
         numcodecs.get_codec({"id": "pickle", "protocol": 5})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("content", ["1.5", "[]", "null", '"x"', "["])
+def test_metadata_of_a_group_that_are_none(tmp_path, content):
+    path = write(toy_adata(n_cells=4), tmp_path / "a.zarr")
+    (path / "obs" / ".zgroup").write_text(content)
+    (path / ".zmetadata").unlink()
+    with pytest.raises(BadFileError):
+        check_store(path)

@@ -4,19 +4,21 @@ import resource
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("transformers")
 
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import ext, meta, sandbox
 from transformers.utils import chat_template_utils
 
 from recipe.cello1.formats import template_limits
-from recipe.cello1.formats.template_limits import BoundedSandbox, TemplateLimitError, limit_templates
+from recipe.cello1.formats.template_limits import BoundedSandbox, TemplateLimitError, limit_in_vllm, limit_templates
 from tests.helpers.processes import environment
 
+PLAIN = BoundedSandbox.__base__
 MESSAGES = [{"role": "system", "content": "s" * 2000}, {"role": "user", "content": "u" * 3000}]
 LONG = "{% set a = messages[0].content * 50 %}"
 MUCH = "{% set r = range(99999)|list %}"
@@ -127,8 +129,30 @@ def test_a_template_that_means_harm_ends_in_any_thread(template):
 @pytest.mark.parametrize("template", ORDINARY)
 def test_all_others_are_written_out_as_without_bounds(template, monkeypatch):
     found = render(template)
-    monkeypatch.setattr(chat_template_utils, "ImmutableSandboxedEnvironment", ImmutableSandboxedEnvironment)
+    monkeypatch.setattr(chat_template_utils, "ImmutableSandboxedEnvironment", PLAIN)
     assert found == chat_template_utils._cached_compile_jinja_template(template).render(messages=MESSAGES)
+
+
+@pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_template_that_is_only_looked_at_reckons_nothing(template):
+    """As vLLM does for the names in it: jinja works out what is constant."""
+    before = time.thread_time()
+    environment = sandbox.ImmutableSandboxedEnvironment(extensions=[ext.loopcontrols])
+    try:
+        assert meta.find_undeclared_variables(environment.parse(template)) <= {"messages", "strftime_now"}
+    except TemplateLimitError:
+        assert len(template) > 200_000
+    assert time.thread_time() < before + 5
+
+
+def test_vllm_is_limited_where_it_is_asked_for(monkeypatch):
+    for value, limited in (("", False), ("1", True)):
+        monkeypatch.setattr(chat_template_utils, "ImmutableSandboxedEnvironment", PLAIN)
+        monkeypatch.setattr(sandbox, "ImmutableSandboxedEnvironment", PLAIN)
+        monkeypatch.setenv(template_limits.LIMIT_TEMPLATES, value)
+        limit_in_vllm()
+        found = chat_template_utils.ImmutableSandboxedEnvironment, sandbox.ImmutableSandboxedEnvironment
+        assert found == (BoundedSandbox if limited else PLAIN,) * 2
 
 
 def test_what_a_template_says_is_the_models_part():

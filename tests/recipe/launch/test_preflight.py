@@ -11,7 +11,7 @@ import pytest
 
 from recipe.cello1.formats.atomic import write_items
 from recipe.cello1.formats.puzzle_files import write_puzzles
-from recipe.cello1.formats.rl_parquet import read_rl_parquet, write_rl_parquet
+from recipe.cello1.formats.rl_parquet import iter_parquet, write_rl_parquet
 from recipe.cello1.formats.rl_rows import rl_row
 from recipe.cello1.launch import preflight, resources
 from recipe.cello1.launch.model_files import read_model
@@ -210,13 +210,13 @@ def test_puzzle_json_is_converted(tmp_path, suffix):
     write_puzzles(source, toy_puzzles(3))
     target = rl_data(str(source), "val", tmp_path / "out")
     assert target == tmp_path / "out" / "val.parquet"
-    assert [row["extra_info"]["prompt_layout"] for row in read_rl_parquet(target)] == ["system"] * 3
+    assert [row["extra_info"]["prompt_layout"] for row in iter_parquet(target)] == ["system"] * 3
 
 
 def test_rl_rows_in_json_stay_what_they_are(tmp_path):
     puzzle = Puzzle((("ALB",),), ("hepatocyte", "T cell"), ("hepatocyte",))
     write_items(tmp_path / "rows.jsonl", [rl_row(puzzle, "train", 0, "user", "single")])
-    (row,) = read_rl_parquet(rl_data(str(tmp_path / "rows.jsonl"), "train", tmp_path))
+    (row,) = iter_parquet(rl_data(str(tmp_path / "rows.jsonl"), "train", tmp_path))
     assert (row["extra_info"]["prompt_layout"], row["extra_info"]["variant"]) == ("user", "single")
     assert row["prompt"] == messages(puzzle, "user", "single")
 

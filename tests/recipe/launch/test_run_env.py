@@ -335,3 +335,62 @@ def test_without_a_network_the_blood_cells_are_taken_with_a_note(start, tmp_path
     ((_, prepare),) = calls(tmp_path, "prepare")
     assert prepare[3] == str(tmp_path / "out" / "cells")
     assert run(start(CELLS="pancreas", OUTPUT=str(tmp_path / "b"))).returncode == 1
+
+
+# ----------------------------------------------------------------------------------- an OUTPUT that a stranger has made
+
+INPUTS = {"MODEL": "m", "TRAIN_DATA": "t", "VAL_DATA": "v"}
+
+
+@pytest.mark.parametrize("home", [False, True])
+@pytest.mark.parametrize("seal", [None, "", "1 -", "4194 2026-11-30 08:00:00.123456789 +0000"])
+def test_what_would_be_run_as_it_is_was_made_here(start, tmp_path, home, seal):
+    """Compiled code, and what Python loads from a home."""
+    folder = "home" if home else ".cache"
+    variables = INPUTS | ({"HOME": "/proc/none"} if home else {})
+    brought = tmp_path / "out" / folder / "lib" / "x.so"
+    brought.parent.mkdir(parents=True)
+    brought.touch()
+    if seal is not None:
+        (tmp_path / "out" / folder / ".made-here").write_text(seal)
+    assert run(start(**variables)).returncode == 0
+    assert not brought.exists()
+    brought.parent.mkdir(parents=True)
+    brought.touch()
+    assert run(start(**variables)).returncode == 0
+    assert brought.exists(), "what a run has left is there when it goes on"
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    assert run(start(**variables, OUTPUT=str(tmp_path / "copy"))).returncode == 0
+    assert not (tmp_path / "copy" / folder / "lib").exists() and brought.exists()
+
+
+def test_a_link_in_place_of_what_is_emptied_loses_nothing(start, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("kept")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".cache").symlink_to(tmp_path / "mine")
+    (tmp_path / "out" / ".lock").symlink_to(tmp_path / "mine" / "file")
+    assert run(start(**INPUTS)).returncode == 0
+    assert (tmp_path / "mine" / "file").read_text() == "kept"
+    assert not (tmp_path / "out" / ".cache").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["numpy.py", "torch/__init__.py", "ray.cpython-311-x86_64-linux-gnu.so", "a b.pyc"])
+@pytest.mark.parametrize("script", ["run_grpo.sh", "run_ppo.sh"])
+def test_modules_in_the_output_are_not_loaded(start, tmp_path, script, name):
+    (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "out" / name).touch()
+    found = run(start(script, **INPUTS))
+    assert found.returncode == 2 and not calls(tmp_path, "verl.trainer.main_ppo")
+    assert found.stderr.startswith(
+        f"error: OUTPUT={tmp_path}/out holds Python modules ({tmp_path}/out/{name}), which Ray "
+    )
+    assert found.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("value", "given"), [("", 0), ("0", 0), ("1", 1)])
+def test_a_checkpoint_is_trusted_where_that_is_said(start, tmp_path, value, given):
+    assert run(start(**INPUTS, TRUST_CHECKPOINT=value)).returncode == 0
+    for command in ("preflight", "export"):
+        ((_, words),) = calls(tmp_path, command)
+        assert words.count("--trust-checkpoint") == given

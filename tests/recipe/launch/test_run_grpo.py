@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recipe.cello1.formats.rl_parquet import read_rl_parquet
+from recipe.cello1.formats.rl_parquet import iter_parquet
 from recipe.cello1.rl.run_metrics import read_metrics
 from tests.helpers.processes import ROOT, launch, launcher_environment, processes_of
 
@@ -133,7 +133,7 @@ def test_smoke_run_survives_the_death_of_a_worker_and_ends_with_the_table(tmp_pa
     assert second_steps == [2]
     # The second step is of the second batch: it was not begun anew.
     n_prompts, n_responses = 6, 4
-    batch = [row["reward_model"]["ground_truth"] for row in read_rl_parquet(output / "data" / "train.parquet")]
+    batch = [row["reward_model"]["ground_truth"] for row in iter_parquet(output / "data" / "train.parquet")]
     trained = [json.loads(line)["gts"] for line in (rollouts / "2.jsonl").read_text().splitlines()]
     assert Counter(trained) == Counter(batch[n_prompts : 2 * n_prompts] * n_responses)
 

@@ -6,7 +6,7 @@ pytest.importorskip("verl")
 
 from omegaconf import OmegaConf  # noqa: E402
 
-from recipe.cello1.formats.rl_parquet import read_rl_parquet, write_rl_parquet  # noqa: E402
+from recipe.cello1.formats.rl_parquet import iter_parquet, write_rl_parquet  # noqa: E402
 from recipe.cello1.formats.rl_rows import puzzle_from_rl_row  # noqa: E402
 from recipe.cello1.rl.dataset import PuzzleDataset  # noqa: E402
 from recipe.cello1.task.prompt import instruction, messages  # noqa: E402
@@ -65,7 +65,7 @@ def test_unknown_layout(data, tokenizer, tmp_path):
 
 
 def test_layout_needs_the_question(data, tokenizer, tmp_path):
-    rows = read_rl_parquet(data)
+    rows = list(iter_parquet(data))
     for row in rows:
         row["extra_info"] = {"index": row["extra_info"]["index"]}
     pq.write_table(pa.Table.from_pylist(rows), data)
@@ -208,7 +208,7 @@ def test_bad_order_settings(data, tokenizer, tmp_path, options, match):
 
 
 def test_augmentation_needs_prompts_that_belong_to_their_questions(data, tokenizer, tmp_path):
-    rows = read_rl_parquet(data)
+    rows = list(iter_parquet(data))
     rows[2]["prompt"] = [{"role": "user", "content": "Which types?"}]
     rows[2]["extra_info"]["prompt_layout"] = None  # not of our making
     pq.write_table(pa.Table.from_pylist(rows), data)
