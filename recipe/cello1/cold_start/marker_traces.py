@@ -125,16 +125,21 @@ def read_cells(
     gene_column: str,
     donor_column: str | None = None,
     use_raw: bool = False,
-) -> list[tuple[tuple[str, ...], str, str]]:
-    """Read the top genes, the type and the donor of labelled cells."""
+) -> tuple[list[tuple[str, ...]], list[str], list[str]]:
+    """Read the top genes, the types and the donors of labelled cells."""
     from recipe.cello1.data.expression.reader import CellReader, GeneLists
     from recipe.cello1.data.expression.store import Store
 
     lists = GeneLists(n_top=n_top, gene_column=gene_column, use_raw=use_raw)
-    cells: list[tuple[tuple[str, ...], str, str]] = []
+    cells: list[tuple[str, ...]] = []
+    labels: list[str] = []
+    donors: list[str] = []
     for path in map(Path, paths):
         if path.suffix in PUZZLE_SUFFIXES:
-            cells += labelled_cells(load_puzzles(path, require_gold=True).puzzles)
+            for found, name, donor in labelled_cells(load_puzzles(path, require_gold=True).puzzles):
+                cells.append(found)
+                labels.append(name)
+                donors.append(donor)
             continue
         with Store(path) as store:
             for name, column in (("type_column", type_column), ("donor_column", donor_column)):
@@ -149,10 +154,12 @@ def read_cells(
                 if genes is None:
                     spoiled += 1
                     continue
-                cells.append((genes, name, owners.value(row) if owners else ""))
+                cells.append(genes)
+                labels.append(name)
+                donors.append(owners.value(row) or "" if owners else "")
             if spoiled:
                 print(f"{path}: {spoiled} cells with NaN or infinity are left out", file=sys.stderr)
-    return cells
+    return cells, labels, donors
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -203,12 +210,12 @@ def run(args: argparse.Namespace) -> None:
     # Longer lists than the puzzles': how common a gene is elsewhere shows beyond the end of the list.
     n_top = 3 * max((len(genes) for puzzle in puzzles for genes in puzzle.cells), default=1)
     columns = {name: getattr(args, name) for name in ("type_column", "gene_column", "donor_column", "use_raw")}
-    cells = read_cells(args.cells, n_top, **columns)
+    cells, labels, donors = read_cells(args.cells, n_top, **columns)
 
     @cache
     def evidence_without(donor: str) -> MarkerEvidence:
-        kept = [(genes, name) for genes, name, other in cells if not donor or other != donor]
-        return marker_evidence([genes for genes, _ in kept], [name for _, name in kept])
+        rows = [i for i, other in enumerate(donors) if not donor or other != donor]
+        return marker_evidence([cells[i] for i in rows], [labels[i] for i in rows])
 
     def evidence_of(puzzle: Puzzle) -> MarkerEvidence:
         return evidence_without(canonical_id(puzzle.meta.get("donor_id")))
@@ -221,5 +228,7 @@ def run(args: argparse.Namespace) -> None:
         msg = "the teacher gets no puzzle right; give cells with the types of the puzzles, or teacher='gold'"
         raise ValueError(msg)
     write_puzzles(args.out, traced, data.variant)
-    n_types = len({name for _, name, _ in cells})
-    print(f"{len(traced)} of {len(puzzles)} puzzles with traces, from {n_types} types: {args.out}", file=sys.stderr)
+    print(
+        f"{len(traced)} of {len(puzzles)} puzzles with traces, from {len(set(labels))} types: {args.out}",
+        file=sys.stderr,
+    )

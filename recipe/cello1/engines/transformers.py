@@ -106,8 +106,11 @@ class TransformersEngine(LocalEngine):
 
         try:
             self._run(rows, sampling)
-        except (RuntimeError, MemoryError) as error:  # on a CPU running out of memory is no error of its own
+        except (torch.OutOfMemoryError, MemoryError) as error:
             failure = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        except RuntimeError as error:
+            # On CPU running out of memory is a RuntimeError like any other.
+            failure = f"RuntimeError: {' '.join(str(error).split())}"
         else:
             for row in rows:
                 yield row.position, self._completion(row)
