@@ -26,6 +26,7 @@ from scverse_plugin.get import cello1_df
 from scverse_plugin.tl._before import is_here
 from tests.helpers.stub_server import Server
 from tests.helpers.toy_adata import TYPES, FakeEngine, by_marker, toy
+from tests.helpers.toy_h5ad import write
 
 annotate = scverse_plugin.tl.annotate
 
@@ -54,15 +55,18 @@ def logged(monkeypatch):
     return log
 
 
-def check_round_trip(adata, tmp_path, key="cello1"):
-    tmp_path.mkdir(exist_ok=True)
+@pytest.fixture(params=[".h5ad", pytest.param(".zarr", marks=pytest.mark.slow)])  # so many small arrays take seconds
+def suffix(request):
+    return request.param
+
+
+def check_round_trip(adata, tmp_path, *suffixes, key="cello1"):
     same_values = {"check_dtype": False, "check_index_type": False}  # pandas 3 reads texts as its own type
-    adata.write_h5ad(tmp_path / "a.h5ad")
-    read = [ad.read_h5ad(tmp_path / "a.h5ad")]
-    if find_spec("zarr"):  # anndata brings it since 0.12
-        adata.write_zarr(tmp_path / "a.zarr")
-        read.append(ad.read_zarr(tmp_path / "a.zarr"))
-    for found in read:
+    for suffix in suffixes or (".h5ad", ".zarr"):
+        if not find_spec({".h5ad": "h5py", ".zarr": "zarr"}[suffix]):  # anndata brings zarr since 0.12
+            continue
+        path = write(adata, tmp_path / f"a{suffix}")
+        found = ad.read_zarr(path) if suffix == ".zarr" else ad.read_h5ad(path)
         pd.testing.assert_series_equal(found.obs[key].astype(object), adata.obs[key].astype(object))
         np.testing.assert_array_equal(found.obsm[f"{key}_votes"], adata.obsm[f"{key}_votes"])
         np.testing.assert_array_equal(found.obs[f"{key}_support"], adata.obs[f"{key}_support"])
@@ -159,7 +163,7 @@ def test_context(options, expected):
     assert expected in {puzzle.context for puzzle, _ in engine.asked}
 
 
-def test_samples_with_lists_of_their_own(tmp_path):
+def test_samples_with_lists_of_their_own(tmp_path, suffix):
     lists = {"d0": TYPES, "d1": [*TYPES[:3], "plasma cell"]}
     adata, engine = run(cell_types=lists, sample_key="donor", one_to_one=False)
     found = cello1_df(adata)
@@ -168,15 +172,15 @@ def test_samples_with_lists_of_their_own(tmp_path):
     assert "monocyte" not in set(labels(adata[adata.obs["donor"] == "d1"]))
     assert all(set(p.candidates) <= set(TYPES) | {"plasma cell"} for p, _ in engine.asked)
     assert cello1_df(adata, table="votes").shape == (8, 5)
-    check_round_trip(adata, tmp_path)
+    check_round_trip(adata, tmp_path, suffix)
 
 
-def test_every_cell(tmp_path):
+def test_every_cell(tmp_path, suffix):
     adata, engine = run(toy(n_per_group=3), groupby=None, n_votes=2)
     assert labels(adata) == adata.obs["truth"].astype(object).tolist()
     assert {puzzle.n_cells for puzzle, _ in engine.asked} == {1}
     assert len(engine.asked) == len({puzzle for puzzle, _ in engine.asked}) == 24
-    check_round_trip(adata, tmp_path)
+    check_round_trip(adata, tmp_path, suffix)
 
 
 def coin_flip(puzzle):
@@ -233,14 +237,14 @@ def test_of_an_answer_that_names_a_type_twice_the_rest_counts():
     assert adata.uns["cello1"]["checks"]["n_repeated"] == 10
 
 
-def test_only_some_groups(tmp_path):
+def test_only_some_groups(tmp_path, suffix):
     adata = toy()
     adata.obs.loc["cell0", "leiden"] = np.nan
     adata, _ = run(adata, groups=["1", "3"])
     inside = adata.obs["leiden"].isin(["1", "3"])
     assert adata.obs["cello1"].isna().tolist() == (~inside).tolist()
     assert adata.obs["cello1"].cat.categories.tolist() == ["NK cell", "monocyte"]
-    check_round_trip(adata, tmp_path)
+    check_round_trip(adata, tmp_path, suffix)
 
 
 def test_group_names_are_compared_whole():
@@ -273,7 +277,7 @@ def test_one_group_and_one_type():
     assert engine.asked[0][0].candidates == ("B cell",)
 
 
-def test_types_that_do_not_fit_one_puzzle_are_screened(tmp_path):
+def test_types_that_do_not_fit_one_puzzle_are_screened(tmp_path, suffix):
     many = [*TYPES, *(f"other type {i}" for i in range(30))]
     adata, engine = run(cell_types=many, n_candidates=6, n_votes=6)
     assert {len(puzzle.candidates) for puzzle, _ in engine.asked} == {6}
@@ -281,7 +285,7 @@ def test_types_that_do_not_fit_one_puzzle_are_screened(tmp_path):
     traces = cello1_df(adata, table="traces")
     shown = {name for names in traces.loc[traces["screening"], "candidates"] for name in names}
     assert shown == set(many)
-    check_round_trip(adata, tmp_path)
+    check_round_trip(adata, tmp_path, suffix)
 
 
 def test_two_groups_of_one_type():
@@ -309,10 +313,10 @@ def test_one_to_one_that_is_asked():
     assert (cello1_df(adata)["label"] == "Unassigned").sum() == 3
 
 
-def test_decoys_are_counted_and_never_a_label(tmp_path):
+def test_decoys_are_counted_and_never_a_label(tmp_path, suffix):
     adata, _ = run(decoys=["neuron", "hepatocyte"])
     assert adata.uns["cello1"]["checks"]["decoy_rate"] == 0
-    check_round_trip(adata, tmp_path)
+    check_round_trip(adata, tmp_path, suffix)
     adata, _ = run(cell_types=TYPES[:3], decoys=["plasma cell", "neuron"], puzzle_size=1)
     found = cello1_df(adata)
     assert "plasma cell" not in set(found["label"])
@@ -373,9 +377,9 @@ def test_a_label_that_is_nearly_one_is_none():
     assert (found["failures"] == found["puzzles"]).all() and not adata.obsm["cello1_votes"].any()
 
 
-def test_text_that_hdf5_cannot_hold_is_kept_readable(tmp_path):
+def test_text_that_hdf5_cannot_hold_is_kept_readable(tmp_path, suffix):
     adata, _ = run(engine=FakeEngine(lambda puzzle: "\0 \ud800 text"))
-    check_round_trip(adata, tmp_path)
+    check_round_trip(adata, tmp_path, suffix)
 
 
 def test_ties_are_no_labels():
@@ -639,13 +643,13 @@ def test_a_cache_of_unchecked_replies_heals(tmp_path):
     assert not run(engine=FakeEngine(), cache=cache)[1].asked
 
 
-def test_failures_can_be_skipped(tmp_path):
+def test_failures_can_be_skipped(tmp_path, suffix):
     engine = FakeEngine(lambda p: Failure("no memory") if len(engine.asked) % 2 else FakeEngine().answer(p))
     adata, _ = run(engine=engine, on_error="skip")
     assert labels(adata) == adata.obs["truth"].astype(object).tolist()
     assert adata.uns["cello1"]["checks"]["n_errors"] == 5
     assert (cello1_df(adata)["failures"] == 5).all()
-    check_round_trip(adata, tmp_path)
+    check_round_trip(adata, tmp_path, suffix)
 
 
 def test_no_secret_is_stored(monkeypatch, tmp_path):
