@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from anndata import AnnData
 
@@ -36,7 +37,7 @@ class ContextWriter:
         types: Sequence[str] = (),
     ) -> None:
         self._types = {name.lower() for name in types}
-        self._kinds = adata.obs[TISSUE_KIND] if TISSUE_KIND in adata.obs.columns else None
+        self._kinds = _texts_of(adata.obs[TISSUE_KIND]) if TISSUE_KIND in adata.obs.columns else None
         self._texts: dict[str, str] | None = None
         self._rules: Mapping[str, FieldRule] = FIELD_RULES
         self.keys: tuple[str, ...] = ()
@@ -52,8 +53,7 @@ class ContextWriter:
             self.keys = tuple(name for name in CONTEXT_FIELDS if name in adata.obs.columns)
         else:
             self._read_keys(keys, adata)
-        columns = {name: adata.obs[name] for name in self.keys}
-        self._columns = pd.DataFrame(columns, index=adata.obs.index) if columns else None
+        self._columns = {name: _texts_of(adata.obs[name]) for name in self.keys}
 
     def _read_keys(self, keys: Any, adata: AnnData) -> None:
         if isinstance(keys, str):
@@ -77,20 +77,29 @@ class ContextWriter:
         """Write the sentences."""
         if self._texts is not None:
             return self._texts.get(sample, self._texts.get("", ""))
-        if self._columns is None:
+        if not self._columns:
             return ""
         values: dict[str, str] = {}
-        for name in self.keys:
-            found = list(dict.fromkeys(on_one_line(value) for value in self._columns[name].iloc[list(cells)]))
+        for name, column in self._columns.items():
+            found = list(dict.fromkeys(column[list(cells)]))
             if len(found) == 1:
                 values[name] = found[0]
             else:
                 self.differing[name] = None
-        kind = None if self._kinds is None else self._kinds.iloc[cells[0]]
+        kind = None if self._kinds is None else self._kinds[cells[0]]
         if names_type(values.get("tissue"), kind, self._types):
             values.pop("tissue", None)
         extra = [name for name in self.keys if name not in CONTEXT_FIELDS]
         return build_context(values, extra, self._rules)
+
+
+def _texts_of(column: pd.Series) -> np.ndarray:
+    """Write each different value of a column once, however many puzzles ask for it."""
+    try:
+        codes, values = pd.factorize(column)
+    except TypeError:  # lists, for example, cannot be counted
+        codes, values = np.arange(len(column)), column
+    return np.array([*map(on_one_line, values), ""], dtype=object)[codes]  # the last one is for the code -1, no value
 
 
 def _texts(context: str | Mapping[str, str], samples: Sequence[str] | None) -> dict[str, str]:

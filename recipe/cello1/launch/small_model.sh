@@ -17,7 +17,7 @@ fi
 
 prepare=(--seed "$SEED" --per-size 0 --top-genes 12 --exclude-genes housekeeping --suspension any)
 traces=(--teacher markers --cite top)
-n_sft=16000 n_rl=576 n_test=400 # 24 batches for RL: the last 5 of its 53 steps see those of the first 5
+n_sft=16000 n_rl=456 n_test=400 # 19 batches for RL: the last 5 of its 43 steps see those of the first 5
 case $cells in
 pancreas)
   name=pancreas
