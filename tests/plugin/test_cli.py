@@ -457,7 +457,7 @@ def test_calibrated_support_from_a_labelled_file(tmp_path, capsys):
         assert found.obs["cello1_support"].tolist() == pytest.approx([0.85] * 20)
         capsys.readouterr()
         assert main([*base, "leiden", "-o", "x.h5ad", "--model", "m", "--model", "n"]) == 1
-        assert "has no 'n'; it has m. The answers of m are kept in " in capsys.readouterr().err
+        assert "has no 'n'; it has m (no model has been asked yet)" in capsys.readouterr().err
         assert main([*base, "leiden", "-o", "x.h5ad", "--model", "m", "--calibration", str(tmp_path / "in.h5ad")]) == 1
         assert "has no calibrated run 'cello1'; annotate it with --truth COLUMN first" in capsys.readouterr().err
         assert main([*base, "leiden", "-o", "x.h5ad", "--model", "m", "--truth", "typo"]) == 1
