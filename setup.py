@@ -69,7 +69,7 @@ DOCS = ["sphinx>=8", "myst-parser>=4"]
 TEST = [
     *ONTOLOGY,
     *DOCS,
-    "pytest>=8.2",
+    "pytest>=9",  # subtests
     "pytest-timeout>=2.3",  # a Ray or vLLM that hangs must fail its test, not hold CI
     "pytest-xdist>=3.6",  # two tests at a time: an integration test is mostly start-up, which leaves a core half idle
     "hypothesis>=6.100",

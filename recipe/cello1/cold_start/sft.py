@@ -319,6 +319,8 @@ def _trainer_of_completions() -> Any:
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
+            if self.args.use_liger_kernel:  # makes no logits
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels = inputs["labels"]
             learnt = (labels != -100).any(dim=0).int()
             kept = labels.shape[1] - int(learnt.argmax()) + 1  # its logits are those of the token before

@@ -16,29 +16,35 @@ if command -v flock >/dev/null; then
   exec 9>>"$OUTPUT/.lock" # which may be a link: nothing is cut off
   flock -w 60 9 || fail "another run is using OUTPUT=$OUTPUT; wait for it, stop it, or choose another OUTPUT"
 fi
-own_folder() { # what lies in a home, or was compiled, is run as it is: empty, unless it was made here, and not brought along
-  local seal=$1/.made-here
-  if ! [[ -s $seal && $(<"$seal") == "$(TZ=UTC stat -c "%i %w" "$1")" ]]; then
-    rm -rf "$1"
-    mkdir -p "$1"
-    TZ=UTC stat -c "%i %w" "$1" >"$seal"
-  fi
-}
-if ! [ -w "${HOME:-/nonexistent}" ]; then # as with `docker run --user`
-  export HOME=$OUTPUT/home
-  own_folder "$HOME"
-fi
-
 # The path of a socket ends at 107 characters, and Ray's lie 68 below its temporary folder, whose own name takes 14.
 _parent=${RAY_TMPDIR:-${TMPDIR:-/tmp}}
 [[ $(printf %s "$_parent" | wc -c) -le 25 && $_parent == /* && -d $_parent && -w $_parent ]] || _parent=/tmp
 TMPDIR=$(mktemp -d "$_parent/cello1-XXXXXX" 2>/dev/null) || fail "$_parent cannot be written; set ${RAY_TMPDIR:+RAY_}TMPDIR to a folder whose path has at most 25 characters"
 export TMPDIR HF_DATASETS_CACHE=$TMPDIR/datasets
+
+own_folder() { # what lies in a home, or was compiled, is run as it is: only of a folder that was made here, and not brought along
+  local seal=$1/.made-here
+  owned=$1
+  if mkdir "$1" 2>/dev/null; then
+    TZ=UTC stat -c "%i %w" "$1" >"$seal" 2>/dev/null || true
+  fi
+  if [ -L "$1" ] || ! [[ -s $seal && $(<"$seal") == "$(TZ=UTC stat -c "%i %w" "$1")" ]]; then
+    owned=$TMPDIR/$2
+    mkdir -p "$owned"
+  fi
+}
+if ! [ -w "${HOME:-/nonexistent}" ]; then # as with `docker run --user`
+  own_folder "$OUTPUT/home" home
+  export HOME=$owned
+fi
 # What is compiled or looked up for a run is kept with it, for when it goes on; but inductor's command of the compiler is
 # taken apart at blanks and quotes.
-_caches=$OUTPUT/.cache
-[[ $OUTPUT =~ ^[A-Za-z0-9_./-]+$ ]] || _caches=$TMPDIR/cache
-own_folder "$_caches"
+if [[ $OUTPUT =~ ^[A-Za-z0-9_./-]+$ ]]; then
+  own_folder "$OUTPUT/.cache" cache
+  _caches=$owned
+else
+  _caches=$TMPDIR/cache
+fi
 for _cache in TORCHINDUCTOR_CACHE_DIR TRITON_CACHE_DIR VLLM_CACHE_ROOT MPLCONFIGDIR; do
   [ -n "${!_cache:-}" ] || declare -x "$_cache=$_caches/${_cache%%_*}"
 done

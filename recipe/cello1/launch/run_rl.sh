@@ -117,7 +117,7 @@ else
 fi
 
 trust=()
-[ "${TRUST_CHECKPOINT:-0}" = 0 ] || trust=(--trust-checkpoint)
+[ "${TRUST_CHECKPOINT:-0}" != 1 ] || trust=(--trust-checkpoint)
 "$PYTHON" -m recipe.cello1 preflight "${trust[@]}" --model "$MODEL" --train "$TRAIN_DATA" --val "$VAL_DATA" --run "$OUTPUT" \
   --config "cello1_$algorithm" -- "${settings[@]}" "$@" >"$TMPDIR/files"
 mapfile -d "" -t files <"$TMPDIR/files"

@@ -345,34 +345,39 @@ INPUTS = {"MODEL": "m", "TRAIN_DATA": "t", "VAL_DATA": "v"}
 @pytest.mark.parametrize("home", [False, True])
 @pytest.mark.parametrize("seal", [None, "", "1 -", "4194 2026-11-30 08:00:00.123456789 +0000"])
 def test_what_would_be_run_as_it_is_was_made_here(start, tmp_path, home, seal):
-    """Compiled code, and what Python loads from a home."""
-    folder = "home" if home else ".cache"
+    """Compiled code, and what Python loads from a home: of another folder nothing is taken, and nothing is lost."""
+    folder, variable = ("home", "HOME") if home else (".cache", "TORCHINDUCTOR_CACHE_DIR")
     variables = INPUTS | ({"HOME": "/proc/none"} if home else {})
-    brought = tmp_path / "out" / folder / "lib" / "x.so"
+
+    def place(output):
+        (tmp_path / "calls").unlink(missing_ok=True)
+        assert run(start(**variables, OUTPUT=str(output))).returncode == 0
+        return Path(calls(tmp_path, "verl.trainer.main_ppo")[0][0][variable])
+
+    brought = tmp_path / "brought" / folder / "lib" / "x.so"
     brought.parent.mkdir(parents=True)
     brought.touch()
     if seal is not None:
-        (tmp_path / "out" / folder / ".made-here").write_text(seal)
-    assert run(start(**variables)).returncode == 0
-    assert not brought.exists()
-    brought.parent.mkdir(parents=True)
-    brought.touch()
-    assert run(start(**variables)).returncode == 0
-    assert brought.exists(), "what a run has left is there when it goes on"
+        (tmp_path / "brought" / folder / ".made-here").write_text(seal)
+    found = place(tmp_path / "brought")
+    assert not found.is_relative_to(tmp_path / "brought") and brought.exists()
+    assert place(tmp_path / "out").is_relative_to(tmp_path / "out" / folder)
+    assert place(tmp_path / "out").is_relative_to(tmp_path / "out" / folder), "also when the run goes on"
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
-    assert run(start(**variables, OUTPUT=str(tmp_path / "copy"))).returncode == 0
-    assert not (tmp_path / "copy" / folder / "lib").exists() and brought.exists()
+    assert not place(tmp_path / "copy").is_relative_to(tmp_path / "copy")
 
 
-def test_a_link_in_place_of_what_is_emptied_loses_nothing(start, tmp_path):
+def test_links_in_an_output_lose_nothing(start, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("kept")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".cache").symlink_to(tmp_path / "mine")
     (tmp_path / "out" / ".lock").symlink_to(tmp_path / "mine" / "file")
     assert run(start(**INPUTS)).returncode == 0
+    ((seen, _),) = calls(tmp_path, "verl.trainer.main_ppo")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
     assert (tmp_path / "mine" / "file").read_text() == "kept"
-    assert not (tmp_path / "out" / ".cache").is_symlink()
+    assert not seen["TORCHINDUCTOR_CACHE_DIR"].startswith(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("name", ["numpy.py", "torch/__init__.py", "ray.cpython-311-x86_64-linux-gnu.so", "a b.pyc"])
@@ -388,7 +393,7 @@ def test_modules_in_the_output_are_not_loaded(start, tmp_path, script, name):
     assert found.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("value", "given"), [("", 0), ("0", 0), ("1", 1)])
+@pytest.mark.parametrize(("value", "given"), [("", 0), ("0", 0), ("false", 0), ("1", 1)])
 def test_a_checkpoint_is_trusted_where_that_is_said(start, tmp_path, value, given):
     assert run(start(**INPUTS, TRUST_CHECKPOINT=value)).returncode == 0
     for command in ("preflight", "export"):
