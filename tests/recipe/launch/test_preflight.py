@@ -78,7 +78,7 @@ class TestTheSameRun:
         assert main(again) == 0
         trained = tmp_path / "run" / request.param
         trained.parent.mkdir()
-        trained.touch()
+        trained.write_text("1")
         capsys.readouterr()
 
         def start(*overrides, **options):
