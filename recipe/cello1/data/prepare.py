@@ -46,7 +46,7 @@ from recipe.cello1.data.options import (
     plan_of,
     settings_of,
 )
-from recipe.cello1.data.published import OWN_FILES, SPLITS, Imported, read_hub, read_puzzle_file, split_in_name
+from recipe.cello1.data.published import OWN_FILES, Imported, read_hub, read_puzzle_file, split_in_name
 from recipe.cello1.data.resume import FOLDER, REST, drop_part, load_part, part_puzzles, save_part
 from recipe.cello1.data.settings import PuzzleSettings
 from recipe.cello1.data.workers import cpu_count, default_workers, run_jobs
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> str | None:
     settings = settings_of(args)
     check_place(args.out / MANIFEST)
     with held(args.out / MANIFEST, "out"):
-        _check_links(args.out, sorted({FOLDER, REST, RECORDS, RL, *SPLITS.values()}))
+        _check_links(args.out, (FOLDER, REST, RECORDS, RL, "test", "train", *(["val"] if args.val_size else [])))
         return _run(args, settings)
 
 

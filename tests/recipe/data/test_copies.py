@@ -150,6 +150,18 @@ def test_a_file_that_cannot_be_compared_is_used_and_that_is_said(tmp_path, monke
     assert "KeyError" in found["b"]["notes"][-1]
 
 
+@pytest.mark.parametrize("n_names", [0, 3])
+def test_no_file_is_opened_for_a_few_names_in_common(tmp_path, monkeypatch, n_names):
+    for i in range(3):
+        adata = small(i)
+        adata.obs_names = [f"cell {row if row < n_names else row + 1000 * i}" for row in range(adata.n_obs)]
+        write(adata, tmp_path / "in" / f"{i}.h5ad")
+    monkeypatch.setattr(copies, "Store", None)  # opening one would be said in a note
+    build(tmp_path / "in", tmp_path / "out")
+    assert [entry["cells_drawn_from"] for entry in inputs(tmp_path / "out").values()] == [200] * 3
+    assert not any("are kept" in note for entry in inputs(tmp_path / "out").values() for note in entry["notes"])
+
+
 @pytest.mark.parametrize("n_same", [10, 120, 180, 199])
 def test_of_row_numbers_only_the_same_cells_are_left_out(tmp_path, n_same):
     """However few cells are others: none of them is left out."""
