@@ -11,6 +11,7 @@ import filecmp
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from recipe.cello1.data.resume import part_cells
 from recipe.cello1.task.answer import join_types
 from recipe.cello1.task.puzzle import Puzzle
 
-_FEW = 3  # cells that coincide by name are not compared up to this number
+_FEW, _SMALL = 3, 0.01  # cells that coincide by name are not compared up to this number, or share of the smaller file
 _SAMPLES = 64, 2048  # cells whose genes are compared: to say whether any are the same, and whether all are
 _LISTED = 50  # genes of each that are compared
 _ALIKE = 0.8  # share of the genes that two lists of one cell have in common, as a file may have fewer genes
@@ -50,24 +51,31 @@ def same_content(one: Path, other: Path) -> bool:
         return False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Cells:
     """Cells of a file by their keys, small numbers for name and donor, in the order of their rows."""
 
     job: Job
+    n_usable: int
     keys: np.ndarray
     rows: np.ndarray
 
     def take(self, which: np.ndarray) -> _Cells:
-        return _Cells(self.job, self.keys[which], self.rows[which])
+        """Return some of them."""
+        return _Cells(self.job, self.n_usable, self.keys[which], self.rows[which])
+
+    @cached_property
+    def _first(self) -> tuple[np.ndarray, np.ndarray]:
+        distinct, first = np.unique(self.keys, return_index=True)
+        return distinct, self.rows[first]
 
     def rows_of(self, keys: np.ndarray) -> np.ndarray:
         """Return the first row of each key, -1 for one that is not there."""
         if not len(self.keys):
             return np.full(len(keys), -1)
-        distinct, first = np.unique(self.keys, return_index=True)
+        distinct, rows = self._first
         at = _places(distinct, keys)
-        return np.where(at < 0, -1, self.rows[first[at]])
+        return np.where(at < 0, -1, rows[at])
 
 
 def _places(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
@@ -90,9 +98,10 @@ def repeated_cells(
     several = np.unique(every[1:][every[1:] == every[:-1]])
     if not len(several):
         return again, copies, notes
-    cells = [_Cells(job, _places(several, keys), rows) for job, (keys, rows) in zip(jobs, parts, strict=True)]
+    cells = [
+        _Cells(job, len(rows), _places(several, keys), rows) for job, (keys, rows) in zip(jobs, parts, strict=True)
+    ]
     cells = [own.take(own.keys >= 0) for own in cells]
-    n_usable = [len(rows) for _, rows in parts]
     del parts, every
     meet = _meetings([own.keys for own in cells], len(several))
     for number, job in enumerate(tqdm(jobs, desc="repeats", unit="file", disable=not progress, delay=_DELAY)):
@@ -101,6 +110,8 @@ def repeated_cells(
             other = cells[index] if index < number else own  # itself last, without what others have
             theirs = other.rows_of(own.keys)
             at = np.flatnonzero((theirs >= 0) & ((theirs != own.rows) | (index < number)))
+            if len(at) <= max(_FEW, _SMALL * min(own.n_usable, other.n_usable)):
+                continue
             try:
                 same = at[_same_genes(job, own.rows[at], other.job, theirs[at])]
             except Exception as error:  # as of any bad file; nothing is left out for what cannot be compared
@@ -112,7 +123,7 @@ def repeated_cells(
                 repeated[other.job.name] = own.rows[same]
                 own = own.take(~np.isin(np.arange(len(own.rows)), same))
         cells[number] = own
-        if twin := next((name for name, found in repeated.items() if len(found) == n_usable[number]), ""):
+        if twin := next((name for name, found in repeated.items() if len(found) == own.n_usable), ""):
             note = f"it has the cells of {twin} and no others, so they are used once ({KEEP_THEM})"
             copies.append(FileResult(job.name, notes=(note,), copy_of=twin))
         elif repeated:
@@ -130,8 +141,6 @@ def _meetings(keys: Sequence[np.ndarray], n_keys: int) -> list[list[int]]:
 
 def _same_genes(job: Job, rows: np.ndarray, other: Job, others: np.ndarray) -> np.ndarray:
     """Say which cells of one name are the same: most are alike, and far more than cells of different names."""
-    if len(rows) <= _FEW:
-        return np.zeros(len(rows), dtype=bool)
     order = job.settings.rng("copies", job.name, other.name).permutation(len(rows))
     for size in _SAMPLES:
         pairs = _pairs(job, rows[order[:size]], other, others[order[:size]])

@@ -217,8 +217,8 @@ def _without_repeats(
     good = [job for job, result in zip(jobs, results, strict=True) if not result.reason]
     again, copies, notes = repeated_cells(args.out, good, progress=not args.quiet)
     of = {job.name: job for job in (*jobs, *again)}
-    whole = {job.name for job in good} - {found.name for found in (*again, *copies)}
-    again += [job for job in good if job.records and job.name in whole and load_part(args.out, job) is None]
+    settled = {job.name for job in again} | {copy.name for copy in copies}
+    again += [job for job in good if job.records and job.name not in settled and load_part(args.out, job) is None]
     found = {result.name: result for result in (*results, *_process(again, args, workers), *copies)}
     for name, more in notes.items():
         found[name] = replace(found[name], notes=(*found[name].notes, *more))
