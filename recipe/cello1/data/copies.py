@@ -103,7 +103,7 @@ def repeated_cells(
     ]
     cells = [own.take(own.keys >= 0) for own in cells]
     del parts, every
-    meet = _meetings([own.keys for own in cells], len(several))
+    meet = _meetings([np.unique(own.keys) for own in cells], len(several))  # a name may be that of all cells
     for number, job in enumerate(tqdm(jobs, desc="repeats", unit="file", disable=not progress, delay=_DELAY)):
         own, repeated = cells[number], dict[str, np.ndarray]()
         for index in [i for i in meet[number] if i <= number]:

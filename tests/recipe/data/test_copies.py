@@ -9,7 +9,8 @@ import pytest
 import scipy.sparse as sp
 
 from recipe.cello1.data import copies, workers
-from recipe.cello1.data.extract import process_file
+from recipe.cello1.data.extract import Job, process_file
+from recipe.cello1.data.settings import PuzzleSettings
 from tests.helpers.prepare_runs import FEW, build, content, manifest, run
 from tests.helpers.toy_h5ad import toy_adata, write
 
@@ -250,3 +251,15 @@ def test_a_file_that_is_given_twice_is_used_once(tmp_path):
     shutil.copy(path, tmp_path / "a.h5ad")
     assert run(path, path.parent, tmp_path / "a.h5ad", "--out", tmp_path / "out", *FEW) == 0
     assert [entry["status"] for entry in manifest(tmp_path / "out")["inputs"]] == ["used", "copy", "copy"]
+
+
+def test_files_whose_cells_all_have_one_name_take_no_time(tmp_path):
+    n = 200_000  # compared each with each, they would take minutes
+    jobs = [Job(str(tmp_path / f"{name}.h5ad"), name, "", PuzzleSettings()) for name in "ab"]
+    (tmp_path / ".parts").mkdir()
+    for job in jobs:
+        np.save(
+            tmp_path / ".parts" / f"{job.name}.npy", np.stack([np.full(n, 7, np.uint64), np.arange(n, dtype=np.uint64)])
+        )
+    again, copied, notes = copies.repeated_cells(tmp_path, jobs)
+    assert (again, copied, list(notes)) == ([], [], ["a", "b"])  # there are no such files to compare
