@@ -27,6 +27,7 @@ from recipe.cello1.task.prompt import render_user
 from recipe.cello1.task.puzzle import Puzzle
 
 MANIFEST = "manifest.json"
+RL = "rl"  # folder of the files for verl
 AUDIT = "leak_audit.json"
 _RL_SIDES = ("train", "val", "test")
 _PACKAGES = ("cello1", "numpy", "scipy", "numba", "h5py", "anndata", "zarr", "pyarrow")
@@ -116,7 +117,7 @@ def _build(
         raise ValueError("there are no puzzles; see the notes on each file")
     sides, notes = decide_sides([(source.name, source.split) for source in sources], known, settings, plan)
     files = _json_names(sources, sides, plan)
-    unfinished.stale.update(files, (f"rl/{side}.parquet" for side in _RL_SIDES), [AUDIT], more_files)
+    unfinished.stale.update(files, (f"{RL}/{side}.parquet" for side in _RL_SIDES), [AUDIT], more_files)
     unfinished.write("the data set is not finished; run the same command again")
 
     counters: dict[str, dict[str, Counter]] = {}
@@ -128,7 +129,7 @@ def _build(
     }
     for side in _RL_SIDES:
         if side in of_side:
-            name = f"rl/{side}.parquet"
+            name = f"{RL}/{side}.parquet"
             write_rl_parquet(out / name, _of_side(sources, sides, side), side, plan.layout, settings.variant)
             files.append(name)
     audits = {

@@ -83,9 +83,9 @@ class FileResult:
     cells: tuple[np.ndarray, np.ndarray] | None = field(default=None, compare=False)
 
 
-def what_has(other: str, job: Job) -> str:
-    """Say which file has a cell, too."""
-    return "the file has them twice" if other == job.name else f"{other} has them, too"
+def what_has(other: str, itself: bool) -> str:
+    """Say which file has cells or puzzles, too."""
+    return "the file has them twice" if itself else f"{other} has them, too"
 
 
 def file_fingerprint(path: str | Path) -> dict[str, Any]:
@@ -111,26 +111,29 @@ def process_file(job: Job, progress: OnCells | None = None) -> FileResult:
     try:
         with Store(job.path) as store:
             return _process(store, job, progress or (lambda count: None), file_fingerprint(job.path))
-    except BadFileError as error:
-        return FileResult(job.name, reason=error.reason, remedy=error.remedy)
-    except OSError as error:  # permissions, a network drive that went away
-        return FileResult(job.name, reason=f"it cannot be read ({error})", remedy="check the file and its folder")
-    except MemoryError:
-        return FileResult(
-            job.name, reason="it needs more memory than is available", remedy="use fewer workers= or threads="
-        )
     except Exception as error:  # one file that nobody foresaw must not stop the others; it is listed as bad
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}: {error}"
-        return FileResult(
-            job.name, reason=reason, remedy="write it again with anndata; if that fails, report the error"
-        )
+        reason, remedy = what_failed(error)
+        return FileResult(job.name, reason=reason, remedy=remedy)
+
+
+def what_failed(error: Exception) -> tuple[str, str]:
+    """Say why a file could not be read, and what to do."""
+    if isinstance(error, BadFileError):
+        return error.reason, error.remedy
+    if isinstance(error, OSError):  # permissions, a network drive that went away
+        return f"it cannot be read ({error})", "check the file and its folder"
+    if isinstance(error, MemoryError):
+        return "it needs more memory than is available", "use fewer workers= or threads="
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}: {error}"
+    return reason, "write it again with anndata; if that fails, report the error"
 
 
 def _process(store: Store, job: Job, progress: OnCells, known: dict[str, Any]) -> FileResult:
     settings = job.settings
     rng = settings.rng("file", job.name)
-    table = read_table(store, settings, rng, {what_has(other, job): rows for other, rows in job.repeated.items()})
+    again = {what_has(other, other == job.name): rows for other, rows in job.repeated.items()}
+    table = read_table(store, settings, rng, again)
     reader = CellReader(store, settings, job.threads, progress)
     table, few = _without_poor_cells(table, reader, settings)
     notes = [*table.notes, *few]

@@ -13,8 +13,9 @@ from recipe.cello1.task.gene_names import GENE_SETS, RANKS
 from recipe.cello1.task.prompt import LAYOUTS
 
 RECORDS = "cells"  # folder of the cell records
+_FOR_PUZZLES = ("seed", "variant", "context", "keep_duplicates")
 _FOR_EXPRESSION = (
-    *(item.name for item in fields(PuzzleSettings) if item.name not in ("seed", "variant", "context")),
+    *(item.name for item in fields(PuzzleSettings) if item.name not in _FOR_PUZZLES),
     *("context_table", "raw", "workers", "threads", "ray_address", "fresh"),
 )
 _DEFAULTS = {item.name: item.default for item in fields(PuzzleSettings) if isinstance(item.default, int | str)}
@@ -68,7 +69,8 @@ def make_parser(about: str) -> argparse.ArgumentParser:
     group.add_argument(
         "--keep-duplicates",
         action="store_true",
-        help="take cells that are there again, too: that an input before has, or, by is_primary_data, another data set",
+        help="take cells and puzzles that are there again, too: that an input before has, or the same one, or, by "
+        "is_primary_data, another data set",
     )
     for name, what in (("type", "cell type"), ("donor", "donor"), ("batch", "batch, used where a file has it")):
         group.add_argument(f"--{name}-column", help=f"column of obs: {what} (%(default)s)")

@@ -29,12 +29,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from recipe.cello1.data.build import MANIFEST, DataSet, Source, build
+from recipe.cello1.data.build import MANIFEST, RL, DataSet, Source, build
 from recipe.cello1.data.copies import repeated_cells, same_content, without_repeated_puzzles
 from recipe.cello1.data.expression.store import SUFFIXES as EXPRESSION_SUFFIXES
 from recipe.cello1.data.extract import FileResult, Job
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> str | None:
     settings = settings_of(args)
     check_place(args.out / MANIFEST)
     with held(args.out / MANIFEST, "out"):
-        _check_links(args.out, (FOLDER, REST, "cells", "rl", "test", "train", *(["val"] if args.val_size else [])))
+        _check_links(args.out, (FOLDER, REST, RECORDS, RL, "test", "train", *(["val"] if args.val_size else [])))
         return _run(args, settings)
 
 
@@ -105,23 +105,25 @@ def _check_links(out: Path, names: Sequence[str]) -> None:
 
 
 def _run(args: argparse.Namespace, settings: PuzzleSettings) -> str | None:
+    bad: list[FileResult] = []
     if args.from_hub:
         check_for_puzzles(args, build_parser())
-        sources, failures = _imported(read_hub(args.from_hub, settings.variant))
-        default_split, about = "given", {"from_hub": args.from_hub}
+        read = read_hub(args.from_hub, settings.variant)
     else:
         inputs = _find_inputs(args.inputs)
         if inputs.expression:
             return _prepare_expression(args, settings, inputs)
         check_for_puzzles(args, build_parser())
-        read, notes = without_repeated_puzzles([_read_if_possible(path, settings.variant) for path in inputs.puzzles])
+        read, bad = [_read_if_possible(path, settings.variant) for path in inputs.puzzles], inputs.bad
+    if not args.keep_duplicates:
+        read, notes = without_repeated_puzzles(read)
         for note in notes:
             _say(f"note  {note}")
-        sources, failures = _imported(read)
-        failures += [f"{result.name}: {result.reason}; {result.remedy}" for result in inputs.bad]
-        named = {source.split for source in sources}
-        default_split, about = "given" if {"train", "test"} <= named else "donor", {}
-    split = args.split or default_split
+    sources, failures = _imported(read)
+    failures += [f"{result.name}: {result.reason}; {result.remedy}" for result in bad]
+    given = args.from_hub or {"train", "test"} <= {source.split for source in sources}
+    split = args.split or ("given" if given else "donor")
+    about = {"from_hub": args.from_hub} if args.from_hub else {}
     for failure in failures[:_SHOWN]:
         _say(f"bad   {failure}")
     if len(failures) > _SHOWN:
@@ -160,7 +162,8 @@ def _prepare_expression(args: argparse.Namespace, settings: PuzzleSettings, inpu
     # The machines of a cluster may have fewer processors than this one, and then a task would wait for ever.
     threads = args.threads or (1 if args.ray_address else max(1, cpu_count() // workers))
     jobs = [_job(path, name, settings, threads, args) for path, name in files]
-    results = _process(jobs, args, workers)
+    # Records that do not hold are written below, when it is known which cells they have.
+    results = _process(jobs, args, workers, records=settings.keep_duplicates)
     if not settings.keep_duplicates:
         jobs, results = _without_repeats(jobs, results, args, workers)
     good = [result for result in results if not result.reason and not result.copy_of]
@@ -185,11 +188,12 @@ def _job(path: Path, name: str, settings: PuzzleSettings, threads: int, args: ar
     return Job(whole, name, os.path.basename(os.path.dirname(whole)), settings, threads, records)
 
 
-def _process(jobs: Sequence[Job], args: argparse.Namespace, workers: int) -> list[FileResult]:
+def _process(jobs: Sequence[Job], args: argparse.Namespace, workers: int, *, records: bool = True) -> list[FileResult]:
     """Work on the files that are not done yet; returns the results in the order of the jobs."""
     results: dict[str, FileResult] = {}
     if not args.fresh:
-        results = {job.name: found for job in jobs if (found := load_part(args.out, job)) is not None}
+        loaded = ((job.name, load_part(args.out, job, records=records)) for job in jobs)
+        results = {name: found for name, found in loaded if found is not None}
     left = [job for job in jobs if job.name not in results]
     for job in left:
         drop_part(args.out, job)
@@ -211,9 +215,13 @@ def _without_repeats(
 ) -> tuple[list[Job], list[FileResult]]:
     """Do files again that have cells of another one, without these, and take those without others for copies."""
     good = [job for job, result in zip(jobs, results, strict=True) if not result.reason]
-    again, copies = repeated_cells(args.out, good)
-    of = {job.name: job for job in jobs} | {job.name: job for job in again}
+    again, copies, notes = repeated_cells(args.out, good, progress=not args.quiet)
+    of = {job.name: job for job in (*jobs, *again)}
+    settled = {job.name for job in again} | {copy.name for copy in copies}
+    again += [job for job in good if job.records and job.name not in settled and load_part(args.out, job) is None]
     found = {result.name: result for result in (*results, *_process(again, args, workers), *copies)}
+    for name, more in notes.items():
+        found[name] = replace(found[name], notes=(*found[name].notes, *more))
     for copy in copies:
         if (records := of[copy.name].records) is not None:
             Path(records).unlink(missing_ok=True)

@@ -15,7 +15,8 @@ from recipe.cello1.formats.provenance import digest
 from recipe.cello1.task.puzzle import Puzzle
 
 FOLDER, REST = ".parts", ".rest"  # of whole files, and of files without the cells that are there again
-_FORMAT = 5  # raise it when the same settings give other puzzles
+_FORMAT = 6  # raise it when the same settings give other puzzles
+_NO_CELLS = np.empty((2, 0), np.uint64)
 
 
 def part_path(out: Path, job: Job) -> Path:
@@ -46,11 +47,13 @@ def _stamp(job: Job) -> list[int]:
 
 
 def save_part(out: Path, job: Job, result: FileResult) -> FileResult:
-    """Save the result of a file that could be used."""
+    """Save the result of a file that could be used; records that it no longer has are removed."""
+    if job.records and not result.n_records:
+        Path(job.records).unlink(missing_ok=True)
     if not result.reason:
-        if result.cells is not None and not job.repeated:
+        if not job.repeated:
             with replacing(_cells_path(out, job)) as temporary, open(temporary, "wb") as file:
-                np.save(file, np.stack([part.view(np.uint64) for part in result.cells]))
+                np.save(file, np.stack([part.view(np.uint64) for part in result.cells or _NO_CELLS]))
         puzzles = [asdict(puzzle) for puzzle in result.puzzles]
         head = asdict(replace(result, puzzles=(), cells=None))
         part = {"key": part_key(job), "records": _stamp(job), "result": {**head, "puzzles": puzzles}}
@@ -58,17 +61,19 @@ def save_part(out: Path, job: Job, result: FileResult) -> FileResult:
     return replace(result, puzzles=(), cells=None)
 
 
-def load_part(out: Path, job: Job) -> FileResult | None:
-    """Load the result of a file, if it is there and still holds."""
-    path = part_path(out, job)
-    if not path.is_file():
-        return None
+def load_part(out: Path, job: Job, *, records: bool = True) -> FileResult | None:
+    """Load the result of a file, if it is there and still holds: its cell records, too, where ``records`` says so.
+
+    These may have been written anew since, without cells that are there again.
+    """
     try:
-        part = json.loads(path.read_bytes())
-        # The records may have been written anew since, without cells that are there again.
-        same, found = (part["key"], part["records"]) == (part_key(job), _stamp(job)), part["result"]
+        part = json.loads(part_path(out, job).read_bytes())
+        same, found = part["key"] == part_key(job) and (not records or part["records"] == _stamp(job)), part["result"]
         found = FileResult(**{**found, "puzzles": (), "notes": tuple(found["notes"])})
-    except (ValueError, KeyError, TypeError, OSError, RecursionError):  # of another version: it is made again
+        if same and not job.repeated:
+            part_cells(out, job)
+    # None is there, or one that is damaged or of another version: it is made again.
+    except (ValueError, KeyError, TypeError, OSError, EOFError, RecursionError):
         return None
     return found if same else None
 
@@ -76,6 +81,7 @@ def load_part(out: Path, job: Job) -> FileResult | None:
 def drop_part(out: Path, job: Job) -> None:
     """Forget a part before its file is worked on again: were that killed, its cell records would be newer than it."""
     part_path(out, job).unlink(missing_ok=True)
+    _cells_path(out, job).unlink(missing_ok=True)
 
 
 def part_puzzles(out: Path, job: Job) -> list[Puzzle]:
@@ -86,6 +92,5 @@ def part_puzzles(out: Path, job: Job) -> list[Puzzle]:
 
 def part_cells(out: Path, job: Job) -> tuple[np.ndarray, np.ndarray]:
     """Load the keys and rows of the cells of a part, see ``FileResult.cells``."""
-    path = _cells_path(out, job)
-    keys, rows = np.load(path) if path.is_file() else np.empty((2, 0), np.uint64)
+    keys, rows = np.load(_cells_path(out, job))
     return keys, rows.astype(np.int64)

@@ -144,7 +144,7 @@ def test_of_two_files_of_one_name_the_second_is_bad(folder, tmp_path, capsys):
     used = [name for name, entry in entries.items() if entry["status"] == "used"]
     assert used == ["a", "b", *sorted(NAMES)]
     copies = {name: entry["copy_of"] for name, entry in entries.items() if entry["status"] == "copy"}
-    assert copies == {"file0": "lung/file0", "file1": "lung/file1", "b.h5ad": "b"}  # the last was given twice
+    assert copies == {"file0": "lung/file0", "file1": "lung/file1", "b.h5ad": "b"}  # the last is given twice
     bad = [name for name, entry in entries.items() if entry["status"] == "bad"]
     assert bad == ["a.zarr"]
     assert "a.h5ad and " in entries["a.zarr"]["reason"] and "both be called 'a'" in entries["a.zarr"]["reason"]
