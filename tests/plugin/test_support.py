@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -533,6 +534,22 @@ def test_the_report_shows_what_the_models_agree_on(tmp_path):
         not re.search("agreement|models agree", plain) and 'id="models"' not in plain and 'id="backed_off"' not in plain
     )
     assert overflow(path, 400, tmp_path) == 0
+
+
+def test_the_report_shows_lists_as_lists_and_texts_as_texts(tmp_path):
+    def params(**options):
+        html = scverse_plugin.report(annotate(**options), tmp_path / "a.html").read_text()
+        [found] = [text for text in re.findall(r"<pre[^>]*>(.*?)</pre>", html, re.DOTALL) if "n_top_genes" in text]
+        return json.loads(unescape(found))
+
+    deep = "[" * 100_000
+    found = params(engine=FakeEngine(model='["m"]'), context=deep, decoys=["neuron"], exclude_genes=["^MT-"])
+    assert (found["model"], found["context"]) == ('["m"]', deep)
+    assert (found["decoys"], found["exclude_genes"]) == (["neuron"], ["^MT-"])
+    found = params(engine=[FakeEngine(model="["), FakeEngine(model="b")], groups=["0", "1"], context="[1]")
+    assert (found["model"], found["groups"], found["context"]) == (["[", "b"], ["0", "1"], "[1]")
+    read = [name for name, value in found.items() if isinstance(value, str) and value[:1] in ("[", "{")]
+    assert read == ["context"], "all others are lists"
 
 
 def test_models_without_any_vote_do_not_agree():

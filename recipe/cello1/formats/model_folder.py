@@ -108,7 +108,7 @@ def load_pickled(file: Path, remedy: str, *, trusted: bool = False, mmap: bool =
     except (OSError, MemoryError):  # not the file's fault
         raise
     except Exception as error:  # a stranger's file makes the unpickler raise anything
-        said = " ".join(f"{type(error).__name__}: {error}".split())
+        said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
         raise ValueError(f"{file} cannot be read ({said:.300}); copy it again, if torch has written it") from None
     finally:
         logger.setLevel(level)

@@ -171,7 +171,8 @@ def ways_to_render(kind):
     """What a library may do with a sandbox besides rendering a template once."""
     found = kind(finalize=lambda value: "-" if value is None else value)
     template = found.from_string(
-        "{% macro f(name, first) %}{{ name|upper }}{{ 2 * 3 }}{{ first }}{% endmacro %}{{ none }}{{ f(name='a', first=x) }}"
+        "{% macro f(name, first) %}{{ name|upper }}{{ 2 * 3 }}{{ first }}{% endmacro %}"
+        "{{ none }}{{ f(name='a', first=x) }}"
     )
     waiting = kind(enable_async=True).from_string("{% for m in xs %}{{ m|title }}{{ loop.index }}{% endfor %}")
     return [
