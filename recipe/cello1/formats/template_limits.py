@@ -257,10 +257,13 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.finalize = _filter("", self.finalize) if self.finalize else _counted
+        own: Callable[..., Any] | None = vars(self)["finalize"]
+        self.finalize = _counted if own is None else _filter("", own)
         self.globals["namespace"] = _Namespace
         del self.globals["lipsum"]  # makes any amount of text
-        self.filters, self.tests = _Paid(self.filters | _OWN), _Paid(self.tests)
+        for table in ("filters", "tests"):
+            setattr(self, table, _Paid(getattr(self, table)))
+        self.filters |= _OWN
 
     def from_string(self, source: Any, *args: Any, **kwargs: Any) -> Template:
         """Compile a template, once."""
