@@ -19,8 +19,10 @@ from recipe.cello1.formats.provenance import NOT_INSTALLED, package_versions
 from recipe.cello1.formats.template_limits import LIMIT_TEMPLATES, TemplateLimitError
 from recipe.cello1.task.prompt import LAYOUTS, messages
 from recipe.cello1.task.puzzle import Puzzle
+from recipe.cello1.task.text import visible
 
 LOOPBACK = "127.0.0.1"
+_OTHER_TEMPLATE = ("--chat-template", "--tokenizer", "--skip-tokenizer-init", "--config")  # options of vllm serve
 _PROBE = Puzzle((("CD3D", "CD3E"), ("MS4A1", "CD79A")), ("B cell", "T cell"), context="The cells are from blood.")
 
 
@@ -42,7 +44,7 @@ def serve_command(model: Path, *, port: int = 8000, name: str | None = None, mor
         msg = f"model: {model} holds no config.json; give the folder of a model in Hugging Face format"
         raise FileNotFoundError(msg)
     check_names(model)
-    if not any(word.startswith("--chat-template") for word in more):
+    if not any(word.replace("_", "-").startswith(_OTHER_TEMPLATE) for word in more):
         _check_template(model)
     command = ["vllm", "serve", str(model), "--host", LOOPBACK, "--port", str(port)]
     command += ["--served-model-name", name or str(model), "--logits-processors", LOGITS_PROCESSOR]
@@ -53,14 +55,18 @@ def serve_command(model: Path, *, port: int = 8000, name: str | None = None, mor
 
 
 def _check_template(model: Path) -> None:
-    """Refuse a chat template that takes too much, or leaves out what is asked."""
+    """Refuse a chat template that takes too much, or leaves out what is asked; note it where none can be tried."""
     if importlib.util.find_spec("transformers") is None:
         return
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError):  # which vLLM tells, or reads in a way of its own
+    except Exception as error:  # vLLM may read it in a way of its own, or tell; tokenizers raises a bare Exception
+        _note(f"the template could not be tried: {error or type(error).__name__}")
+        return
+    if not tokenizer.chat_template:
+        _note(f"{model} has no chat template; if vLLM has none for it, give one: -- --chat-template FILE")
         return
     for layout in LAYOUTS:
         try:
@@ -68,6 +74,10 @@ def _check_template(model: Path) -> None:
         except ValueError as error:  # many templates know no system message
             if layout != "system" or isinstance(error.__cause__, TemplateLimitError):
                 raise ValueError(f"model: {model}: {error}") from None
+
+
+def _note(text: str) -> None:
+    print(visible("note: " + " ".join(text.split())), file=sys.stderr)
 
 
 def _vllm_on_cpu() -> bool:

@@ -33,6 +33,12 @@ _LARGEST = 2_700_000  # characters of a page; puzzles beyond are left to the obj
 _LEAST = 300_000  # of which puzzles have so many in any case
 # Matplotlib's own colours, whatever style is in use; the page inverts them where it is dark.
 _LIGHT = {name: rcParamsDefault[name] for name in plt.style.library["dark_background"]}
+# Parameters that are lists or dicts, and what is one of several models.
+_LISTS = ("cell_types", "decoys", "exclude_genes", "groups", "context_keys", "engine_options")
+_OF_EACH_MODEL = (
+    *("engine", "engine_version", "base_url", "model", "fingerprint"),
+    *("constraint", "support", "readout"),
+)
 FRAME = 250  # of a puzzle besides its texts
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 
@@ -81,7 +87,7 @@ def report(adata: AnnData, path: str | Path, key: str = "cello1", *, max_traces:
             _group(*each, traces, mentions, max_traces)
             for each in zip(groups, of_group, _each_says(run, len(groups)), strict=True)
         ],
-        "params": json.dumps(_values(run["params"]), indent=1, ensure_ascii=False),
+        "params": json.dumps(_values(run), indent=1, ensure_ascii=False),
     }
 
     def render(puzzles: Mapping[int, Any]) -> str:
@@ -118,14 +124,15 @@ def check_path(path: str | Path) -> Path:
     return path
 
 
-def _values(params: Any) -> dict[str, Any]:
+def _values(run: Any) -> dict[str, Any]:
     """Return parameters as they were given; a list is stored as JSON."""
-    found = {}
-    for name, value in params.items():
-        found[str(name)] = value = value.item() if hasattr(value, "item") else value
-        if isinstance(value, str) and value[:1] in ("[", "{"):
-            with suppress(ValueError):
-                found[str(name)] = json.loads(value)
+    found = {str(name): value.item() if hasattr(value, "item") else value for name, value in run["params"].items()}
+    lists = {*_LISTS, *(_OF_EACH_MODEL if "models" in run else ())}
+    if "sample_key" in found and str(found.get("context")).startswith("{"):
+        lists.add("context")  # one of each sample
+    for name in lists & found.keys():
+        with suppress(TypeError, ValueError, RecursionError):
+            found[name] = json.loads(found[name])
     return found
 
 

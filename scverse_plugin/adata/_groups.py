@@ -56,6 +56,10 @@ def read_groups(adata: AnnData, groupby: str | None, groups: Iterable[str] | Non
             raise ValueError(f"groups must be a list of groups, got the str {groups!r}; write [{groups!r}]")
         wanted = [str(name) for name in groups]
         if unknown := [name for name in wanted if name not in found.categories]:
+            if silent := [name for name in unknown if name in set(column.astype(str))]:
+                raise ValueError(
+                    f"groups: {silent} in adata.obs[{groupby!r}] counts as no group; rename it to have it labelled"
+                )
             raise ValueError(f"groups: adata.obs[{groupby!r}] has no {unknown}; it has {list(found.categories)}")
         kept = [name for name in found.categories if name in set(wanted)]
         lookup = np.array([kept.index(name) if name in set(wanted) else -1 for name in found.categories] + [-1])

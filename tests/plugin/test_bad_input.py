@@ -124,6 +124,15 @@ def test_parameters(match, options):
     refuse(match, **options)
 
 
+def test_groups_that_count_as_none_are_named():
+    adata = toy()
+    adata.obs["other"] = adata.obs["leiden"].cat.rename_categories({"0": "Unassigned"})
+    with pytest.raises(ValueError, match=r"groups: \['Unassigned'\] in .*'other'\] counts as no group; rename it"):
+        annotate(adata, TYPES, groupby="other", groups=["Unassigned", "1"], engine=FakeEngine())
+    with pytest.raises(ValueError, match=r"groups: .*'other'\] has no \['unknown'\]; it has \['1'"):
+        annotate(adata, TYPES, groupby="other", groups=["unknown"], engine=FakeEngine())
+
+
 def test_groups_must_be_categorical():
     adata = toy()
     adata.obs["number"] = adata.obs["leiden"].astype(int)

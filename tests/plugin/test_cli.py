@@ -196,7 +196,38 @@ def test_a_template_is_tried_before_it_is_served(tmp_path, template, said, capsy
     assert main(["serve", str(tmp_path), "--print-only"]) == bool(said)
     out, err = capsys.readouterr()
     assert said in err and err.count("\n") == bool(said) and bool(out) != bool(said)
-    assert main(["serve", str(tmp_path), "--print-only", "--", "--chat-template", "mine.jinja"]) == 0
+    assert "prompt_layout" not in err, "which serve does not have"
+    for others in ("--chat-template=a", "--chat_template", "--tokenizer", "--tokenizer-mode", "--config"):
+        assert main(["serve", str(tmp_path), "--print-only", "--", others, "a"]) == 0
+        assert capsys.readouterr().err == ""
+
+
+def test_a_model_without_a_template_is_served_with_a_note(tmp_path, capsys):
+    """vLLM has templates of its own for some."""
+    pytest.importorskip("transformers")
+    from tests.helpers.toy_model import build_toy_tokenizer
+
+    tokenizer = build_toy_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    assert main(["serve", str(tmp_path), "--print-only"]) == 0
+    assert f"note: {tmp_path} has no chat template; if vLLM has none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [ImportError, AttributeError, TypeError, OSError, KeyError, Exception])
+def test_a_tokenizer_that_cannot_be_read_is_noted(tmp_path, capsys, monkeypatch, kind):
+    transformers = pytest.importorskip("transformers")
+
+    def fail(*args, **options):
+        raise kind("no\nsentencepiece")
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", fail)
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["serve", str(tmp_path), "--print-only"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("note: the template could not be tried: ") and "sentencepiece" in err
+    assert err.count("\n") == 1
 
 
 def test_a_model_that_names_files_elsewhere_is_not_served(tmp_path, capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from html import unescape
 
 import numpy as np
 import pandas as pd
@@ -351,9 +352,9 @@ def test_report_and_plot_say_what_was_backed_off(toy_terms, tmp_path):
         *("0", "B cell | T cell", "lymphocyte", "1.00"),
     ]
     assert "backed off from B cell | T cell to lymphocyte" in html
-    assert overflow(path, 400, tmp_path) == 0
     ax = scverse_plugin.pl.support(adata, show=False)
     assert "lymphocyte (backed_off)" in [text.get_text() for text in ax.texts]
+    assert overflow(path, 400, tmp_path) == 0
 
 
 def test_distant_types_have_no_ancestor_that_says_anything(toy_terms):
@@ -528,11 +529,27 @@ def test_the_report_shows_what_the_models_agree_on(tmp_path):
     assert [row for row in rows if "of 4" in row[1]] == [("a&lt;", "4 of 4"), ("b", "4 of 4"), ("c", "2 of 4")]
     assert "67% of the models agree (a&lt;: B cell (1.00); b: B cell (1.00); c: monocyte (1.00))" in html
     assert html.count("<td>67%</td>") == html.count("<td>100%</td>") == 2
-    assert overflow(path, 400, tmp_path) == 0
     plain = scverse_plugin.report(annotate(), tmp_path / "b.html").read_text()
     assert (
         not re.search("agreement|models agree", plain) and 'id="models"' not in plain and 'id="backed_off"' not in plain
     )
+    assert overflow(path, 400, tmp_path) == 0
+
+
+def test_the_report_shows_lists_as_lists_and_texts_as_texts(tmp_path):
+    def params(**options):
+        html = scverse_plugin.report(annotate(**options), tmp_path / "a.html").read_text()
+        [found] = [text for text in re.findall(r"<pre[^>]*>(.*?)</pre>", html, re.DOTALL) if "n_top_genes" in text]
+        return json.loads(unescape(found))
+
+    deep = "[" * 100_000
+    found = params(engine=FakeEngine(model='["m"]'), context=deep, decoys=["neuron"], exclude_genes=["^MT-"])
+    assert (found["model"], found["context"]) == ('["m"]', deep)
+    assert (found["decoys"], found["exclude_genes"]) == (["neuron"], ["^MT-"])
+    found = params(engine=[FakeEngine(model="["), FakeEngine(model="b")], groups=["0", "1"], context="[1]")
+    assert (found["model"], found["groups"], found["context"]) == (["[", "b"], ["0", "1"], "[1]")
+    read = [name for name, value in found.items() if isinstance(value, str) and value[:1] in ("[", "{")]
+    assert read == ["context"], "all others are lists"
 
 
 def test_models_without_any_vote_do_not_agree():

@@ -82,7 +82,7 @@ class VllmEngine(LocalEngine):
                     f"vLLM cannot be imported ({error}); use an environment made by recipe/cello1/launch/setup_env.sh, "
                     "or a server (Ollama, llama.cpp, a cloud provider): engine 'openai' with its base_url"
                 ) from error
-            limit_templates()  # vLLM renders a prompt of its own when it starts
+            limit_templates(in_jinja=True)  # vLLM renders a prompt of its own when it starts
             on_cpu = current_platform.is_cpu()
             if on_cpu:
                 # A prompt cut in two makes vLLM turn the request's random generator back, which CPU generators refuse.

@@ -23,7 +23,7 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
     if not getattr(tokenizer, "chat_template", None):
         msg = "the model's tokenizer has no chat template; use a chat model, or add chat_template.jinja to its folder"
         raise ValueError(msg)
-    from recipe.cello1.formats.template_limits import MOST_ADDED, limit_templates
+    from recipe.cello1.formats.template_limits import MOST_ADDED, TemplateLimitError, limit_templates
 
     limit_templates()
     try:
@@ -35,7 +35,8 @@ def render_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[s
         return text
     except Exception as error:  # templates raise errors of their own, on roles they do not know for example
         other = "mend the template, or take another model"
-        remedy = "set prompt_layout=user" if any(m["role"] == "system" for m in messages) else other
+        no_role = not isinstance(error, TemplateLimitError) and any(m["role"] == "system" for m in messages)
+        remedy = "set prompt_layout=user" if no_role else other
         reason = " ".join(str(error).split()) or type(error).__name__
         roles = "/".join(m["role"] for m in messages)
         raise ValueError(f"the model's chat template cannot be applied to {roles}: {reason}; {remedy}") from error

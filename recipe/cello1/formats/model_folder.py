@@ -96,18 +96,22 @@ def load_pickled(file: Path, remedy: str, *, trusted: bool = False, mmap: bool =
     rebuild = np.empty(0).__reduce__()[0]
     harmless = [rebuild, (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype]
     harmless.append(type(np.dtype(np.uint32)))
-    logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)  # on groups that nobody needs here
-    mmap = mmap and zipfile.is_zipfile(file)
+    logger = logging.getLogger("torch.distributed.device_mesh")  # of groups that nobody needs here
+    level, mmap = logger.level, mmap and zipfile.is_zipfile(file)
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(harmless):
             warnings.simplefilter("ignore")  # of protocols that torch does not write
             return torch.load(file, map_location="cpu", weights_only=not trusted, mmap=mmap)
     except UnpicklingError:
         raise ValueError(f"{file} holds more than tensors, and could run code; {remedy}") from None
+    except (OSError, MemoryError):  # not the file's fault
+        raise
     except Exception as error:  # a stranger's file makes the unpickler raise anything
-        raise ValueError(
-            f"{file} cannot be read ({type(error).__name__}); it is damaged, or was not written by torch"
-        ) from None
+        said = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
+        raise ValueError(f"{file} cannot be read ({said:.300}); copy it again, if torch has written it") from None
+    finally:
+        logger.setLevel(level)
 
 
 def model_fingerprint(model: str | Path) -> str:

@@ -4,11 +4,12 @@
 
     jinja_env = ImmutableSandboxedEnvironment(...)
 
-That sandbox bounds the length of a range, and nothing else. The one below is put in its place, in the whole process,
-also for what others render in it, in any thread. Every step of a loop, call, filter and operation pays in advance for
+That sandbox bounds the length of a range, and nothing else. The one below is put in its place, for all that renders
+with transformers in the process, in any thread. Every step of a loop, call, filter and operation pays in advance for
 what it takes in and may make, so that none of them runs long by itself. vLLM's processes are bounded likewise, under
 the variable ``LIMIT_TEMPLATES``: its servers render each prompt, and compile templates in a sandbox of their own
-(``vllm/renderers/hf.py``, ``_resolve_chat_template_kwargs``, vLLM 0.27.1), which reckons what is constant in them.
+(``vllm/renderers/hf.py``, ``_resolve_chat_template_kwargs``, vLLM 0.27.1), which reckons what is constant in them. That
+one has jinja2's by its name, which is replaced where vLLM runs, and nowhere else: others have it, too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 from jinja2 import Template, nodes, sandbox
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace, _PassArg
+from jinja2.utils import Namespace, _PassArg, pass_context
 from jinja2.visitor import NodeTransformer
 
 LIMIT_TEMPLATES = "CELLO1_LIMIT_TEMPLATES"  # environment variable
@@ -38,18 +39,29 @@ _LONGEST = 1 << 18  # characters of a template
 _MULTIPLY = {"expandtabs", "format", "format_map", "indent", "join", "strftime_now", "tojson", "translate"}
 _LENGTHEN = {"batch", "center", "ljust", "rjust", "round", "slice", "to_bytes", "truncate", "zfill"}
 _REFUSED = {"decode", "encode", "pprint", "striptags", "urlize", "wordwrap"}
-_now = threading.local()
+
+
+class _Now(threading.local):
+    """What is left to the template that a thread renders; nothing is bounded outside of one."""
+
+    left: int | None = None
+    most = 0
+    until = 0.0
+
+
+_now = _Now()
 
 
 class TemplateLimitError(RuntimeError):
     """A template that takes too much."""
 
 
-def limit_templates() -> None:
-    """Let transformers, and what takes jinja2's sandbox by its name, render templates within bounds, from now on."""
+def limit_templates(*, in_jinja: bool = False) -> None:
+    """Let transformers render templates within bounds, from now on; or all that has jinja2's sandbox by its name."""
     from transformers.utils import chat_template_utils
 
-    sandbox.ImmutableSandboxedEnvironment = BoundedSandbox
+    if in_jinja:
+        sandbox.ImmutableSandboxedEnvironment = BoundedSandbox
     if chat_template_utils.ImmutableSandboxedEnvironment is not BoundedSandbox:
         chat_template_utils.ImmutableSandboxedEnvironment = BoundedSandbox
         chat_template_utils._compile_jinja_template.cache_clear()
@@ -58,22 +70,24 @@ def limit_templates() -> None:
 def limit_in_vllm() -> None:
     """Do so in a process of vLLM, which calls this as a plugin in all of them, where the variable asks for it."""
     if os.environ.get(LIMIT_TEMPLATES):
-        limit_templates()
+        limit_templates(in_jinja=True)
 
 
 @contextmanager
 def _bounded(given: object) -> Iterator[None]:
-    before = getattr(_now, "left", None), getattr(_now, "until", None)
-    _now.left = _now.most = 1 << 62
+    before = _now.left, _now.most, _now.until
+    _now.left = 1 << 62
     _now.left = _now.most = _WORK * (MOST_ADDED + _WORK * _size(given))
     _now.until = time.thread_time() + _TIME_LIMIT_S
     try:
         yield
     finally:
-        _now.left, _now.until = before
+        _now.left, _now.most, _now.until = before
 
 
 def _pay(cost: int) -> None:
+    if _now.left is None:
+        return
     _now.left -= cost + _EACH
     if _now.left < 0:
         raise TemplateLimitError(f"it makes or moves more than {_now.most:,} characters")
@@ -83,8 +97,8 @@ def _pay(cost: int) -> None:
 
 def _size(value: object) -> int:
     """Count the characters that a value has when it is written out; of a number, what it takes to reckon with it."""
-    total, todo = 0, [value]
-    while todo and total <= _now.left:
+    total, todo, left = 0, [value], _now.left or 0
+    while todo and total <= left:
         part = todo.pop()
         total += _EACH
         if isinstance(part, str | bytes | range):
@@ -117,8 +131,10 @@ def _cost(name: str, first: object, others: Sequence[object]) -> int:
     return size + rest + (sum(numbers) if name in _LENGTHEN else 0)
 
 
-def _paid(name: str, function: Callable[..., Any], first: object, *others: Any, **named: Any) -> Any:
+def _paid(name: str, function: Callable[..., Any], first: object, /, *others: Any, **named: Any) -> Any:
     """Call a function once it is paid for; values that are made one by one are made first."""
+    if _now.left is None:
+        return function(first, *others, **named)
     first, *rest = (list(_steps(part, 1)) if isinstance(part, Iterator) else part for part in (first, *others))
     _pay(_cost(name, first, [*rest, *named.values()]))
     found = function(first, *rest, **named)
@@ -128,13 +144,22 @@ def _paid(name: str, function: Callable[..., Any], first: object, *others: Any, 
 
 def _steps(items: Iterable[Any], weight: int) -> Iterator[Any]:
     for item in items:
-        _pay(weight)
+        _pay(max(weight, 0))  # a template may name this filter, too
         yield item
 
 
 def _counted(value: Any) -> Any:
     _pay(_size(value))
     return value
+
+
+@pass_context
+def _late(_: Context, value: Any) -> Any:
+    """Return a value, which jinja cannot know when it compiles: a filter of a constant is not reckoned there."""
+    return value
+
+
+_OWN: dict[str, Callable[..., Any]] = {"_counted": _counted, "_late": _late, "_steps": _steps}
 
 
 def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -148,10 +173,14 @@ def _filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Paid(dict[str, Callable[..., Any]]):
-    """Filters or tests, of which each is paid for, also one that is added later."""
+    """Filters or tests, of which each is paid for once it is taken, however it was added."""
 
-    def __setitem__(self, name: str, function: Callable[..., Any]) -> None:
-        super().__setitem__(name, _filter(name, function))
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return _OWN.get(name) or _filter(name, super().__getitem__(name))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a filter or a test, as jinja asks for it."""
+        return self[name] if name in self else default
 
 
 class _Namespace(Namespace):
@@ -171,6 +200,12 @@ class _Counting(NodeTransformer):
         weight = sum(1 for _ in node.find_all(nodes.Node))
         self.generic_visit(node)
         node.iter = self._wrap(node.iter, "_steps", weight)
+        return node
+
+    def visit_Filter(self, node: nodes.Filter) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if node.node is not None:
+            node.node = self._wrap(node.node, "_late")
         return node
 
     def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
@@ -221,15 +256,14 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "finalize": _counted})
+        super().__init__(*args, **kwargs)
+        own: Callable[..., Any] | None = vars(self)["finalize"]
+        self.finalize = _counted if own is None else _filter("", own)
         self.globals["namespace"] = _Namespace
         del self.globals["lipsum"]  # makes any amount of text
         for table in ("filters", "tests"):
-            paid = _Paid()
-            for name, function in getattr(self, table).items():
-                paid[name] = function
-            setattr(self, table, paid)
-        dict.update(self.filters, _counted=_counted, _steps=_steps)
+            setattr(self, table, _Paid(getattr(self, table)))
+        self.filters |= _OWN
 
     def from_string(self, source: Any, *args: Any, **kwargs: Any) -> Template:
         """Compile a template, once."""
@@ -250,7 +284,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         """Call what a template calls."""
         owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)
 
-        def call(_: object, *values: Any, **named: Any) -> Any:
+        def call(_: object, /, *values: Any, **named: Any) -> Any:
             return super(BoundedSandbox, self).call(context, function, *values, **named)
 
         return _paid(getattr(function, "__name__", ""), call, owner, *args, **kwargs)
@@ -259,6 +293,8 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         """Do what a template reckons."""
         pair = (left, right)
         numbers = [number for number in pair if isinstance(number, int)]
+        if _now.left is None:
+            return super().call_binop(context, operator, left, right)
         cost = _cost("format" if operator == "%" and isinstance(left, str) else "", left, [right])
         if operator == "**" and len(numbers) == 2 and right > 0:
             cost += (left.bit_length() * right >> 6) ** 2

@@ -127,13 +127,11 @@ def _tensors(file: Path) -> dict[str, Any]:
             places = sorted((*map(index, entry["data_offsets"]),) for entry in tensors.values())
             end = 8 + length + places[-1][1]
             # One after another, as the format says: of tensors that all lie on one place, each would be read.
-            if [first for first, _ in places] != [0, *(last for _, last in places[:-1])] or places[-1][0] > places[-1][
-                1
-            ]:
-                raise ValueError
-            if not all(isinstance(entry["dtype"], str) for entry in tensors.values()):
-                raise ValueError
-            if any(min(map(index, entry["shape"]), default=0) < 0 for entry in tensors.values()):
+            ends = [0, *(last for _, last in places)]
+            if any(first != before or last < first for before, (first, last) in zip(ends, places, strict=False)) or any(
+                not isinstance(entry["dtype"], str) or min(map(index, entry["shape"]), default=0) < 0
+                for entry in tensors.values()
+            ):
                 raise ValueError
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{file} is not a safetensors file, or it is cut off; copy it again") from None

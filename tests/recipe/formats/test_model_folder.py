@@ -1,12 +1,13 @@
 """Model folders: a wrong path is named before anything is loaded, and a changed model is told from what it was."""
 
 import json
+import logging
 import re
 
 import pytest
 
 from recipe.cello1.formats import model_folder as hf_folder
-from recipe.cello1.formats.model_folder import check_model_path, model_fingerprint
+from recipe.cello1.formats.model_folder import check_model_path, load_pickled, model_fingerprint
 
 
 @pytest.mark.parametrize("model", ["/nowhere/model", "./model", "~/model", "model", "a/b/c"])
@@ -94,3 +95,36 @@ def test_files_that_are_no_objects(tmp_path, content, said):
     (folder_of(tmp_path) / "tokenizer_config.json").write_text(content)
     with pytest.raises(ValueError, match=rf"tokenizer_config.json .*{said}.*; copy it again"):
         check_model_path(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (PermissionError(13, "Permission denied", "a.pt"), PermissionError, "Permission denied: 'a.pt'"),
+        (MemoryError("out"), MemoryError, "out"),
+        (
+            RuntimeError("unable to mmap\n9 bytes"),
+            ValueError,
+            "a.pt cannot be read .RuntimeError: unable to mmap 9",
+        ),
+    ],
+)
+def test_what_is_not_the_files_fault_is_said_as_it_is(tmp_path, monkeypatch, error, kind, said):
+    torch = pytest.importorskip("torch")
+
+    def fail(*args, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    logger = logging.getLogger("torch.distributed.device_mesh")
+    before = logger.level
+    with pytest.raises(kind, match=said):
+        load_pickled(tmp_path / "a.pt", "remedy")
+    assert logger.level == before
+
+
+def test_a_file_that_ends_too_early_is_said_to(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "a.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="a.pt cannot be read .EOFError.; copy it again"):
+        load_pickled(tmp_path / "a.pt", "remedy")

@@ -1,5 +1,6 @@
 """Chat templates that mean harm end within bounds, in any thread; all others are written out as without them."""
 
+import asyncio
 import resource
 import subprocess
 import sys
@@ -66,6 +67,7 @@ HOSTILE = {
     "nested lists": NEST.replace("VALUE", "[n.a, n.a]") + "{{ n.a }}",
     "nested tuples": NEST.replace("VALUE", "(n.a, n.a)") + "{{ {n.a: 1} }}",
     "nested dicts": NEST.replace("VALUE", "{'a': n.a, 'b': n.a}") + "{{ n.a|tojson }}",
+    "credit": "{% set x = [1]|_steps(-10**18)|list %}{% for i in range(99999) %}{{ messages[0].content }}{% endfor %}",
     "loops": MUCH + "{% for i in r %}{% for j in r %}{% for k in r %}{% endfor %}{% endfor %}{% endfor %}",
     "one by one": "{% for i in range(99999)|map('string') %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "looked up": MUCH + "{% for i in r %}{% if -1 in r or -2 in r %}x{% endif %}{% endfor %}",
@@ -90,6 +92,8 @@ ORDINARY = [
     "{% for i in range(10) %}{% if i > 2 %}{% break %}{% endif %}{{ i }}{% endfor %}{{ range(5)|sum }}",
     "{{ 'a' is string }}{{ 3 is divisibleby 3 }}{{ x is defined }}{{ 'b' in ['a', 'b'] }}{{ 2 ** 10 }}{{ 'ab' * 2 }}",
     "{{ '<a>'|e }}{{ ('<b>'|safe) ~ 'x' }}{{ 'a b'.split() }}{{ 'ab'.replace('a', 'cc')|trim }}{{ [1, (2, 3)] }}",
+    "{% macro f(name, first, function, _) %}{{ name }}{{ first }}{{ function }}{{ _ }}{% endmacro %}"
+    "{{ f(name=1, first=2, function=3, _=4) }}{{ dict(name=1, first=2) }}",
     "{% generation %}{{ messages[0].role }}{% endgeneration %}{% set b %}x{{ 1 }}{% endset %}{{ b }}",
 ]
 
@@ -137,7 +141,7 @@ def test_all_others_are_written_out_as_without_bounds(template, monkeypatch):
 def test_a_template_that_is_only_looked_at_reckons_nothing(template):
     """As vLLM does for the names in it: jinja works out what is constant."""
     before = time.thread_time()
-    environment = sandbox.ImmutableSandboxedEnvironment(extensions=[ext.loopcontrols])
+    environment = BoundedSandbox(extensions=[ext.loopcontrols])
     try:
         assert meta.find_undeclared_variables(environment.parse(template)) <= {"messages", "strftime_now"}
     except TemplateLimitError:
@@ -153,6 +157,57 @@ def test_vllm_is_limited_where_it_is_asked_for(monkeypatch):
         limit_in_vllm()
         found = chat_template_utils.ImmutableSandboxedEnvironment, sandbox.ImmutableSandboxedEnvironment
         assert found == (BoundedSandbox if limited else PLAIN,) * 2
+
+
+def test_jinjas_own_sandbox_is_left_to_others(monkeypatch):
+    monkeypatch.setattr(sandbox, "ImmutableSandboxedEnvironment", PLAIN)
+    limit_templates()
+    assert sandbox.ImmutableSandboxedEnvironment is PLAIN
+    limit_templates(in_jinja=True)
+    assert sandbox.ImmutableSandboxedEnvironment is BoundedSandbox
+
+
+def ways_to_render(kind):
+    """What a library may do with a sandbox besides rendering a template once."""
+    found = kind(finalize=lambda value: "-" if value is None else value)
+    template = found.from_string(
+        "{% macro f(name, first) %}{{ name|upper }}{{ 2 * 3 }}{{ first }}{% endmacro %}"
+        "{{ none }}{{ f(name='a', first=x) }}"
+    )
+    waiting = kind(enable_async=True).from_string("{% for m in xs %}{{ m|title }}{{ loop.index }}{% endfor %}")
+    return [
+        str(template.module),
+        template.module.f("b", first=None),
+        template.render(x=1),
+        "".join(template.generate(x=None)),
+        found.compile_expression("x|sort|join('/') ~ 7 * 6")(x=[2, 1]),
+        found.compile_expression("x|urlize is string")(x="http://a"),
+        asyncio.run(waiting.render_async(xs=["ab", "cd"])),
+    ]
+
+
+def test_others_may_render_as_they_do_in_jinjas_own():
+    assert ways_to_render(BoundedSandbox) == ways_to_render(PLAIN)
+
+
+@pytest.mark.parametrize("table", ["filters", "tests"])
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda table, own: table.update(own=own),
+        lambda table, own: table.update({"own": own}),
+        lambda table, own: table.__ior__({"own": own}),
+        lambda table, own: table.setdefault("own", own),
+        lambda table, own: table.__setitem__("own", own),
+    ],
+)
+def test_filters_that_are_added_are_paid_for(table, add):
+    environment = BoundedSandbox()
+    add(getattr(environment, table), lambda value: "x" * (len(value) + 1) * 10**6)
+    use = "x|own" if table == "filters" else "x is own"
+    template = environment.from_string("{% for i in range(99) %}{% set a = USE %}{% endfor %}".replace("USE", use))
+    with pytest.raises(TemplateLimitError, match="makes or moves more than"):
+        template.render(x="")
 
 
 def test_what_a_template_says_is_the_models_part():

@@ -62,6 +62,8 @@ def test_odd_folders_are_read_or_refused_in_one_line(tmp_path):
         [(0, 16), (16, 8)],
         [(-8, 16)],
         [(0, 16, 16)],
+        [(0, 16), (16, 16), (16, 8)],
+        [(0, 8), (8, 16), (16, 4)],
     ],
 )
 def test_tensors_that_do_not_lie_one_after_another(tmp_path, places):
