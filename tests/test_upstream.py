@@ -98,7 +98,7 @@ def test_the_tree_is_the_rooms_of_training_and_nothing_else(tree):
     assert {"run_rl.sh", "run_env.sh", "cpu_env.sh", "setup_env.sh", "preflight.py", "watch.py"} <= launch
     assert not {"environment.py", "summary.py", "upstream.py"} & launch
     lines = {path: len((recipe / path).read_text().splitlines()) for path in modules if path.parts[0] != "tests"}
-    assert sum(lines.values()) < 6_250
+    assert sum(lines.values()) < 6_300
     assert len((recipe / "README.md").read_text().splitlines()) < 60
     tested = {path.name.removeprefix("test_") for path in modules if path.parts[0] == "tests"}
     assert {path.name for path in lines if path.parts[0] in ("task", "formats", "rl")} - tested == {
