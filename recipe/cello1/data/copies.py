@@ -87,10 +87,7 @@ def _places(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
 def repeated_cells(
     out: Path, jobs: Sequence[Job], *, progress: bool = False
 ) -> tuple[list[Job], list[FileResult], dict[str, list[str]]]:
-    """Find the jobs to do again, without cells that a file before has or the file itself twice, and the copies.
-
-    Last come notes on the jobs whose cells could not be compared.
-    """
+    """Find jobs to do again without the cells that are there already, copies, and notes on what was not compared."""
     again, copies, notes = list[Job](), list[FileResult](), dict[str, list[str]]()
     parts = [part_cells(out, job) for job in jobs]
     every = np.concatenate([np.empty(0, np.uint64), *(keys for keys, _ in parts)])

@@ -62,11 +62,8 @@ def save_part(out: Path, job: Job, result: FileResult) -> FileResult:
 
 
 def load_part(out: Path, job: Job, *, records: bool = True) -> FileResult | None:
-    """Load the result of a file, if it is there and still holds: its cell records, too, where ``records`` says so.
-
-    These may have been written anew since, without cells that are there again.
-    """
-    try:
+    """Load the result of a file, if it is there and still holds: its cell records, too, where ``records`` says so."""
+    try:  # records may have been written anew since, without cells that are there again
         part = json.loads(part_path(out, job).read_bytes())
         same, found = part["key"] == part_key(job) and (not records or part["records"] == _stamp(job)), part["result"]
         found = FileResult(**{**found, "puzzles": (), "notes": tuple(found["notes"])})
