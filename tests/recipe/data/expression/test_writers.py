@@ -1,6 +1,7 @@
 """Every store that anndata writes, whatever its options, gives the same puzzles, and the plugin reads it, too."""
 
 import sys
+from importlib.util import find_spec
 
 import anndata as ad
 import h5py
@@ -182,8 +183,8 @@ def compressed_by(path, number):
 def test_a_filter_that_is_lacking_is_named_by_its_package(tmp_path):
     path = store(base(), tmp_path / "a.h5ad")
     compressed_by(path, 32015)
-    if h5py.h5z.filter_avail(32015):
-        pytest.skip("this HDF5 has the filter")
+    if h5py.h5z.filter_avail(32015) or find_spec("hdf5plugin"):
+        pytest.skip("the filter is there")
     result = process_file(Job(str(path), "a", "", PuzzleSettings(**SETTINGS)))
     assert "pip install hdf5plugin" in result.remedy and not result.puzzles
     with pytest.raises(ValueError, match=r"a.h5ad cannot be read .*pip install hdf5plugin"):
@@ -206,5 +207,11 @@ def test_hdf5plugin_is_imported_where_a_file_needs_it_and_only_there(tmp_path, m
 @pytest.mark.parametrize("name", ["zstd", "blosc", "lz4", "bshuf"])
 def test_filters_of_hdf5plugin(tmp_path, wanted, name):
     plugin = pytest.importorskip("hdf5plugin")
-    path = store(base(), tmp_path / "a.h5ad", compression=plugin.FILTERS[name])
+    path = store(base(), tmp_path / "a.h5ad")
+    with h5py.File(path, "r+") as file:  # numbers alone: HDF5's Blosc ends the process that writes texts with it
+        for name_of in [key for key in ("X/data", "X/indices", "X/indptr", "obs/cell_type/codes") if key in file]:
+            values, attributes = file[name_of][:], dict(file[name_of].attrs)
+            del file[name_of]
+            made = file.create_dataset(name_of, data=values, chunks=True, compression=plugin.FILTERS[name])
+            made.attrs.update(attributes)
     assert puzzles_of(path) == wanted and read_object(path).shape == base().shape
