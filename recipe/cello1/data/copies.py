@@ -145,6 +145,8 @@ def _same_genes(job: Job, rows: np.ndarray, other: Job, others: np.ndarray) -> n
         by_chance = sum(_alike(one, two, _ALIKE) for (one, _), (_, two) in zip(pairs, pairs[1:], strict=False))
         if not alike or 2 * by_chance > alike:
             return np.zeros(len(rows), dtype=bool)
+        if size >= len(rows):  # the next sample is the same
+            break
     if alike == len(pairs):
         return np.ones(len(rows), dtype=bool)
     # Some are others, with the same name by chance: these may be alike by chance, too, unless they are very few.
